@@ -1,0 +1,39 @@
+# What one can do here. `make` alone prints this menu.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/postern
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+BIN := $(CARGO_TARGET_DIR)/debug
+
+.DEFAULT_GOAL := menu
+.PHONY: menu demo test check fmt gen bench build setup setup-build
+
+menu: ## this menu
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup-build build ## start edge, broker and agent here and reach a cluster through them (ARGS="--once")
+	@$(BIN)/postern demo $(ARGS)
+
+test: setup build ## install what the tests need, then run all of them
+	cargo test --workspace --all-targets
+
+check: setup-build ## format, lint and licences, as CI checks them
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@tests/setup/deny.sh
+
+fmt: ## format the code
+	cargo fmt --all
+
+gen: ## regenerate wire/src/gen from wire/proto
+	POSTERN_GEN=write cargo test -p postern-wire --test gen
+
+bench: setup build ## measure the road through edge, broker and agent against a direct connection
+	cargo test -p postern-tests --test postern -- --ignored --nocapture bench::
+
+build:
+	cargo build --workspace --bins
+
+setup-build:
+	@tests/setup/build.sh
+
+setup: setup-build
+	@tests/setup/tests.sh

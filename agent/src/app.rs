@@ -1,0 +1,160 @@
+//! The wiring page: what an agent consists of, what starts when, and what knows of what.
+
+use crate::{
+    COMMIT, PROGRAM, VERSION,
+    broker::{self, Road, dial::Dialler, tls::Tls},
+    config::Config,
+    configuration, drain, error,
+    kubernetes_api::{Access, KubernetesApi},
+    observability::{Metrics, Observability, Readiness, logging::LogLevel},
+    registrar::{self, Generation},
+    services::Services,
+    tunnel::{
+        self, Tunnels,
+        pool::{self, Counts},
+    },
+};
+use anyhow::Context as _;
+use postern_certs::client::ClientTrust;
+use postern_wire::proto::gitlab::agent::modshared::AgentMeta;
+use std::sync::Arc;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// An agent that has everything it needs and has not dialled yet.
+pub struct Agent {
+    observability: Observability,
+    road: Road,
+    tunnels: Tunnels,
+    receiver: configuration::Receiver,
+    latest: configuration::Latest,
+    generation: watch::Sender<Generation>,
+    meta: AgentMeta,
+    metrics: Metrics,
+    /// Run until the end; one that ends early is a defect.
+    always: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// Starts an agent and runs it until `shutdown`, then drains it.
+///
+/// # Errors
+/// What keeps it from starting. Once started it fails only by a defect.
+pub async fn run(config: Config, log_level: LogLevel, shutdown: impl Future) -> anyhow::Result<()> {
+    Agent::start(config, log_level).await?.run(shutdown).await
+}
+
+impl Agent {
+    /// Binds the listener, reads tokens, certificates and credentials.
+    pub async fn start(config: Config, log_level: LogLevel) -> anyhow::Result<Self> {
+        postern_certs::install_provider();
+        let Config { broker, kubernetes, observability, pod } = config;
+        info!(version = VERSION, commit = COMMIT, kas_address = %broker.address, "agentk starting");
+
+        let observability = Observability::bind(&observability).await?;
+        let trust = ClientTrust::load(broker.ca_cert_file).context("--ca-cert-file")?;
+        let token = broker.token.read()?;
+        let access = Access::load(kubernetes).await?;
+
+        let metrics = Metrics::default();
+        let stop = CancellationToken::new();
+        let mut always = JoinSet::new();
+        tokio::spawn(trust.keep_fresh(stop.clone()));
+        let (token_sender, tokens) = watch::channel(token);
+        let token_place = broker.token.to_string();
+        always.spawn(broker.token.keep_fresh(token_sender));
+        let dialler = Dialler {
+            address: broker.address,
+            headers: broker.headers,
+            tls: Tls { trust, skip_verify: broker.insecure_skip_tls_verify },
+            tls_server_name: broker.tls_server_name,
+            proxies: broker.proxies,
+            user_agent: PROGRAM.to_string(),
+        };
+        let (road, keeper) = broker::road(dialler, tokens, &token_place, metrics.clone());
+        always.spawn(keeper.keep_connected());
+
+        let meta = AgentMeta {
+            version: PROGRAM.version.to_owned(),
+            commit_id: COMMIT.to_owned(),
+            pod_namespace: pod.namespace,
+            pod_name: pod.name,
+            kubernetes_version: None,
+        };
+        let (generation, known) = watch::channel(Generation::Unknown);
+        let (latest_sender, latest) = watch::channel(None);
+        let receiver = configuration::Receiver {
+            road: road.clone(),
+            meta: meta.clone(),
+            generation: known,
+            latest: latest_sender,
+            log_level,
+        };
+        let services = Services::new(KubernetesApi::new(access, PROGRAM));
+        let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
+        Ok(Self { observability, road, tunnels, receiver, latest, generation, meta, metrics, always, stop })
+    }
+
+    /// Where probes and metrics are.
+    pub fn observability_address(&self) -> &str {
+        &self.observability.address
+    }
+
+    /// The latest agent configuration, for features and tests.
+    pub fn configuration(&self) -> configuration::Latest {
+        self.latest.clone()
+    }
+
+    /// Runs until `shutdown`, then drains.
+    pub async fn run(self, shutdown: impl Future) -> anyhow::Result<()> {
+        let Self {
+            observability, road, tunnels, receiver, generation, meta, metrics, mut always, stop, ..
+        } = self;
+        let _stop = stop.clone().drop_guard();
+        let draining = CancellationToken::new();
+        let (counts_sender, counts) = watch::channel(Counts::default());
+        let readiness = Readiness { road: road.clone(), counts: counts.clone(), draining: draining.clone() };
+        always.spawn(observability.serve(metrics.registry(&PROGRAM), readiness, stop));
+        let (least_sender, least) = watch::channel(Generation::Unknown.idle_tunnels());
+        always.spawn(keep_least(generation.subscribe(), least_sender));
+        always.spawn(registrar::keep_registered(road, meta, generation));
+        always.spawn(receiver.receive());
+        always.spawn(measure(counts, metrics));
+
+        let open = tunnel::opener(Arc::new(tunnels));
+        let mut pool = JoinSet::new();
+        pool.spawn(pool::keep(open, least, counts_sender, draining.clone()));
+        let failed = tokio::select! {
+            _ = shutdown => None,
+            Some(ended) = always.join_next() => Some(ended),
+            Some(ended) = pool.join_next() => Some(ended),
+        };
+        if let Some(ended) = failed {
+            let cause = ended.err().map_or("it ended".to_owned(), |failed| error::chain(&failed));
+            anyhow::bail!("a part of the agent failed, this is a defect: {cause}");
+        }
+        drain::drain(&draining, pool.join_next(), drain::DEADLINE).await;
+        Ok(())
+    }
+}
+
+/// How many idle tunnels the pool keeps follows from what the broker is.
+async fn keep_least(mut generation: watch::Receiver<Generation>, least: watch::Sender<usize>) {
+    loop {
+        let now = generation.borrow_and_update().idle_tunnels();
+        least.send_if_modified(|least| std::mem::replace(least, now) != now);
+        if generation.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn measure(mut counts: watch::Receiver<Counts>, metrics: Metrics) {
+    loop {
+        metrics.tunnels(*counts.borrow_and_update());
+        if counts.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}

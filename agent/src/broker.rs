@@ -1,0 +1,251 @@
+//! Keeps the agent connected to its broker: dials, redials, moves on when the broker asks for it or the token changes.
+//! One task dials for everybody ([`keep_connected`]); whoever wants a stream asks the [`Road`] for the connection of
+//! the moment. It opens no stream itself.
+
+pub mod address;
+pub mod connection;
+pub mod dial;
+pub mod frames;
+pub mod gate;
+pub mod proxy;
+pub mod tls;
+pub mod token;
+
+use crate::{backoff::Backoff, error, observability::Metrics};
+use address::Address;
+use connection::{Connection, OpenError, Opened};
+use dial::{DialError, Dialler};
+use frames::Seen;
+use gate::{Gate, Refusal};
+use http::HeaderValue;
+use postern_wire::token::AgentToken;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use tonic::Status;
+use tracing::{info, warn};
+
+/// Well under a second, so that a restarted broker has its agents back at once, and growing by a third: whatever the
+/// outage lasted, the wait after it is about a third of that.
+const FIRST_REDIAL: Duration = Duration::from_millis(200);
+const LAST_REDIAL: Duration = Duration::from_secs(20);
+const REDIAL_GROWTH: f64 = 1.3;
+/// A connection that lived this long was a good one; the next outage begins with a short delay.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// Where streams to the broker start.
+#[derive(Clone)]
+pub struct Road {
+    current: watch::Receiver<Option<Connection>>,
+    gate: Arc<Gate>,
+    name: Arc<str>,
+    token_place: Arc<str>,
+}
+
+/// What keeps the road open.
+pub struct Keeper {
+    dialler: Dialler,
+    tokens: watch::Receiver<AgentToken>,
+    current: watch::Sender<Option<Connection>>,
+    gate: Arc<Gate>,
+    metrics: Metrics,
+}
+
+/// Why there is no connection right now.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// A road, and the keeper that must run for it to lead anywhere. `token_place` is what a refused token's line names.
+pub fn road(
+    dialler: Dialler,
+    tokens: watch::Receiver<AgentToken>,
+    token_place: &str,
+    metrics: Metrics,
+) -> (Road, Keeper) {
+    let (sender, current) = watch::channel(None);
+    let gate = Arc::new(Gate::default());
+    let road = Road {
+        current,
+        gate: gate.clone(),
+        name: dialler.address.to_string().into(),
+        token_place: token_place.into(),
+    };
+    (road, Keeper { dialler, tokens, current: sender, gate, metrics })
+}
+
+impl Road {
+    /// Waits for a connection on which the broker may be asked. Never ends while the keeper runs.
+    pub async fn connection(&self) -> Connection {
+        let mut current = self.current.clone();
+        loop {
+            self.gate.passed().await;
+            let Ok(found) = current.wait_for(|current| current.as_ref().is_some_and(|c| !c.is_gone())).await
+            else {
+                // The keeper has ended, and with it the process.
+                return std::future::pending().await;
+            };
+            if let Some(connection) = found.as_ref() {
+                return connection.clone();
+            }
+        }
+    }
+
+    /// Returns once there is a connection, and another than `known`.
+    pub async fn another_than(&self, known: &Connection) {
+        let mut current = self.current.clone();
+        let other = |current: &Option<Connection>| current.as_ref().is_some_and(|c| !c.same_as(known));
+        if current.wait_for(other).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether there is a connection now.
+    pub fn is_connected(&self) -> bool {
+        self.current.borrow().as_ref().is_some_and(|connection| !connection.is_gone())
+    }
+
+    /// Takes note of a stream's status. `true` if it was a refusal of the token, which has been logged and makes
+    /// [`Road::connection`] wait; nobody else needs to wait or to log.
+    pub fn refused(&self, connection: &Connection, status: &Status) -> bool {
+        let Some(refusal) = Refusal::of(status) else {
+            return false;
+        };
+        if self.current.borrow().as_ref().is_some_and(|current| !current.same_as(connection)) {
+            // It was about a token that is no longer in use.
+            return true;
+        }
+        if let Some(delay) = self.gate.close(refusal) {
+            let broker = &self.name;
+            let (status, place, advice) = (error::status(status), &self.token_place, refusal.advice());
+            match refusal {
+                Refusal::Limited => {
+                    warn!(error = %status, retry_in = ?delay, %advice, "token limited by {broker}");
+                }
+                _ => {
+                    warn!(error = %status, retry_in = ?delay, token_from = %place, %advice, "token refused by {broker}")
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes note that the broker let a stream through.
+    pub fn admitted(&self) {
+        self.gate.admitted();
+    }
+}
+
+impl Keeper {
+    /// Dials and redials for ever.
+    pub async fn keep_connected(mut self) {
+        let user_agent =
+            HeaderValue::try_from(&self.dialler.user_agent).expect("a program's name is a header value");
+        let mut backoff = Backoff::new(FIRST_REDIAL, LAST_REDIAL, REDIAL_GROWTH);
+        // The one before, until its successor is there: make before break.
+        let mut old: Option<Connection> = None;
+        let mut led_to = self.dialler.address.clone();
+        loop {
+            let token = self.tokens.borrow_and_update().clone();
+            let opened = self.open(&token, &user_agent, &mut led_to).await;
+            let delay = match opened {
+                Ok(opened) => {
+                    let since = Instant::now();
+                    let connection = opened.connection.clone();
+                    self.current.send_replace(Some(connection.clone()));
+                    if let Some(old) = old.replace(connection) {
+                        old.retired().cancel();
+                    }
+                    self.metrics.connected.set(1);
+                    self.attend(opened).await;
+                    if since.elapsed() >= LIVED {
+                        backoff.reset();
+                    }
+                    backoff.step()
+                }
+                Err(failure) => {
+                    let delay = backoff.step();
+                    self.metrics.dial_failures.inc();
+                    warn!(error = %error::chain(&failure), retry_in = ?delay, "dial failed");
+                    delay
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                Ok(()) = self.tokens.changed() => self.gate.open(),
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        token: &AgentToken,
+        user_agent: &HeaderValue,
+        led_to: &mut Address,
+    ) -> Result<Opened, Failure> {
+        let dialled = self.dialler.dial().await?;
+        let address = dialled.address.clone();
+        if address != *led_to {
+            warn!(from = %self.dialler.address, to = %address, "redirected; give the final address to --kas-address");
+            *led_to = address.clone();
+        }
+        let opened = connection::open(dialled, token, &self.dialler.headers, user_agent).await?;
+        self.metrics.connections.inc();
+        info!(address = %address, scheme = %address.scheme(), "connected to the broker");
+        Ok(opened)
+    }
+
+    /// Returns when another connection is needed. Streams of this one that still run are left to finish.
+    async fn attend(&mut self, opened: Opened) {
+        let Opened { mut driver, mut seen, .. } = opened;
+        let goodbye = |seen: &Seen| matches!(seen, Seen::GoAway { .. });
+        let moves = tokio::select! {
+            biased;
+            Ok(seen) = seen.wait_for(goodbye) => {
+                if let Seen::GoAway { code, text } = &*seen {
+                    match code {
+                        0 => info!("the broker asks for a new connection"),
+                        _ => warn!(code = %h2_reason(*code), text = %text, "the broker gives the connection up"),
+                    }
+                }
+                // No stream can be opened on it any more; those that run go on.
+                self.current.send_replace(None);
+                true
+            }
+            result = &mut driver => {
+                let cause = match &result {
+                    Ok(Err(error)) => error::chain(error),
+                    Ok(Ok(())) => "the broker closed it".to_owned(),
+                    Err(error) => error::chain(error),
+                };
+                warn!(error = %cause, "connection lost");
+                self.current.send_replace(None);
+                false
+            }
+            Ok(()) = self.tokens.changed() => {
+                info!("connecting anew with the new token");
+                self.gate.open();
+                true
+            }
+        };
+        if moves {
+            driver.detach();
+        }
+        self.metrics.connected.set(i64::from(self.current.borrow().is_some()));
+    }
+}
+
+fn h2_reason(code: u32) -> String {
+    // The names of RFC 9113, section 7, that a server uses towards a client that it is displeased with.
+    match code {
+        1 => "PROTOCOL_ERROR".to_owned(),
+        2 => "INTERNAL_ERROR".to_owned(),
+        3 => "FLOW_CONTROL_ERROR".to_owned(),
+        7 => "REFUSED_STREAM".to_owned(),
+        11 => "ENHANCE_YOUR_CALM".to_owned(),
+        code => format!("code {code}"),
+    }
+}

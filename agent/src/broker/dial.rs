@@ -1,0 +1,314 @@
+//! One dial: name -> TCP -> proxy -> TLS -> WebSocket, as far as the address asks for it. Ends with a byte stream on
+//! which HTTP/2 can be spoken (see `connection.rs`). It tries once; retries and logging belong to `broker.rs`.
+
+use crate::broker::{
+    address::{Address, BadAddress, Scheme},
+    proxy::{Proxies, ProxyError},
+    tls::{Tls, TlsError},
+};
+use futures::stream::{FuturesUnordered, StreamExt};
+use http::HeaderMap;
+use postern_wire::ws;
+use std::{collections::VecDeque, future::Future, io, net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+/// Name and TCP together; a broker that takes longer is not there.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The next address of a name is tried beside the first after this long (RFC 8305 recommends 250 ms).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// CONNECT and the WebSocket upgrade: the peer may have to ask others first.
+const ANSWER: Duration = Duration::from_secs(20);
+/// TCP keepalive, for the paths that HTTP/2 PINGs do not cover: the dial itself.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What HTTP/2 is spoken on.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Everything a dial needs to know.
+pub struct Dialler {
+    /// Where to.
+    pub address: Address,
+    /// `--kas-header`: sent with the WebSocket upgrade, and as metadata for `grpc` and `grpcs`.
+    pub headers: HeaderMap,
+    /// How servers are checked.
+    pub tls: Tls,
+    /// `--kas-tls-server-name`: the name to check instead of the host.
+    pub tls_server_name: Option<String>,
+    /// What the environment says about proxies.
+    pub proxies: Proxies,
+    /// `User-Agent` of the upgrade.
+    pub user_agent: String,
+}
+
+/// Where a dial ended up.
+pub struct Dialled {
+    /// The way to the broker.
+    pub io: Box<dyn Io>,
+    /// Where it leads: not [`Dialler::address`] after a redirect.
+    pub address: Address,
+}
+
+/// Why a dial failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// DNS has no answer.
+    #[error("cannot resolve {host}")]
+    Resolve {
+        /// The broker or its proxy.
+        host: String,
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing listens there, or a firewall says so.
+    #[error("cannot connect to {target}")]
+    Connect {
+        /// `host:port` of the broker or its proxy.
+        target: String,
+        #[source]
+        source: io::Error,
+    },
+    /// No answer at all: usually a firewall that drops packets.
+    #[error("no connection to {target} within {CONNECT:?}")]
+    ConnectSlow {
+        /// `host:port` of the broker or its proxy.
+        target: String,
+    },
+    /// The proxy is the problem.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// TLS is the problem.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Proxy or broker accepted the connection and then said nothing.
+    #[error("{target} did not answer {what} within {ANSWER:?}")]
+    Silent {
+        /// Who stayed silent.
+        target: String,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// The upgrade was answered with something else.
+    #[error("{address} answered the WebSocket upgrade with HTTP {status}{reason}{advice}")]
+    Upgrade {
+        /// What was asked.
+        address: Address,
+        /// Status code.
+        status: u16,
+        /// The first characters of the body, in parentheses, or empty.
+        reason: String,
+        /// Begins with `; ` or is empty.
+        advice: &'static str,
+    },
+    /// The answer to the upgrade is not a proper one.
+    #[error("{address} does not speak ws-tunnel")]
+    WebSocket {
+        /// What was asked.
+        address: Address,
+        #[source]
+        source: ws::DialError,
+    },
+    /// One redirect is followed; two are a loop or a login page.
+    #[error(
+        "{from} redirects to {to}, which redirects again (HTTP {status}); give the final address to --kas-address"
+    )]
+    RedirectedTwice {
+        /// As configured.
+        from: Address,
+        /// Where it led.
+        to: Address,
+        /// Of the second answer.
+        status: u16,
+    },
+    /// Following would send the token in clear.
+    #[error("{from} redirects to {to}, which is not encrypted; refused")]
+    Downgrade {
+        /// As configured.
+        from: Address,
+        /// Where it led.
+        to: Address,
+    },
+    /// Following would lead nowhere.
+    #[error("{from} redirects (HTTP {status}) to nowhere")]
+    BadRedirect {
+        /// As configured.
+        from: Address,
+        /// Of the answer.
+        status: u16,
+        #[source]
+        source: BadAddress,
+    },
+}
+
+impl Dialler {
+    /// Dials, following one redirect.
+    pub async fn dial(&self) -> Result<Dialled, DialError> {
+        let from = &self.address;
+        let (status, location) = match self.dial_once(from).await? {
+            Dial::Done(io) => return Ok(Dialled { io, address: from.clone() }),
+            Dial::Redirected { status, location } => (status, location),
+        };
+        let to = from.redirected(&location).map_err(|source| DialError::BadRedirect {
+            from: from.clone(),
+            status,
+            source,
+        })?;
+        if from.scheme().tls() && !to.scheme().tls() {
+            return Err(DialError::Downgrade { from: from.clone(), to });
+        }
+        match self.dial_once(&to).await? {
+            Dial::Done(io) => Ok(Dialled { io, address: to }),
+            Dial::Redirected { status, .. } => {
+                Err(DialError::RedirectedTwice { from: from.clone(), to, status })
+            }
+        }
+    }
+
+    async fn dial_once(&self, address: &Address) -> Result<Dial, DialError> {
+        let io = self.reach(address).await?;
+        let io: Box<dyn Io> = match address.scheme() {
+            Scheme::Grpc | Scheme::Ws => io,
+            Scheme::Wss => {
+                let name = self.server_name(address);
+                Box::new(self.tls.connect(io, &address.authority(), &name, &[b"http/1.1"]).await?)
+            }
+            Scheme::Grpcs => {
+                let (target, name) = (address.authority(), self.server_name(address));
+                let stream = self.tls.connect(io, &target, &name, &[b"h2"]).await?;
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    return Err(TlsError::NotHttp2 { host: target }.into());
+                }
+                Box::new(stream)
+            }
+        };
+        if !address.scheme().websocket() {
+            return Ok(Dial::Done(io));
+        }
+        self.upgrade(io, address).await
+    }
+
+    /// TCP to the broker, or through the proxy that stands before it.
+    async fn reach(&self, address: &Address) -> Result<Box<dyn Io>, DialError> {
+        let Some(proxy) = self.proxies.to(address) else {
+            return Ok(Box::new(tcp(&address.host(), address.port()).await?));
+        };
+        proxy.check()?;
+        let (host, port) = proxy.host_and_port();
+        let io = tcp(host, port).await?;
+        let mut io: Box<dyn Io> = match proxy.tls() {
+            true => Box::new(self.tls.connect(io, &proxy.to_string(), host, &[b"http/1.1"]).await?),
+            false => Box::new(io),
+        };
+        answered(&proxy.to_string(), "CONNECT", proxy.connect(&mut io, &address.authority())).await??;
+        Ok(io)
+    }
+
+    async fn upgrade(&self, io: Box<dyn Io>, address: &Address) -> Result<Dial, DialError> {
+        // Such headers are often secrets (cookies, access proxies' tokens), meant for the host that was configured.
+        let none = HeaderMap::new();
+        let headers = if address.same_host(&self.address) { &self.headers } else { &none };
+        let host = address.host_header();
+        let handshake = ws::Handshake {
+            host: &host,
+            path_and_query: address.target(),
+            user_agent: &self.user_agent,
+            headers,
+        };
+        match answered(&address.to_string(), "the WebSocket upgrade", ws::dial(io, handshake)).await? {
+            Ok(stream) => Ok(Dial::Done(Box::new(stream))),
+            Err(ws::DialError::Redirected { status, location }) => {
+                Ok(Dial::Redirected { status: status.as_u16(), location })
+            }
+            Err(ws::DialError::Refused { status, reason }) => Err(DialError::Upgrade {
+                address: address.clone(),
+                status: status.as_u16(),
+                reason: if reason.is_empty() { reason } else { format!(" ({reason})") },
+                advice: advice(status.as_u16()),
+            }),
+            Err(source) => Err(DialError::WebSocket { address: address.clone(), source }),
+        }
+    }
+
+    fn server_name(&self, address: &Address) -> String {
+        match &self.tls_server_name {
+            Some(name) if address.same_host(&self.address) => name.clone(),
+            _ => address.host(),
+        }
+    }
+}
+
+enum Dial {
+    Done(Box<dyn Io>),
+    Redirected { status: u16, location: String },
+}
+
+async fn answered<T>(target: &str, what: &'static str, ask: impl Future<Output = T>) -> Result<T, DialError> {
+    timeout(ANSWER, ask).await.map_err(|_| DialError::Silent { target: target.to_owned(), what })
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        200 => "; that is a web page: is the path of --kas-address right, and does a proxy drop the upgrade?",
+        400 | 426 => "; does a proxy on the way drop the Upgrade header?",
+        401 | 403 | 407 => "; something before the broker wants credentials: see --kas-header",
+        404 => "; is the path of --kas-address right, as in wss://gitlab.example.com/-/kubernetes-agent/?",
+        429 => "; too many connections from here",
+        500..=599 => "; the broker behind it is not there",
+        _ => "",
+    }
+}
+
+/// Resolves and connects. Addresses are tried in order, each a little after the one before, until one answers.
+pub async fn tcp(host: &str, port: u16) -> Result<TcpStream, DialError> {
+    let target = || if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let until = Instant::now() + CONNECT;
+    let slow = |_| DialError::ConnectSlow { target: target() };
+    let resolving = tokio::net::lookup_host((host, port));
+    let resolve = |source| DialError::Resolve { host: host.to_owned(), source };
+    let found = tokio::time::timeout_at(until, resolving).await.map_err(slow)?.map_err(resolve)?;
+    let connecting = tokio::time::timeout_at(until, race(found.collect()));
+    match connecting.await.map_err(slow)? {
+        Ok(stream) => {
+            // Failing to set these costs latency or the detection of dead peers, not the connection.
+            let _ = stream.set_nodelay(true);
+            Ok(keep_alive(stream))
+        }
+        Err(source) => Err(DialError::Connect { target: target(), source }),
+    }
+}
+
+async fn race(mut addresses: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
+    loop {
+        if let Some(address) = addresses.pop_front() {
+            attempts.push(TcpStream::connect(address));
+        }
+        if attempts.is_empty() {
+            return Err(failure);
+        }
+        let next = async {
+            match addresses.is_empty() {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(NEXT_ADDRESS).await,
+            }
+        };
+        tokio::select! {
+            Some(attempt) = attempts.next() => match attempt {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            },
+            () = next => {}
+        }
+    }
+}
+
+fn keep_alive(stream: TcpStream) -> TcpStream {
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    stream
+}

@@ -1,0 +1,170 @@
+//! Holds back new streams while the broker refuses the agent's token or limits it, so that hundreds of tunnels do not
+//! repeat what has just been answered. One line per refusal, and a new token opens the gate at once.
+
+use crate::backoff::Backoff;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status};
+
+/// kas caches a refused token for a minute, so asking more often learns nothing for long.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Limits are counted per minute.
+const LIMITED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// What the broker has against the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The token is unknown.
+    Unauthenticated,
+    /// The token is known and may not.
+    Forbidden,
+    /// The agent that the token belonged to is gone.
+    NotFound,
+    /// Too many requests with this token.
+    Limited,
+}
+
+impl Refusal {
+    /// Whether a status is about the token rather than about one request.
+    pub fn of(status: &Status) -> Option<Self> {
+        match status.code() {
+            Code::Unauthenticated => Some(Self::Unauthenticated),
+            Code::PermissionDenied => Some(Self::Forbidden),
+            // Other things are not found too, such as the branch of a configuration.
+            Code::NotFound if status.message().contains("agent") => Some(Self::NotFound),
+            Code::ResourceExhausted => Some(Self::Limited),
+            _ => None,
+        }
+    }
+
+    /// What to do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => {
+                "the broker does not know the token: is it complete, not revoked, of this server?"
+            }
+            Self::Forbidden => {
+                "the broker knows the token but does not admit it: is the agent or its project blocked?"
+            }
+            Self::NotFound => {
+                "the agent this token belongs to does not exist any more: register it and replace the token"
+            }
+            Self::Limited => "the token's limit is used up: are other agents using the same token?",
+        }
+    }
+}
+
+/// Open, or closed until some moment.
+#[derive(Debug)]
+pub struct Gate {
+    closed_until: watch::Sender<Option<Instant>>,
+    delays: Mutex<Delays>,
+}
+
+#[derive(Debug)]
+struct Delays {
+    refused: Backoff,
+    limited: Backoff,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let delays = Delays {
+            refused: Backoff::new(REFUSED.0, REFUSED.1, 2.0),
+            limited: Backoff::new(LIMITED.0, LIMITED.1, 2.0),
+        };
+        Self { closed_until: watch::Sender::new(None), delays: Mutex::new(delays) }
+    }
+}
+
+impl Gate {
+    /// Waits until streams may be opened.
+    pub async fn passed(&self) {
+        let mut closed = self.closed_until.subscribe();
+        loop {
+            let until = *closed.borrow_and_update();
+            let Some(until) = until.filter(|until| *until > Instant::now()) else {
+                return;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                _ = closed.changed() => {}
+            }
+        }
+    }
+
+    /// Closes the gate. The delay is given to the first who reports; the others of the same volley get `None`.
+    pub fn close(&self, refusal: Refusal) -> Option<Duration> {
+        let mut delay = None;
+        self.closed_until.send_if_modified(|until| {
+            if until.is_some_and(|until| until > Instant::now()) {
+                return false;
+            }
+            let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
+            let step = match refusal {
+                Refusal::Limited => delays.limited.step(),
+                _ => delays.refused.step(),
+            };
+            *until = Some(Instant::now() + step);
+            delay = Some(step);
+            true
+        });
+        delay
+    }
+
+    /// A stream was admitted: the next refusal begins with a short delay again.
+    pub fn admitted(&self) {
+        let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
+        delays.refused.reset();
+        delays.limited.reset();
+    }
+
+    /// Opens the gate now, for a new token.
+    pub fn open(&self) {
+        self.admitted();
+        self.closed_until.send_replace(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volley_of_refusals_closes_the_gate_once_and_for_longer_each_time() {
+        let gate = Gate::default();
+        gate.passed().await;
+        let first = gate.close(Refusal::Unauthenticated).unwrap();
+        assert_eq!(gate.close(Refusal::Unauthenticated), None);
+        let began = Instant::now();
+        gate.passed().await;
+        assert!(began.elapsed() >= first && first >= Duration::from_secs(8), "{first:?}");
+        let second = gate.close(Refusal::Unauthenticated).unwrap();
+        assert!(second > first, "{second:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_token_opens_the_gate_at_once() {
+        let gate = std::sync::Arc::new(Gate::default());
+        gate.close(Refusal::NotFound);
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.passed().await }
+        });
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        gate.open();
+        waiting.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_statuses_about_the_token_are_refusals() {
+        assert_eq!(Refusal::of(&Status::unauthenticated("")), Some(Refusal::Unauthenticated));
+        assert_eq!(Refusal::of(&Status::resource_exhausted("")), Some(Refusal::Limited));
+        assert_eq!(Refusal::of(&Status::unavailable("")), None);
+    }
+}

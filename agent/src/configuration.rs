@@ -1,0 +1,165 @@
+//! Receives the agent's configuration as the broker pushes it, and hands on the latest one. Applies the log level
+//! itself; features watch the rest. Keeps nothing across restarts.
+
+use crate::{
+    backoff::Backoff,
+    broker::{Road, connection::Connection},
+    error,
+    observability::logging::LogLevel,
+    registrar::Generation,
+};
+use postern_wire::{
+    ids::AgentId,
+    proto::gitlab::agent::{
+        agent_configuration::rpc::{
+            ConfigurationRequest, ConfigurationResponse, agent_configuration_client::AgentConfigurationClient,
+        },
+        agentcfg::{AgentConfiguration, LoggingLevelEnum},
+        modshared::AgentMeta,
+    },
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status, codec::CompressionEncoding};
+use tracing::{error, info, warn};
+
+/// How long the first stream waits for the registrar's answer, which decides who lists this agent.
+const GENERATION: Duration = Duration::from_secs(3);
+/// A stream that ends politely sooner than this is not to be reopened at once.
+const SHORTEST: Duration = Duration::from_secs(1);
+const CONNECTION_END: Duration = Duration::from_millis(200);
+
+/// What features watch: `None` until the first configuration came.
+pub type Latest = watch::Receiver<Option<Arc<AgentConfiguration>>>;
+
+/// Receives configurations for ever.
+pub struct Receiver {
+    /// The way to the broker.
+    pub road: Road,
+    /// Who asks.
+    pub meta: AgentMeta,
+    /// What the registrar has learned.
+    pub generation: watch::Receiver<Generation>,
+    /// Where configurations go.
+    pub latest: watch::Sender<Option<Arc<AgentConfiguration>>>,
+    /// What the configuration's log level applies to.
+    pub log_level: LogLevel,
+}
+
+/// Why a stream ended.
+enum End {
+    Politely,
+    Moved,
+    Status(Status),
+}
+
+impl Receiver {
+    /// Never returns.
+    pub async fn receive(mut self) {
+        let known = self.generation.wait_for(|generation| *generation != Generation::Unknown);
+        let _ = tokio::time::timeout(GENERATION, known).await;
+        // Quick for what passes, slow for what somebody must repair: a broken file stays broken for minutes.
+        let mut quick = Backoff::new(Duration::from_millis(200), Duration::from_secs(20), 1.5);
+        let mut slow = Backoff::new(Duration::from_secs(10), Duration::from_secs(300), 2.0);
+        let mut commit_id = String::new();
+        loop {
+            let connection = self.road.connection().await;
+            let began = Instant::now();
+            let before = commit_id.clone();
+            let end = self.stream(&connection, &mut commit_id).await;
+            if commit_id != before || began.elapsed() > Duration::from_secs(60) {
+                quick.reset();
+                slow.reset();
+            }
+            let delay = match end {
+                End::Moved => continue,
+                End::Politely if began.elapsed() >= SHORTEST => continue,
+                End::Politely => quick.step(),
+                End::Status(status) => {
+                    if connection.ends_within(CONNECTION_END, &status).await
+                        || self.road.refused(&connection, &status)
+                    {
+                        continue;
+                    }
+                    let delay = match status.code() {
+                        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => quick.step(),
+                        _ => slow.step(),
+                    };
+                    warn!(error = %error::status(&status), retry_in = ?delay, "no configuration");
+                    delay
+                }
+            };
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn stream(&mut self, connection: &Connection, commit_id: &mut String) -> End {
+        let skip_register = *self.generation.borrow_and_update() == Generation::Modern;
+        let request = ConfigurationRequest {
+            commit_id: commit_id.clone(),
+            agent_meta: Some(self.meta.clone()),
+            skip_register,
+        };
+        let mut client =
+            AgentConfigurationClient::new(connection.clone()).accept_compressed(CompressionEncoding::Gzip);
+        let moved = connection.retired().clone();
+        let mut generation = self.generation.clone();
+        let asked_wrongly = async move {
+            // An agent that nobody registers would not be listed.
+            let wrong = |now: &Generation| skip_register && *now == Generation::Old;
+            if generation.wait_for(wrong).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let receiving = async {
+            let mut stream = match client.get_configuration(request).await {
+                Ok(response) => response.into_inner(),
+                Err(status) => return End::Status(status),
+            };
+            loop {
+                match stream.message().await {
+                    Ok(Some(response)) => {
+                        self.road.admitted();
+                        self.apply(response, commit_id);
+                    }
+                    Ok(None) => return End::Politely,
+                    Err(status) => return End::Status(status),
+                }
+            }
+        };
+        tokio::select! {
+            end = receiving => end,
+            () = moved.cancelled() => End::Moved,
+            () = asked_wrongly => End::Moved,
+        }
+    }
+
+    fn apply(&self, response: ConfigurationResponse, commit_id: &mut String) {
+        // Remembered even if it is not applied: the same commit would not become better.
+        commit_id.clone_from(&response.commit_id);
+        let Some(configuration) = response.configuration else {
+            warn!(commit_id = %response.commit_id, "configuration without content ignored");
+            return;
+        };
+        let id = AgentId(configuration.agent_id);
+        let known = self.latest.borrow().as_ref().map(|known| AgentId(known.agent_id));
+        if let Some(known) = known.filter(|known| *known != id) {
+            error!(agent_id = %known, other = %id, "configuration of another agent ignored; restart the agent to become it");
+            return;
+        }
+        info!(commit_id = %response.commit_id, agent_id = %id, "configuration received");
+        self.log_level.follow(level(&configuration));
+        self.latest.send_replace(Some(Arc::new(configuration)));
+    }
+}
+
+/// The level that the configuration asks for, if it asks for one.
+fn level(configuration: &AgentConfiguration) -> Option<tracing::Level> {
+    let logging = configuration.observability.as_ref()?.logging.as_ref()?;
+    Some(match logging.level() {
+        LoggingLevelEnum::Info => tracing::Level::INFO,
+        LoggingLevelEnum::Debug => tracing::Level::DEBUG,
+        LoggingLevelEnum::Warn => tracing::Level::WARN,
+        LoggingLevelEnum::Error => tracing::Level::ERROR,
+    })
+}

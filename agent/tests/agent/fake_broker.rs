@@ -1,0 +1,446 @@
+//! A broker as far as an agent can tell: gRPC over HTTP/2, in clear, over TLS or inside a WebSocket. Tunnels are handed
+//! to the test, which plays kas on them.
+
+use crate::harness::soon;
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use postern_certs::{CertFiles, server::ServerIdentity};
+use postern_wire::{
+    order::{ConnectRequestOrder, ResponseOrder},
+    proto::gitlab::agent::{
+        agent_configuration::rpc::{
+            ConfigurationRequest, ConfigurationResponse,
+            agent_configuration_server::{AgentConfiguration, AgentConfigurationServer},
+        },
+        agent_registrar::rpc::{
+            RegisterRequest, RegisterResponse,
+            agent_registrar_server::{AgentRegistrar, AgentRegistrarServer},
+        },
+        grpctool::{HttpRequest, HttpResponse, http_request, http_response},
+        prototool::{self, Values},
+        reverse_tunnel::rpc::{
+            CloseSend, ConnectRequest, ConnectResponse, Message, RequestInfo, connect_request,
+            connect_response,
+            reverse_tunnel_server::{ReverseTunnel, ReverseTunnelServer},
+        },
+    },
+    sniff::{self, Limits, Opening},
+    ws,
+};
+use prost::Message as _;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, service::Routes};
+
+pub(crate) const MAKE_REQUEST: &str = "/gitlab.agent.kubernetes_api.rpc.KubernetesApi/MakeRequest";
+
+/// How bytes reach the broker.
+#[derive(Clone)]
+pub(crate) enum Via {
+    Grpc,
+    Grpcs(CertFiles),
+    Ws,
+    Wss(CertFiles),
+}
+
+pub(crate) struct FakeBroker {
+    /// `host:port`.
+    pub(crate) at: String,
+    pub(crate) state: Arc<State>,
+    tunnels: mpsc::Receiver<Tunnel>,
+    serving: CancellationToken,
+}
+
+/// What tests look at and turn.
+#[derive(Default)]
+pub(crate) struct State {
+    /// Only this token is let in; any if unset.
+    pub(crate) token: Mutex<Option<String>>,
+    /// Before 16.5.
+    pub(crate) old: AtomicBool,
+    /// End tunnels politely as soon as they are there.
+    pub(crate) hasty: AtomicBool,
+    pub(crate) connects: AtomicUsize,
+    pub(crate) configuration: watch::Sender<Option<ConfigurationResponse>>,
+    pub(crate) asked: watch::Sender<Vec<ConfigurationRequest>>,
+    pub(crate) registered: watch::Sender<Vec<RegisterRequest>>,
+    pub(crate) metadata: Mutex<Vec<HeaderMap>>,
+    /// Headers of WebSocket upgrades.
+    pub(crate) upgrades: Mutex<Vec<HeaderMap>>,
+}
+
+/// One reverse tunnel, from kas' side.
+pub(crate) struct Tunnel {
+    from_agent: Streaming<ConnectRequest>,
+    to_agent: Option<mpsc::Sender<Result<ConnectResponse, Status>>>,
+    order: ConnectRequestOrder,
+    responses: ResponseOrder,
+    pub(crate) token: String,
+}
+
+#[derive(Clone)]
+struct Service {
+    state: Arc<State>,
+    tunnels: mpsc::Sender<Tunnel>,
+}
+
+impl FakeBroker {
+    pub(crate) async fn start(via: Via) -> Self {
+        Self::start_at("127.0.0.1:0", via, Arc::default()).await
+    }
+
+    /// On a given address with the state of a broker before it.
+    pub(crate) async fn start_at(at: &str, via: Via, state: Arc<State>) -> Self {
+        postern_certs::install_provider();
+        let listener = TcpListener::bind(at).await.expect("a free port");
+        let at = listener.local_addr().expect("bound").to_string();
+        let (sender, tunnels) = mpsc::channel(1000);
+        let service = Service { state: state.clone(), tunnels: sender };
+        let serving = CancellationToken::new();
+        tokio::spawn(serving.clone().run_until_cancelled_owned(accept(
+            listener,
+            via,
+            service,
+            serving.clone(),
+        )));
+        Self { at, state, tunnels, serving }
+    }
+
+    /// The next tunnel that the agent opened and that is still open, after its descriptor.
+    pub(crate) async fn tunnel(&mut self) -> Tunnel {
+        soon("a tunnel", async {
+            loop {
+                let mut tunnel = self.tunnels.recv().await.expect("the service keeps its sender");
+                if let Some(connect_request::Msg::Descriptor(_)) = tunnel.next().await {
+                    return tunnel;
+                }
+            }
+        })
+        .await
+    }
+
+    /// As `kill -9` would: every connection ends.
+    pub(crate) fn kill(&self) {
+        self.serving.cancel();
+    }
+}
+
+impl Drop for FakeBroker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn accept(listener: TcpListener, via: Via, service: Service, serving: CancellationToken) {
+    loop {
+        let (io, _) = listener.accept().await.expect("the listener lives");
+        let (via, service) = (via.clone(), service.clone());
+        tokio::spawn(serving.clone().run_until_cancelled_owned(async move {
+            match via {
+                Via::Grpc => serve(io, service).await,
+                Via::Ws => websocket(io, service).await,
+                Via::Grpcs(files) => {
+                    if let Some(io) = tls(io, files, b"h2").await {
+                        serve(io, service).await;
+                    }
+                }
+                Via::Wss(files) => {
+                    if let Some(io) = tls(io, files, b"http/1.1").await {
+                        websocket(io, service).await;
+                    }
+                }
+            }
+        }));
+    }
+}
+
+async fn tls<S>(io: S, files: CertFiles, alpn: &[u8]) -> Option<tokio_rustls::server::TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let identity = ServerIdentity::load(vec![files]).expect("a good certificate");
+    TlsAcceptor::from(identity.config(&[alpn])).accept(io).await.ok()
+}
+
+async fn websocket<S>(mut io: S, service: Service)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limits = Limits { head: 16 * 1024, deadline: Duration::from_secs(10) };
+    let Ok(Opening::Http1 { head, mut read }) = sniff::sniff(&mut io, limits).await else {
+        return;
+    };
+    let read = read.split_off(head.size());
+    service.state.upgrades.lock().expect("no panic holds the lock").push(head.headers.clone());
+    let accepted = ws::accept(&head, &HeaderMap::new()).expect("the agent upgrades properly");
+    io.write_all(&accepted.response).await.expect("the agent reads");
+    serve(ws::WsStream::listener(io, read, None), service).await;
+}
+
+async fn serve<S>(io: S, service: Service)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let routes = Routes::new(ReverseTunnelServer::new(service.clone()))
+        .add_service(AgentConfigurationServer::new(service.clone()));
+    let routes = match service.state.old.load(Ordering::Relaxed) {
+        true => routes,
+        false => routes.add_service(AgentRegistrarServer::new(service)),
+    };
+    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(routes.prepare()))
+        .await;
+}
+
+impl Service {
+    fn admit<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let headers = request.metadata().clone().into_headers();
+        self.state.metadata.lock().expect("no panic holds the lock").push(headers);
+        let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().to_owned();
+        match &*self.state.token.lock().expect("no panic holds the lock") {
+            Some(good) if *good != token => Err(Status::unauthenticated("unauthenticated")),
+            _ => Ok(token),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ReverseTunnel for Service {
+    type ConnectStream = ReceiverStream<Result<ConnectResponse, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ConnectRequest>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        self.state.connects.fetch_add(1, Ordering::Relaxed);
+        let token = self.admit(&request)?;
+        let (to_agent, stream) = mpsc::channel(4);
+        if !self.state.hasty.load(Ordering::Relaxed) {
+            let tunnel = Tunnel {
+                from_agent: request.into_inner(),
+                to_agent: Some(to_agent),
+                order: ConnectRequestOrder::new(),
+                responses: ResponseOrder::new(),
+                token,
+            };
+            let _ = self.tunnels.send(tunnel).await;
+        }
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentConfiguration for Service {
+    type GetConfigurationStream = ReceiverStream<Result<ConfigurationResponse, Status>>;
+
+    async fn get_configuration(
+        &self,
+        request: Request<ConfigurationRequest>,
+    ) -> Result<Response<Self::GetConfigurationStream>, Status> {
+        self.admit(&request)?;
+        self.state.asked.send_modify(|asked| asked.push(request.into_inner()));
+        let (sender, stream) = mpsc::channel(1);
+        let mut configuration = self.state.configuration.subscribe();
+        tokio::spawn(async move {
+            loop {
+                let now = configuration.borrow_and_update().clone();
+                if let Some(now) = now
+                    && sender.send(Ok(now)).await.is_err()
+                {
+                    return;
+                }
+                tokio::select! {
+                    changed = configuration.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentRegistrar for Service {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        self.admit(&request)?;
+        self.state.registered.send_modify(|registered| registered.push(request.into_inner()));
+        Ok(Response::new(RegisterResponse {}))
+    }
+}
+
+/// A request's head, as kas would send it.
+pub(crate) fn head(
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    content_length: Option<i64>,
+) -> HttpRequest {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let mut pairs: HashMap<String, Values> = HashMap::new();
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        pairs.entry(key.to_owned()).or_default().value.push(value.to_owned());
+    }
+    let header = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), Values { value: vec![(*value).to_owned()] }))
+        .collect();
+    let request =
+        prototool::HttpRequest { method: method.to_owned(), header, url_path: path.to_owned(), query: pairs };
+    let header = http_request::Header { request: Some(request), extra: None, content_length };
+    HttpRequest { message: Some(http_request::Message::Header(header)) }
+}
+
+pub(crate) fn data(bytes: &[u8]) -> HttpRequest {
+    let data = http_request::Data { data: Bytes::copy_from_slice(bytes) };
+    HttpRequest { message: Some(http_request::Message::Data(data)) }
+}
+
+pub(crate) fn trailer() -> HttpRequest {
+    HttpRequest { message: Some(http_request::Message::Trailer(http_request::Trailer {})) }
+}
+
+pub(crate) fn upgrade_data(bytes: &[u8]) -> HttpRequest {
+    let data = http_request::UpgradeData { data: Bytes::copy_from_slice(bytes) };
+    HttpRequest { message: Some(http_request::Message::UpgradeData(data)) }
+}
+
+/// An answer as it came through a tunnel.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: prototool::HttpResponse,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.header.get(name).and_then(|values| values.value.first()).map(String::as_str)
+    }
+}
+
+impl Tunnel {
+    /// The next message, which must be in order.
+    pub(crate) async fn next(&mut self) -> Option<connect_request::Msg> {
+        let message = self.from_agent.message().await.ok()??;
+        self.order.accept(&message).expect("the agent keeps the order");
+        message.msg
+    }
+
+    async fn send(&mut self, msg: connect_response::Msg) {
+        let to_agent = self.to_agent.as_ref().expect("not ended");
+        // An agent that is gone shows in what comes back.
+        let _ = to_agent.send(Ok(ConnectResponse { msg: Some(msg) })).await;
+    }
+
+    pub(crate) async fn call(&mut self, method: &str) {
+        let info = RequestInfo { method_name: method.to_owned(), meta: HashMap::new() };
+        self.send(connect_response::Msg::RequestInfo(info)).await;
+    }
+
+    pub(crate) async fn say(&mut self, message: HttpRequest) {
+        let data = message.encode_to_vec().into();
+        self.send(connect_response::Msg::Message(Message { data })).await;
+    }
+
+    pub(crate) async fn close_send(&mut self) {
+        self.send(connect_response::Msg::CloseSend(CloseSend {})).await;
+    }
+
+    /// Ends the tunnel with OK; the agent's side can still be read.
+    pub(crate) fn end(&mut self) {
+        self.to_agent = None;
+    }
+
+    /// Ends the tunnel with an error.
+    pub(crate) async fn fail(&mut self, status: Status) {
+        if let Some(to_agent) = self.to_agent.take() {
+            let _ = to_agent.send(Err(status)).await;
+        }
+    }
+
+    /// The next message of the answer, or the status it ended with.
+    pub(crate) async fn hear(&mut self) -> Result<http_response::Message, Result<(), (i32, String)>> {
+        loop {
+            match soon("a message", self.next()).await {
+                Some(connect_request::Msg::Header(_)) => {}
+                Some(connect_request::Msg::Message(message)) => {
+                    let message = HttpResponse::decode(message.data).expect("an HttpResponse");
+                    self.responses.accept(&message).expect("the answer keeps the order");
+                    return Ok(message.message.expect("accepted"));
+                }
+                Some(connect_request::Msg::Trailer(_)) => {
+                    let error = match soon("the end", self.next()).await {
+                        Some(connect_request::Msg::Error(error)) => {
+                            error.status.expect("an error has a status")
+                        }
+                        Some(other) => panic!("{other:?} after the trailer"),
+                        None => return Err(Ok(())),
+                    };
+                    assert!(soon("the half-close", self.next()).await.is_none());
+                    return Err(Err((error.code, error.message)));
+                }
+                other => panic!("{other:?} in an answer"),
+            }
+        }
+    }
+
+    /// The head of the answer.
+    pub(crate) async fn hear_head(&mut self) -> prototool::HttpResponse {
+        match self.hear().await {
+            Ok(http_response::Message::Header(header)) => header.response.expect("a head"),
+            other => panic!("{other:?} instead of a head"),
+        }
+    }
+
+    /// The whole rest of an answer.
+    pub(crate) async fn hear_all(&mut self) -> Result<Answer, (i32, String)> {
+        let mut answer = Answer { head: prototool::HttpResponse::default(), body: Vec::new() };
+        loop {
+            match self.hear().await {
+                Ok(http_response::Message::Header(header)) => answer.head = header.response.expect("a head"),
+                Ok(http_response::Message::Data(data)) => {
+                    assert!(data.data.len() <= 32 * 1024, "{} bytes in one message", data.data.len());
+                    answer.body.extend_from_slice(&data.data);
+                }
+                Ok(http_response::Message::UpgradeData(data)) => answer.body.extend_from_slice(&data.data),
+                Ok(http_response::Message::Trailer(_)) => {}
+                Err(Ok(())) => return Ok(answer),
+                Err(Err(status)) => return Err(status),
+            }
+        }
+    }
+
+    /// Asks and hears everything; the tunnel is then ended as kas does it.
+    pub(crate) async fn ask(&mut self, messages: Vec<HttpRequest>) -> Result<Answer, (i32, String)> {
+        self.call(MAKE_REQUEST).await;
+        for message in messages {
+            self.say(message).await;
+        }
+        self.close_send().await;
+        let answer = self.hear_all().await;
+        self.end();
+        answer
+    }
+}

@@ -1,0 +1,197 @@
+//! Serves `AgentConfiguration.GetConfiguration`: the document an agent runs by, sent when the agent asks and again
+//! whenever a commit changes it. It reads from `repositories.rs`; what an agent does with it is the agent's.
+
+mod document;
+
+use crate::{
+    auth::{self, AgentPermit},
+    identities::IdentitySource,
+    listeners::agents::peer_address,
+    repositories::{CommitId, Repositories, RepositoryError},
+    tunnel::registry::{PresenceGuard, Registry},
+};
+use futures::{Stream, stream};
+use postern_wire::{
+    ids::AgentId,
+    proto::gitlab::agent::{
+        agent_configuration::rpc::{
+            ConfigurationRequest, ConfigurationResponse, agent_configuration_server::AgentConfiguration,
+        },
+        agentcfg,
+    },
+};
+use rand::Rng;
+use std::{pin::Pin, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, async_trait};
+
+/// Stands for the commit of an agent that has no repository: its configuration is empty and never changes.
+const NO_REPOSITORY: &str = "none";
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct ConfigurationService {
+    /// Who may ask.
+    pub identities: Arc<IdentitySource>,
+    /// Where documents are.
+    pub repositories: Arc<Repositories>,
+    /// Counts the stream as a sign of life.
+    pub registry: Arc<Registry>,
+    /// Larger documents are refused, in bytes.
+    pub max_file_size: u32,
+    /// How long one stream lives; agents then open the next one.
+    pub max_age: Duration,
+    /// Fires when the broker drains.
+    pub draining: CancellationToken,
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<ConfigurationResponse, Status>> + Send>>;
+
+#[async_trait]
+impl AgentConfiguration for ConfigurationService {
+    type GetConfigurationStream = Responses;
+
+    async fn get_configuration(
+        &self,
+        request: Request<ConfigurationRequest>,
+    ) -> Result<Response<Responses>, Status> {
+        let permit = auth::agent(&self.identities, request.metadata())?;
+        let presence = self.registry.present(permit.agent.id, peer_address(&request), false);
+        let request = request.into_inner();
+        let meta = request.agent_meta.unwrap_or_default();
+        tracing::info!(
+            agent_id = %permit.agent.id, version = meta.version, pod = meta.pod_name, namespace = meta.pod_namespace,
+            "agent asks for its configuration"
+        );
+        let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
+        let feed = Feed {
+            service: self.clone(),
+            permit,
+            last: Some(request.commit_id).filter(|commit| !commit.is_empty()),
+            repository: None,
+            over: false,
+            deadline: tokio::time::Instant::now() + age,
+            _presence: presence,
+        };
+        let responses = stream::unfold(feed, |mut feed| async move {
+            let next = feed.next().await?;
+            feed.over = next.is_err();
+            Some((next, feed))
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+/// One agent's stream.
+struct Feed {
+    service: ConfigurationService,
+    permit: AgentPermit,
+    /// The commit the agent has processed.
+    last: Option<String>,
+    repository: Option<(
+        Arc<crate::repositories::Repository>,
+        tokio::sync::watch::Receiver<crate::repositories::Head>,
+    )>,
+    over: bool,
+    deadline: tokio::time::Instant,
+    _presence: PresenceGuard,
+}
+
+impl Feed {
+    /// The next document, an error that ends the stream, or its proper end.
+    async fn next(&mut self) -> Option<Result<ConfigurationResponse, Status>> {
+        if self.over {
+            return None;
+        }
+        let (deadline, draining) = (self.deadline, self.service.draining.clone());
+        let withdrawn = self.permit.withdrawn();
+        tokio::select! {
+            next = self.changed() => Some(next),
+            status = withdrawn => Some(Err(status)),
+            () = tokio::time::sleep_until(deadline) => None,
+            () = draining.cancelled() => None,
+        }
+    }
+
+    async fn changed(&mut self) -> Result<ConfigurationResponse, Status> {
+        let agent = Arc::clone(&self.permit.agent);
+        let Some(path) = &agent.repository else {
+            if self.last.as_deref() == Some(NO_REPOSITORY) {
+                std::future::pending::<()>().await;
+            }
+            self.last = Some(NO_REPOSITORY.to_owned());
+            return Ok(self.response(agentcfg::ConfigurationFile::default(), NO_REPOSITORY));
+        };
+        let (repository, head) = match &mut self.repository {
+            Some(known) => known,
+            none => {
+                let repository = self.service.repositories.follow(path).await;
+                let head = repository.head();
+                none.insert((repository, head))
+            }
+        };
+        loop {
+            let now = head.borrow_and_update().clone();
+            match now {
+                Ok(commit) if self.last.as_deref() != Some(&*commit) => {
+                    let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
+                    let limit = u64::from(self.service.max_file_size);
+                    let read = repository.read(&commit, &file, limit).await;
+                    let parsed = parse(agent.id, &file, &commit, read)?;
+                    self.last = Some(commit.to_string());
+                    return Ok(self.response(parsed, &commit));
+                }
+                // Not the agent's fault and perhaps mended soon: the stream stays, the follower's log says why.
+                Ok(_) | Err(_) => {}
+            }
+            if head.changed().await.is_err() {
+                return Err(Status::unavailable("unavailable: the repository is no longer followed"));
+            }
+        }
+    }
+
+    fn response(&self, file: agentcfg::ConfigurationFile, commit: &str) -> ConfigurationResponse {
+        let agent = &self.permit.agent;
+        tracing::info!(agent_id = %agent.id, commit_id = commit, "configuration sent");
+        let configuration = agentcfg::AgentConfiguration {
+            gitops: file.gitops,
+            observability: file.observability,
+            cilium: file.cilium,
+            agent_id: agent.id.0,
+            project_id: agent.project_id.0,
+            ci_access: file.ci_access,
+            container_scanning: file.container_scanning,
+            project_path: agent.project_path.clone(),
+            remote_development: file.remote_development,
+            flux: file.flux,
+            gitlab_external_url: String::new(),
+        };
+        ConfigurationResponse { configuration: Some(configuration), commit_id: commit.to_owned() }
+    }
+}
+
+fn parse(
+    agent: AgentId,
+    file: &str,
+    commit: &CommitId,
+    read: Result<Option<Vec<u8>>, RepositoryError>,
+) -> Result<agentcfg::ConfigurationFile, Status> {
+    let refuse = |why: String| {
+        tracing::warn!(agent_id = %agent, commit_id = %commit, error = why, "configuration refused");
+        Status::failed_precondition(format!("Config: {why}"))
+    };
+    match read {
+        // An agent without a file is an agent with an empty configuration.
+        Ok(None) => Ok(agentcfg::ConfigurationFile::default()),
+        Ok(Some(bytes)) => {
+            document::parse(&bytes).map_err(|error| refuse(format!("{file} at {commit}: {error}")))
+        }
+        Err(error @ (RepositoryError::TooLarge { .. } | RepositoryError::NotAFile { .. })) => {
+            Err(refuse(error.to_string()))
+        }
+        Err(error) => {
+            tracing::error!(agent_id = %agent, %error, "configuration unreadable");
+            Err(Status::unavailable("unavailable: the repository cannot be read; see the broker's log"))
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The wiring page: everything the broker runs, bound and started in one place, and drained in the order that
+//! `drain` lists. `main.rs` and the tests use the same door.
+
+use crate::{
+    agent_configuration::ConfigurationService,
+    agent_registrar::RegistrarService,
+    config::{Config, ListenAddress},
+    identities::IdentitySource,
+    kubernetes_api::KubernetesApi,
+    listeners::{
+        agents, kubernetes,
+        observability::{self, Probes},
+        socket::Listener,
+    },
+    observability::{Metrics, Readiness},
+    repositories::Repositories,
+    tunnel::{connect::TunnelService, registry::Registry},
+};
+use http::{HeaderMap, HeaderValue, header};
+use postern_wire::{
+    metadata::Program,
+    proto::gitlab::agent::{
+        agent_configuration::rpc::agent_configuration_server::AgentConfigurationServer,
+        agent_registrar::rpc::agent_registrar_server::AgentRegistrarServer,
+        reverse_tunnel::rpc::reverse_tunnel_server::ReverseTunnelServer,
+    },
+};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{codec::CompressionEncoding, transport::Server};
+
+/// Who this program is on the wire.
+pub const PROGRAM: Program = Program {
+    name: "gitlab-kas",
+    version: concat!("v", env!("CARGO_PKG_VERSION")),
+    commit: match option_env!("POSTERN_COMMIT") {
+        Some(commit) => commit,
+        None => "unknown",
+    },
+};
+
+/// One stream nobody reads must not stop its siblings: the connection's window holds 256 full streams.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// More than an edge opens on one connection, so that none of its streams waits for another to end.
+const MAX_STREAMS: u32 = 1024;
+/// kas' own numbers; load balancers cut idle connections after 60 s.
+const KEEPALIVE: Duration = Duration::from_secs(50);
+const KEEPALIVE_ACK: Duration = Duration::from_secs(20);
+const MAX_METADATA: u32 = 64 * 1024;
+/// Idle tunnels and configuration streams end after this share of the connection age, as kas' do.
+const STREAM_SHARE: f64 = 0.3;
+/// Time for agents to take their leave after a drain, beyond what running requests got.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where agents connect.
+    pub agents: ListenAddress,
+    /// Where callers of the Kubernetes API connect.
+    pub kubernetes_api: Option<ListenAddress>,
+    /// Where probes and metrics are.
+    pub observability: ListenAddress,
+    readiness: Readiness,
+    registry: Arc<Registry>,
+    stop: Stops,
+    tasks: Tasks,
+    listen_grace: Duration,
+    shutdown_grace: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Stops {
+    accepting: CancellationToken,
+    streams: CancellationToken,
+    background: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    requests: TaskTracker,
+    connections: TaskTracker,
+    background: TaskTracker,
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every request finished.
+    Clean,
+    /// So many were cut at the deadline.
+    Cut(usize),
+}
+
+/// Binds every listener, loads the identities, and serves.
+pub async fn start(config: Config) -> anyhow::Result<Bound> {
+    postern_certs::install_provider();
+    for path in &config.not_in_force {
+        tracing::warn!(key = path, "this configuration key is accepted and not in force yet");
+    }
+    let identities = IdentitySource::load(config.identities_file.clone())?;
+    let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
+    let kubernetes_listener = match &config.kubernetes_api {
+        Some(api) => Some(Arc::new(Listener::bind(&api.listen, "kubernetes_api").await?)),
+        None => None,
+    };
+    let probes_listener = Arc::new(Listener::bind(&config.observability.listen, "observability").await?);
+
+    let (stop, tasks) = (Stops::default(), Tasks::default());
+    let (registry, metrics, readiness) =
+        (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
+    let addresses = (
+        agents_listener.address.clone(),
+        kubernetes_listener.as_ref().map(|listener| listener.address.clone()),
+        probes_listener.address.clone(),
+    );
+
+    tasks.background.spawn(Arc::clone(&identities).keep_fresh(stop.background.clone()));
+    for listener in [Some(&agents_listener), kubernetes_listener.as_ref()].into_iter().flatten() {
+        if let Some(identity) = &listener.identity {
+            tasks.background.spawn(Arc::clone(identity).keep_fresh(stop.background.clone()));
+        }
+    }
+
+    let stream_age = config.agents.max_connection_age.mul_f64(STREAM_SHARE);
+    let repositories = Arc::new(Repositories::new(
+        config.agents.poll_period,
+        stop.background.clone(),
+        tasks.background.clone(),
+    ));
+    let configuration = ConfigurationService {
+        identities: Arc::clone(&identities),
+        repositories,
+        registry: Arc::clone(&registry),
+        max_file_size: config.agents.max_configuration_file_size,
+        max_age: stream_age,
+        draining: stop.streams.clone(),
+    };
+    let tunnels = TunnelService {
+        identities: Arc::clone(&identities),
+        registry: Arc::clone(&registry),
+        max_idle: stream_age,
+        draining: stop.streams.clone(),
+        tasks: tasks.connections.clone(),
+    };
+    let registrar = RegistrarService { identities: Arc::clone(&identities) };
+    // Agents of both generations compress every message; answers need not be.
+    let gzip = CompressionEncoding::Gzip;
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ACK))
+        .http2_max_header_list_size(MAX_METADATA)
+        .add_service(AgentConfigurationServer::new(configuration).accept_compressed(gzip))
+        .add_service(AgentRegistrarServer::new(registrar).accept_compressed(gzip))
+        .add_service(ReverseTunnelServer::new(tunnels).accept_compressed(gzip));
+    let server_name =
+        HeaderValue::try_from(PROGRAM.to_string()).expect("the program's name is visible ASCII");
+    let connections = agents::accept(
+        agents_listener,
+        config.agents.websocket,
+        HeaderMap::from_iter([(header::SERVER, server_name)]),
+        stop.accepting.clone(),
+        &tasks.connections,
+    );
+    let closing = stop.streams.clone().cancelled_owned();
+    tasks.connections.spawn(async move {
+        if let Err(error) = server.serve_with_incoming_shutdown(connections, closing).await {
+            tracing::error!(error = %crate::error::chain(&error), "the agent listener failed");
+        }
+    });
+
+    let shutdown_grace = config.shutdown_grace;
+    let listen_grace = config.listen_grace;
+    if let (Some(section), Some(listener)) = (config.kubernetes_api, kubernetes_listener) {
+        let api = Arc::new(KubernetesApi {
+            identities,
+            registry: Arc::clone(&registry),
+            url_path_prefix: section.url_path_prefix,
+            agent_wait: section.agent_wait,
+            program: PROGRAM,
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.requests.clone(),
+        });
+        let connections = tasks.connections.clone();
+        tasks.connections.spawn(kubernetes::serve(listener, api, stop.accepting.clone(), connections));
+    }
+    let probes = Arc::new(Probes {
+        config: config.observability,
+        metrics,
+        registry: Arc::clone(&registry),
+        readiness: readiness.clone(),
+    });
+    let connections = tasks.background.clone();
+    tasks.background.spawn(observability::serve(
+        probes_listener,
+        probes,
+        stop.background.clone(),
+        connections,
+    ));
+
+    readiness.ready();
+    tracing::info!("ready");
+    let (agents, kubernetes_api, observability) = addresses;
+    Ok(Bound {
+        agents,
+        kubernetes_api,
+        observability,
+        readiness,
+        registry,
+        stop,
+        tasks,
+        listen_grace,
+        shutdown_grace,
+    })
+}
+
+impl Bound {
+    /// Drains: not ready, stop accepting, let requests finish until the deadline, let agents go, stop.
+    pub async fn drain(self) -> Drained {
+        tracing::info!(deadline = ?self.shutdown_grace, "draining: not ready");
+        self.readiness.draining();
+        tokio::time::sleep(self.listen_grace).await;
+        self.stop.accepting.cancel();
+        self.tasks.requests.close();
+        let finished = timeout(self.shutdown_grace, self.tasks.requests.wait()).await;
+        let cut = if finished.is_err() { self.tasks.requests.len() } else { 0 };
+        // Only now: idle tunnels end with OK, and the agents' connections with GOAWAY.
+        self.registry.drain();
+        self.stop.streams.cancel();
+        self.tasks.connections.close();
+        let _ = timeout(LAST_WORDS, self.tasks.connections.wait()).await;
+        self.stop.background.cancel();
+        self.tasks.background.close();
+        let _ = timeout(LAST_WORDS, self.tasks.background.wait()).await;
+        if cut > 0 { Drained::Cut(cut) } else { Drained::Clean }
+    }
+
+    /// Serves until `shutdown` resolves, then drains.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
+        shutdown.await;
+        self.drain().await
+    }
+}

@@ -1,0 +1,113 @@
+//! From an error to what its receiver sees: gRPC statuses for agents, Kubernetes `Status` documents for callers.
+//! The one place where the broker chooses codes and words.
+
+use crate::tunnel::{registry::FindError, stream::TunnelError};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use std::{error::Error, fmt::Write};
+
+/// The message of an error and of everything that caused it, in one line.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            let _ = write!(line, ": {text}");
+        }
+        source = cause.source();
+    }
+    line
+}
+
+/// A refusal or failure for a caller of the Kubernetes API, before any byte of an answer was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ApiFailure {
+    /// The HTTP status.
+    pub code: StatusCode,
+    /// What happened, where, and what to do.
+    pub message: String,
+}
+
+impl ApiFailure {
+    /// A failure with this status and message.
+    pub fn new(code: StatusCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// As a Kubernetes `Status` document, which kubectl and client libraries show to their users.
+    pub fn into_response(self, trace_id: &str) -> Response<Full<Bytes>> {
+        let reason = match self.code {
+            StatusCode::BAD_REQUEST => "BadRequest",
+            StatusCode::UNAUTHORIZED => "Unauthorized",
+            StatusCode::FORBIDDEN => "Forbidden",
+            StatusCode::NOT_FOUND => "NotFound",
+            StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+            StatusCode::GATEWAY_TIMEOUT => "Timeout",
+            _ => "InternalError",
+        };
+        let message = format!("GitLab Agent Server: {}. Trace ID: {trace_id}", self.message);
+        let document = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": message, "reason": reason, "code": self.code.as_u16(),
+        });
+        let mut response = Response::new(Full::new(Bytes::from(document.to_string())));
+        *response.status_mut() = self.code;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.code == StatusCode::UNAUTHORIZED {
+            headers.insert("gitlab-unauthorized", HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+impl From<FindError> for ApiFailure {
+    fn from(error: FindError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<TunnelError> for ApiFailure {
+    fn from(error: TunnelError) -> Self {
+        let code = match &error {
+            TunnelError::Status(status) if status.code() == tonic::Code::DeadlineExceeded => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn a_failure_is_a_kubernetes_status() {
+        let table =
+            [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable"), (502, "InternalError")];
+        for (code, reason) in table {
+            let failure = ApiFailure::new(StatusCode::from_u16(code).unwrap(), "no");
+            let body = failure.into_response("t1").into_body().collect().await.unwrap().to_bytes();
+            let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(document["kind"], "Status");
+            assert_eq!(document["code"], code);
+            assert_eq!(document["reason"], reason);
+            assert_eq!(document["message"], "GitLab Agent Server: no. Trace ID: t1");
+        }
+    }
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] std::io::Error);
+        assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
+    }
+}

@@ -1,0 +1,101 @@
+//! Bodies: the caller's in pieces down the tunnel, the cluster's in pieces back, each waiting for the other side.
+
+use super::{Account, Answer, Body, ExchangeError, Upload, message};
+use crate::{auth::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
+use postern_wire::{
+    http::MAX_DATA,
+    proto::gitlab::agent::grpctool::{http_request, http_response},
+};
+use std::io;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+
+/// Sends the body and its trailer message.
+pub(super) async fn send(to_agent: &RequestHalf, mut body: Incoming) -> Result<(), ExchangeError> {
+    while let Some(frame) = body.frame().await {
+        let Ok(mut data) = frame.map_err(ExchangeError::RequestBody)?.into_data() else { continue };
+        while !data.is_empty() {
+            let data = data.split_to(data.len().min(MAX_DATA));
+            to_agent.send(message(http_request::Message::Data(http_request::Data { data }))).await?;
+        }
+    }
+    to_agent.send(message(http_request::Message::Trailer(http_request::Trailer {}))).await?;
+    Ok(())
+}
+
+/// The answer's body. One piece waits for the caller; until it is taken, nothing more is read from the tunnel.
+pub(super) fn stream(
+    answer: Answer,
+    upload: Upload,
+    permit: CallerPermit,
+    account: Account,
+    tasks: &TaskTracker,
+) -> Body {
+    let (pieces, taken) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(1);
+    tasks.spawn(pump(pieces, answer, upload, permit, account));
+    StreamBody::new(ReceiverStream::new(taken).fuse()).boxed_unsync()
+}
+
+async fn pump(
+    pieces: mpsc::Sender<Result<Frame<Bytes>, io::Error>>,
+    mut answer: Answer,
+    mut upload: Upload,
+    permit: CallerPermit,
+    mut account: Account,
+) {
+    let withdrawn = permit.withdrawn();
+    tokio::pin!(withdrawn);
+    let end = loop {
+        let next = tokio::select! {
+            biased;
+            () = pieces.closed() => break Err(ExchangeError::CallerGone),
+            () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+            next = answer.next() => next,
+            Ok(failed) = &mut upload.failed => Err(failed),
+        };
+        match next {
+            Ok(Some(http_response::Message::Data(piece))) => {
+                account.sent += piece.data.len() as u64;
+                if !piece.data.is_empty() && pieces.send(Ok(Frame::data(piece.data))).await.is_err() {
+                    break Err(ExchangeError::CallerGone);
+                }
+            }
+            // The caller has all of it now; what is left is only between broker and agent.
+            Ok(Some(http_response::Message::Trailer(_))) => break Ok(()),
+            Ok(_) => break Err(ExchangeError::NoAnswer),
+            Err(error) => break Err(error),
+        }
+    };
+    match end {
+        Ok(()) => {
+            account.outcome = "complete";
+            drop((account, pieces));
+            finish(answer).await;
+        }
+        Err(error @ (ExchangeError::CallerGone | ExchangeError::RequestBody(_))) => {
+            tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "request cancelled");
+        }
+        Err(error) => {
+            account.outcome = "broken";
+            let error = chain(&error);
+            tracing::warn!(trace_id = account.trace_id, agent_id = account.agent, error, "answer cut short");
+            // Too late for a Status: the caller must see that the body is not whole.
+            let _ = pieces.send(Err(io::Error::other(error))).await;
+        }
+    }
+    drop(upload);
+}
+
+/// How long an agent may take to close its side of a tunnel whose answer is complete.
+const FINISH: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Reads the end of the tunnel, so that the agent sees OK and opens the next one at once.
+pub(super) async fn finish(mut answer: Answer) {
+    let _ = tokio::time::timeout(FINISH, async { while let Ok(Some(_)) = answer.next().await {} }).await;
+}

@@ -1,0 +1,93 @@
+//! After `101 Switching Protocols`: bytes of the caller's connection as `UpgradeData` messages, both ways, whatever
+//! protocol they speak (SPDY/3.1, WebSocket). An end on one side is passed on; no side waits on a timer.
+
+use super::{Account, Answer, ExchangeError, Upload, body::finish, message};
+use crate::{auth::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use bytes::BytesMut;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use postern_wire::{
+    http::MAX_DATA,
+    proto::gitlab::agent::grpctool::{http_request, http_response},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+pub(super) async fn run(
+    client: OnUpgrade,
+    mut answer: Answer,
+    upload: Upload,
+    permit: CallerPermit,
+    mut account: Account,
+) {
+    let Upload { keep, task, .. } = upload;
+    let copied = async {
+        let client = client.await.map_err(|_| ExchangeError::CallerGone)?;
+        let to_agent = keep.await.map_err(|_| ExchangeError::NoAnswer)?;
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(client));
+        let upstream = towards_agent(&mut read, to_agent);
+        let downstream = towards_caller(&mut write, &mut answer, &mut account.sent);
+        // The cluster's end is the end; the caller's end is only half of it.
+        tokio::select! {
+            ended = downstream => ended,
+            Err(error) = upstream => Err(error),
+            () = permit.withdrawn() => Err(ExchangeError::Withdrawn),
+        }
+    };
+    let ended: Result<(), ExchangeError> = copied.await;
+    drop(task);
+    match ended {
+        Ok(()) => {
+            account.outcome = "complete";
+            drop(account);
+            finish(answer).await;
+        }
+        Err(error) => {
+            account.outcome = "broken";
+            tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "upgraded connection ended");
+        }
+    }
+}
+
+/// An idle exec session holds no more than this; a transfer that fills it gets [`MAX_DATA`] next time.
+const SMALL_READ: usize = 1024;
+
+async fn towards_agent(
+    caller: &mut (impl AsyncRead + Unpin),
+    to_agent: RequestHalf,
+) -> Result<std::convert::Infallible, ExchangeError> {
+    let mut room = SMALL_READ;
+    loop {
+        let mut buffer = BytesMut::with_capacity(room);
+        let read = caller.read_buf(&mut buffer).await.map_err(ExchangeError::Upgraded)?;
+        if read == 0 {
+            break;
+        }
+        room = if read == room { MAX_DATA } else { SMALL_READ };
+        let data = buffer.freeze();
+        let data = http_request::UpgradeData { data };
+        to_agent.send(message(http_request::Message::UpgradeData(data))).await?;
+    }
+    to_agent.close().await?;
+    // The agent's answer decides when the exchange is over.
+    std::future::pending().await
+}
+
+async fn towards_caller(
+    caller: &mut (impl AsyncWrite + Unpin),
+    answer: &mut Answer,
+    sent: &mut u64,
+) -> Result<(), ExchangeError> {
+    while let Some(next) = answer.next().await? {
+        let data = match next {
+            // The trailer of the (empty) answer body marks the switch.
+            http_response::Message::Trailer(_) => continue,
+            http_response::Message::UpgradeData(piece) => piece.data,
+            http_response::Message::Data(piece) if piece.data.is_empty() => continue,
+            _ => return Err(ExchangeError::NoAnswer),
+        };
+        *sent += data.len() as u64;
+        caller.write_all(&data).await.map_err(ExchangeError::Upgraded)?;
+        caller.flush().await.map_err(ExchangeError::Upgraded)?;
+    }
+    caller.shutdown().await.map_err(ExchangeError::Upgraded)
+}

@@ -1,0 +1,27 @@
+//! The broker (`kas`): agents connect to it, callers reach clusters through it.
+//!
+//! A request's way through the modules is the order in which they are listed.
+
+pub mod app;
+pub mod config;
+
+// accept
+pub mod listeners;
+
+// decide
+pub mod auth;
+pub mod identities;
+
+// features, named as upstream names them
+pub mod agent_configuration;
+pub mod agent_registrar;
+pub mod kubernetes_api;
+
+// tunnel
+pub mod tunnel;
+
+// neighbours
+pub mod repositories;
+
+pub mod error;
+pub mod observability;

@@ -1,0 +1,128 @@
+//! Serves `ReverseTunnel.Connect`: authenticates the agent, reads its descriptor, and keeps the tunnel idle in the
+//! registry until a request takes it, the agent leaves, its token is withdrawn, or its time is up.
+
+use crate::{
+    auth::{self, AgentPermit},
+    identities::IdentitySource,
+    listeners::agents::peer_address,
+    tunnel::{
+        registry::{Offer, Registry},
+        stream::{ToAgent, Tunnel},
+    },
+};
+use futures::StreamExt;
+use postern_wire::{
+    metadata::agent_version,
+    order::ConnectRequestOrder,
+    proto::gitlab::agent::reverse_tunnel::rpc::{
+        ConnectRequest, connect_request, reverse_tunnel_server::ReverseTunnel,
+    },
+};
+use rand::Rng;
+use std::{sync::Arc, time::Duration};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+/// An agent sends its descriptor together with the call; one that does not is not an agent.
+const DESCRIPTOR_WAIT: Duration = Duration::from_secs(20);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct TunnelService {
+    /// Who may connect.
+    pub identities: Arc<IdentitySource>,
+    /// Where idle tunnels are kept.
+    pub registry: Arc<Registry>,
+    /// How long a tunnel may stay idle.
+    pub max_idle: Duration,
+    /// Fires when the broker drains.
+    pub draining: CancellationToken,
+    /// Every idle tunnel's task, so that a drain can wait for them.
+    pub tasks: TaskTracker,
+}
+
+#[async_trait]
+impl ReverseTunnel for TunnelService {
+    type ConnectStream = ToAgent;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ConnectRequest>>,
+    ) -> Result<Response<ToAgent>, Status> {
+        let permit = auth::agent(&self.identities, request.metadata())?;
+        let from = peer_address(&request);
+        let user_agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
+        let version = user_agent.and_then(agent_version);
+        let presence = self.registry.present(permit.agent.id, from, true);
+        let mut stream = request.into_inner();
+        let message = tokio::time::timeout(DESCRIPTOR_WAIT, stream.message()).await;
+        let order = descriptor(message, ConnectRequestOrder::new())?;
+        let (tunnel, to_agent) = Tunnel::new(permit.agent.id, version, stream.boxed(), order, Some(presence));
+        let service = self.clone();
+        self.tasks.spawn(async move { service.keep(permit, tunnel).await });
+        Ok(Response::new(to_agent))
+    }
+}
+
+fn descriptor(
+    message: Result<Result<Option<ConnectRequest>, Status>, tokio::time::error::Elapsed>,
+    mut order: ConnectRequestOrder,
+) -> Result<ConnectRequestOrder, Status> {
+    let message = message.map_err(|_| Status::deadline_exceeded("no descriptor within 20 s"))??;
+    let message =
+        message.ok_or_else(|| Status::invalid_argument("the stream ended before its descriptor"))?;
+    let accepted = order.accept(&message);
+    accepted.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    match message.msg {
+        Some(connect_request::Msg::Descriptor(_)) => Ok(order),
+        _ => Err(Status::invalid_argument("Invalid oneof value type: expecting a descriptor")),
+    }
+}
+
+impl TunnelService {
+    /// Holds the tunnel while it is idle.
+    async fn keep(self, permit: AgentPermit, mut tunnel: Tunnel) {
+        // Spread by 5 % either way, so that tunnels opened together do not end together.
+        let idle = self.max_idle.mul_f64(rand::rng().random_range(0.95..1.05));
+        let expiry = tokio::time::sleep(idle);
+        let withdrawn = permit.withdrawn();
+        tokio::pin!(expiry, withdrawn);
+        loop {
+            let (_ticket, claimed) = match self.registry.offer(permit.agent.id) {
+                Offer::Wanted(claim) => match claim.send(Box::new(tunnel)) {
+                    Ok(()) => return,
+                    // The request went away meanwhile.
+                    Err(returned) => {
+                        tunnel = *returned;
+                        continue;
+                    }
+                },
+                Offer::Idle(ticket, claimed) => (ticket, claimed),
+            };
+            tokio::select! {
+                // A claim that raced with an end wins: the request is told by the tunnel itself.
+                biased;
+                claim = claimed => match claim {
+                    Ok(claim) => match claim.send(Box::new(tunnel)) {
+                        Ok(()) => return,
+                        Err(returned) => tunnel = *returned,
+                    },
+                    // The registry let go of it: a drain.
+                    Err(_) => return tunnel.close(Ok(())),
+                },
+                message = tunnel.idle() => {
+                    return match message {
+                        Some(Ok(_)) => tunnel.close(Err(Status::invalid_argument("message before any request"))),
+                        Some(Err(_)) | None => tunnel.close(Ok(())),
+                    };
+                }
+                () = &mut expiry => return tunnel.close(Ok(())),
+                status = &mut withdrawn => {
+                    tracing::warn!(agent_id = %permit.agent.id, token = %permit.key(), "tunnel ended: {}", status.message());
+                    return tunnel.close(Err(status));
+                }
+                () = self.draining.cancelled() => return tunnel.close(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The tunnels in this process: which agents have idle ones, and which requests wait for one. A tunnel is found
+//! only under the agent id that its own token proved, so that no request can take another agent's.
+
+use crate::tunnel::stream::Tunnel;
+use postern_wire::ids::AgentId;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::Instant};
+
+/// Requests that may wait for one agent at a time; the next is told so instead of being queued.
+const MAX_WAITING: usize = 1000;
+/// After its own start every agent is reconnecting, even those that this process never saw.
+const START_GRACE: Duration = Duration::from_secs(3);
+
+/// Why a request got no tunnel.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// This broker never saw the agent.
+    #[error(
+        "agent {agent} has never connected to this broker; is agentk installed in the cluster, and do its --kas-address and token belong here?"
+    )]
+    NeverSeen {
+        /// Whom the request asked for.
+        agent: AgentId,
+    },
+    /// It was here, and did not come back within the wait.
+    #[error("agent {agent} is not connected: waited {waited:?}, last seen {ago:?} ago from {from}{refusal}; see agentk's log in the cluster", refusal = refusal.as_deref().map(|why| format!(", last refused: {why}")).unwrap_or_default())]
+    Gone {
+        /// Whom the request asked for.
+        agent: AgentId,
+        /// How long the request waited.
+        waited: Duration,
+        /// Since its last tunnel ended.
+        ago: Duration,
+        /// Address of its last connection.
+        from: String,
+        /// Why its last attempt was refused, if it was.
+        refusal: Option<String>,
+    },
+    /// It is connected, and all its tunnels are in use.
+    #[error("all {busy} tunnels of agent {agent} are in use; none became free within {waited:?}")]
+    Busy {
+        /// Whom the request asked for.
+        agent: AgentId,
+        /// Tunnels that carry a request.
+        busy: usize,
+        /// How long the request waited.
+        waited: Duration,
+    },
+    /// Too many others wait already.
+    #[error("{MAX_WAITING} requests are already waiting for agent {agent}")]
+    TooManyWaiting {
+        /// Whom the request asked for.
+        agent: AgentId,
+    },
+    /// The broker is about to exit.
+    #[error("this broker is draining; try again")]
+    Draining,
+}
+
+/// All tunnels of this process, by agent.
+#[derive(Debug)]
+pub struct Registry {
+    slots: Mutex<Slots>,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    agents: HashMap<AgentId, Slot>,
+    next: u64,
+    draining: bool,
+}
+
+/// What is known about one agent. Created only for agents whose token was good, so their number is bounded.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Newest last: the tunnel used last is taken first, so that surplus ones stay idle and are closed.
+    idle: BTreeMap<u64, oneshot::Sender<Claim>>,
+    waiting: VecDeque<oneshot::Sender<Box<Tunnel>>>,
+    open: usize,
+    streams: usize,
+    last: Option<(Instant, String)>,
+    refusal: Option<String>,
+}
+
+/// A request's claim on an idle tunnel: the tunnel's task answers it by handing itself over.
+pub type Claim = oneshot::Sender<Box<Tunnel>>;
+
+/// Where a fresh tunnel belongs.
+#[derive(Debug)]
+pub enum Offer {
+    /// A request waits for it right now.
+    Wanted(Claim),
+    /// It is idle under this ticket until the claim comes.
+    Idle(Ticket, oneshot::Receiver<Claim>),
+}
+
+/// Numbers for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Agents with at least one tunnel or configuration stream.
+    pub agents: usize,
+    /// Tunnels waiting for a request.
+    pub idle: usize,
+    /// Tunnels carrying one.
+    pub busy: usize,
+    /// Requests waiting for a tunnel.
+    pub waiting: usize,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { slots: Mutex::default(), started: Instant::now() }
+    }
+}
+
+impl Registry {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().expect("no code under this lock panics")
+    }
+
+    /// Counts a stream of an agent (tunnel or configuration) as a sign of life while the guard lives.
+    pub fn present(self: &Arc<Self>, agent: AgentId, from: String, tunnel: bool) -> PresenceGuard {
+        let mut slots = self.slots();
+        let slot = slots.agents.entry(agent).or_default();
+        if tunnel {
+            slot.open += 1;
+        } else {
+            slot.streams += 1;
+        }
+        slot.last = Some((Instant::now(), from.clone()));
+        slot.refusal = None;
+        PresenceGuard { registry: Arc::clone(self), agent, from, tunnel }
+    }
+
+    /// Remembers why a known agent was turned away, for those who ask where it is.
+    pub fn refused(&self, agent: AgentId, why: String) {
+        if let Some(slot) = self.slots().agents.get_mut(&agent) {
+            slot.refusal = Some(why);
+        }
+    }
+
+    /// Offers a tunnel: to the request that waits longest, else to the idle ones.
+    pub fn offer(self: &Arc<Self>, agent: AgentId) -> Offer {
+        let mut slots = self.slots();
+        slots.next += 1;
+        let number = slots.next;
+        let slot = slots.agents.entry(agent).or_default();
+        while let Some(claim) = slot.waiting.pop_front() {
+            if !claim.is_closed() {
+                return Offer::Wanted(claim);
+            }
+        }
+        let (claim, claimed) = oneshot::channel();
+        slot.idle.insert(number, claim);
+        Offer::Idle(Ticket { registry: Arc::clone(self), agent, number }, claimed)
+    }
+
+    /// Takes an idle tunnel of this agent, or waits for one. Never waits for an agent that nobody has seen.
+    pub async fn find(&self, agent: AgentId, wait: Duration) -> Result<Box<Tunnel>, FindError> {
+        let start = Instant::now();
+        let deadline = start + wait;
+        loop {
+            let (claim, tunnel) = oneshot::channel();
+            match self.claim(agent, claim)? {
+                // The claim went to an idle tunnel; if it died meanwhile, look again.
+                Claimed::Idle => {
+                    if let Ok(tunnel) = tunnel.await {
+                        return Ok(tunnel);
+                    }
+                }
+                Claimed::Queued { seen } => {
+                    let grace = self.started + START_GRACE.min(wait);
+                    let until = if seen { deadline } else { grace };
+                    if until <= start {
+                        return Err(FindError::NeverSeen { agent });
+                    }
+                    match tokio::time::timeout_at(until, tunnel).await {
+                        Ok(Ok(tunnel)) => return Ok(tunnel),
+                        Ok(Err(_)) => return Err(FindError::Draining),
+                        Err(_) => return Err(self.why_not(agent, start.elapsed())),
+                    }
+                }
+            }
+        }
+    }
+
+    fn claim(&self, agent: AgentId, mut claim: Claim) -> Result<Claimed, FindError> {
+        let mut slots = self.slots();
+        if slots.draining {
+            return Err(FindError::Draining);
+        }
+        let starting = self.started.elapsed() < START_GRACE;
+        let slot = match slots.agents.get_mut(&agent) {
+            Some(slot) => slot,
+            None if starting => slots.agents.entry(agent).or_default(),
+            None => return Err(FindError::NeverSeen { agent }),
+        };
+        while let Some((_, idle)) = slot.idle.pop_last() {
+            match idle.send(claim) {
+                Ok(()) => return Ok(Claimed::Idle),
+                Err(returned) => claim = returned,
+            }
+        }
+        slot.waiting.retain(|waiting| !waiting.is_closed());
+        if slot.waiting.len() >= MAX_WAITING {
+            return Err(FindError::TooManyWaiting { agent });
+        }
+        let seen = slot.last.is_some();
+        if !seen && !starting {
+            return Err(FindError::NeverSeen { agent });
+        }
+        slot.waiting.push_back(claim);
+        Ok(Claimed::Queued { seen })
+    }
+
+    fn why_not(&self, agent: AgentId, waited: Duration) -> FindError {
+        let slots = self.slots();
+        // Rounded: nobody needs nanoseconds in an error.
+        let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        let Some(slot) = slots.agents.get(&agent) else { return FindError::NeverSeen { agent } };
+        match &slot.last {
+            None => FindError::NeverSeen { agent },
+            Some(_) if slot.open > 0 => FindError::Busy { agent, busy: slot.open, waited },
+            Some((at, from)) => FindError::Gone {
+                agent,
+                waited,
+                ago: Duration::from_secs(at.elapsed().as_secs()),
+                from: from.clone(),
+                refusal: slot.refusal.clone(),
+            },
+        }
+    }
+
+    /// Ends every idle tunnel and lets no request wait any more.
+    pub fn drain(&self) {
+        let mut slots = self.slots();
+        slots.draining = true;
+        for slot in slots.agents.values_mut() {
+            slot.idle.clear();
+            slot.waiting.clear();
+        }
+    }
+
+    /// Counts what is here now.
+    pub fn census(&self) -> Census {
+        let slots = self.slots();
+        let mut census = Census::default();
+        for slot in slots.agents.values() {
+            census.agents += usize::from(slot.open + slot.streams > 0);
+            census.idle += slot.idle.len();
+            census.busy += slot.open.saturating_sub(slot.idle.len());
+            census.waiting += slot.waiting.iter().filter(|claim| !claim.is_closed()).count();
+        }
+        census
+    }
+}
+
+enum Claimed {
+    Idle,
+    Queued { seen: bool },
+}
+
+/// Removes an idle tunnel from the registry when it ends.
+#[derive(Debug)]
+pub struct Ticket {
+    registry: Arc<Registry>,
+    agent: AgentId,
+    number: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(slot) = self.registry.slots().agents.get_mut(&self.agent) {
+            slot.idle.remove(&self.number);
+        }
+    }
+}
+
+/// While it lives, its agent counts as connected.
+#[derive(Debug)]
+pub struct PresenceGuard {
+    registry: Arc<Registry>,
+    agent: AgentId,
+    from: String,
+    tunnel: bool,
+}
+
+impl Drop for PresenceGuard {
+    fn drop(&mut self) {
+        if let Some(slot) = self.registry.slots().agents.get_mut(&self.agent) {
+            if self.tunnel {
+                slot.open -= 1;
+            } else {
+                slot.streams -= 1;
+            }
+            slot.last = Some((Instant::now(), std::mem::take(&mut self.from)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! The demo's directory: every file that its programs and its user read, and the secrets among them (mode 0600). Written
+//! before the program that reads a file is started; the paths are fixed, the content is new for each run.
+
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use postern_certs::dev::Ca;
+use serde_json::{Value, json};
+
+use crate::tokens;
+
+/// The id of the demo's only agent.
+pub(super) const AGENT_ID: i64 = 1;
+pub(super) const AGENT_NAME: &str = "demo";
+/// The agent's configuration in its repository.
+pub(super) const CONFIGURATION: &str = ".gitlab/agents/demo/config.yaml";
+/// Enough for a person with kubectl, little enough for the tour to reach within a second or two.
+pub(super) const REQUESTS_PER_MINUTE: u32 = 1_200;
+pub(super) const BURST: u32 = 200;
+
+/// A file of the demo could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}", path.display())]
+pub(super) struct WriteError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Tokens of this run. Never printed: they go to files of mode 0600.
+pub(super) struct Tokens {
+    agent: String,
+    you: String,
+    hasty: String,
+}
+
+pub(super) struct Place {
+    root: PathBuf,
+    /// Removed at the end, unless it is to be kept.
+    temporary: Option<tempfile::TempDir>,
+    pub(super) ca: Ca,
+    tokens: Tokens,
+}
+
+impl Place {
+    /// A directory given by the user, or a temporary one.
+    pub(super) fn open(given: Option<&Path>) -> Result<Place, WriteError> {
+        let (root, temporary) = match given {
+            Some(root) => {
+                let failed = |source| WriteError { path: root.to_owned(), source };
+                DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+                (fs::canonicalize(root).map_err(failed)?, None)
+            }
+            None => {
+                let failed = |source| WriteError { path: std::env::temp_dir(), source };
+                let made = tempfile::Builder::new().prefix("postern-demo-").tempdir().map_err(failed)?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
+        let tokens =
+            Tokens { agent: tokens::new_token(), you: tokens::new_token(), hasty: tokens::new_token() };
+        let place = Place { root, temporary, ca: Ca::new(), tokens };
+        let failed = |source| WriteError { path: place.root.clone(), source };
+        fs::create_dir_all(place.path("logs")).map_err(failed)?;
+        place.ca.write(&place.root).map_err(failed)?;
+        place.ca.issue(&["localhost", "127.0.0.1", "::1"]).write(&place.root).map_err(failed)?;
+        Ok(place)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Leaves a temporary directory behind, for its logs.
+    pub(super) fn keep(&mut self) {
+        if let Some(directory) = self.temporary.take() {
+            let _ = directory.keep();
+        }
+    }
+
+    /// `Authorization` of the demo's user.
+    pub(super) fn your_token(&self) -> String {
+        format!("postern:{AGENT_ID}:{}", self.tokens.you)
+    }
+
+    /// `Authorization` of a second caller, who runs into the rate limit so that the user does not.
+    pub(super) fn hasty_token(&self) -> String {
+        format!("postern:{AGENT_ID}:{}", self.tokens.hasty)
+    }
+
+    pub(super) fn write_broker(&self, repository: &Path) -> Result<PathBuf, WriteError> {
+        let hash = |token: &str| json!([tokens::hex_of(token)]);
+        let identities = json!({
+            "agents": [{
+                "id": AGENT_ID,
+                "name": AGENT_NAME,
+                "project": {"id": 1, "path": "demo/config"},
+                "repository": repository,
+                "token_sha256": hash(&self.tokens.agent),
+            }],
+            "callers": [
+                {"name": "you", "token_sha256": hash(&self.tokens.you), "agents": [AGENT_ID]},
+                {"name": "hasty", "token_sha256": hash(&self.tokens.hasty), "agents": [AGENT_ID]},
+            ],
+        });
+        let identities_file = self.write("identities.yaml", &yaml(&identities))?;
+        let any = json!({"address": "127.0.0.1:0"});
+        let config = json!({
+            "agent": {
+                "listen": {"address": "127.0.0.1:0", "listen_grace_period": "0s"},
+                "kubernetes_api": {
+                    "listen": {
+                        "address": "127.0.0.1:0",
+                        "listen_grace_period": "0s",
+                        "shutdown_grace_period": "3s",
+                    },
+                    "url_path_prefix": "/k8s-proxy/",
+                },
+            },
+            "observability": {"listen": any},
+            "embedded": {"identities_file": identities_file},
+        });
+        self.write("kas.yaml", &yaml(&config))
+    }
+
+    pub(super) fn write_edge(
+        &self,
+        agents: SocketAddr,
+        kubernetes_api: SocketAddr,
+    ) -> Result<PathBuf, WriteError> {
+        let certificate = json!({"certificate_file": "tls.crt", "key_file": "tls.key"});
+        let config = json!({
+            "listen": [{"address": "127.0.0.1:0", "tls": {"certificates": [certificate]}}],
+            "upstreams": {
+                "agents": {"addresses": [agents.to_string()]},
+                "kubernetes_api": {"addresses": [kubernetes_api.to_string()]},
+            },
+            "limits": {"requests_per_token_per_minute": REQUESTS_PER_MINUTE, "burst": BURST},
+            "drain": {"grace": "3s"},
+            "admin": {"listen": "127.0.0.1:0"},
+        });
+        self.write("edge.yaml", &yaml(&config))
+    }
+
+    pub(super) fn write_agent_token(&self) -> Result<PathBuf, WriteError> {
+        self.write("agent-token", &format!("{}\n", self.tokens.agent))
+    }
+
+    /// The kubeconfig of the demo's user: through the edge.
+    pub(super) fn write_kubeconfig(&self, edge: SocketAddr) -> Result<PathBuf, WriteError> {
+        let name = "postern-demo";
+        let cluster = json!({
+            "server": format!("https://localhost:{}/k8s-proxy", edge.port()),
+            "certificate-authority-data": BASE64.encode(self.ca.pem()),
+        });
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": name, "cluster": cluster}],
+            "users": [{"name": name, "user": {"token": self.your_token()}}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+            "current-context": name,
+        });
+        self.write("kubeconfig", &yaml(&config))
+    }
+
+    /// Writes a file that only its owner may read, in one step.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<PathBuf, WriteError> {
+        let path = self.path(name);
+        let aside = self.path(&format!(".{name}.new"));
+        let written = (|| {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            file.write_all(text.as_bytes())?;
+            fs::rename(&aside, &path)
+        })();
+        match written {
+            Ok(()) => Ok(path),
+            Err(source) => Err(WriteError { path, source }),
+        }
+    }
+}
+
+fn yaml(document: &Value) -> String {
+    serde_yaml::to_string(document).expect("a JSON document can be written as YAML")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::Place;
+
+    #[test]
+    fn files_with_secrets_are_for_their_owner_only() {
+        let place = Place::open(None).unwrap();
+        let address = "127.0.0.1:1".parse().unwrap();
+        place.write_broker("/repository".as_ref()).unwrap();
+        place.write_agent_token().unwrap();
+        place.write_kubeconfig(address).unwrap();
+        for name in ["identities.yaml", "agent-token", "kubeconfig", "tls.key"] {
+            let mode = std::fs::metadata(place.path(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_broker_gets_hashes_and_never_a_token() {
+        let place = Place::open(None).unwrap();
+        let path = place.write_broker("/repository".as_ref()).unwrap();
+        let written = [path, place.path("identities.yaml")].map(|path| std::fs::read_to_string(path).unwrap());
+        for token in [&place.tokens.agent, &place.tokens.you, &place.tokens.hasty] {
+            assert!(written.iter().all(|text| !text.contains(token.as_str())));
+        }
+    }
+}

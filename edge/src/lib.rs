@@ -1,0 +1,25 @@
+//! The edge: the only process that strangers reach. It terminates TLS and WebSockets, finds the caller's token,
+//! limits it, and forwards to a broker.
+//!
+//! A connection passes the modules in the order below; [`server`] wires them. Deliberately absent: any knowledge of
+//! agents, Rails or Kubernetes beyond the shape of an error reply.
+
+pub mod config;
+pub mod server;
+
+pub mod accept;
+pub mod tls;
+pub mod transport;
+pub mod websocket;
+
+pub mod decide;
+pub mod limits;
+pub mod token;
+
+pub mod proxy;
+pub mod reply;
+pub mod upstream;
+
+pub mod access_log;
+pub mod drain;
+pub mod observability;

@@ -1,0 +1,96 @@
+//! What the edge counts, in one place. Labels have few values, all ours: never a token, a path or an agent.
+
+use crate::decide::Route;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// How a connection is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    kind: &'static str,
+    tls: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    route: &'static str,
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// All counters of the process.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    connections: Family<Kind, Gauge>,
+    accepted: Family<Kind, Counter>,
+    requests: Family<Outcome, Counter>,
+    refusals: Family<Why, Counter>,
+}
+
+/// Counts a connection as open while it is held.
+#[derive(Debug)]
+pub struct ConnectionGuard(Gauge);
+
+impl Metrics {
+    /// Makes the counters visible to `/metrics`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("postern_edge_connections", "Connections open now", self.connections.clone());
+        registry.register(
+            "postern_edge_accepted",
+            "Connections by what they opened with",
+            self.accepted.clone(),
+        );
+        registry.register(
+            "postern_edge_requests",
+            "Finished streams by route and status class",
+            self.requests.clone(),
+        );
+        registry.register(
+            "postern_edge_refusals",
+            "What the edge answered or closed itself",
+            self.refusals.clone(),
+        );
+    }
+
+    /// A connection turned out to be `http2`, `websocket` or `http1`.
+    pub fn connection(&self, kind: &'static str, tls: bool) -> ConnectionGuard {
+        let kind = Kind { kind, tls: if tls { "true" } else { "false" } };
+        self.accepted.get_or_create(&kind).inc();
+        let gauge = self.connections.get_or_create(&kind).clone();
+        gauge.inc();
+        ConnectionGuard(gauge)
+    }
+
+    /// A stream finished. gRPC hides its result in the trailers, so that decides where there is one.
+    pub fn request(&self, route: Route, status: u16, grpc_status: Option<u16>) {
+        let class = match (grpc_status, status) {
+            (Some(0), _) => "grpc_ok",
+            (Some(_), _) => "grpc_error",
+            (None, 0) => "none",
+            (None, 100..=199) => "1xx",
+            (None, 200..=299) => "2xx",
+            (None, 300..=399) => "3xx",
+            (None, 400..=499) => "4xx",
+            (None, _) => "5xx",
+        };
+        self.requests.get_or_create(&Outcome { route: route.name(), class }).inc();
+    }
+
+    /// The edge itself said no.
+    pub fn refusal(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Why { reason }).inc();
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

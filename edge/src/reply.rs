@@ -1,0 +1,240 @@
+//! Answers that the edge gives itself, in the caller's language: gRPC trailers or a Kubernetes `Status`.
+//!
+//! Beside `proxy`, which decides when. Never says more about our side than an operator would tell a stranger.
+
+use crate::decide::Route;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+use serde_json::json;
+use std::time::Duration;
+
+/// Why the edge answers instead of a broker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    /// gRPC without a token.
+    NoToken,
+    /// The token is over its limit.
+    TooMany { retry_after: Duration },
+    /// gRPC over HTTP/1.1, which has no trailers to carry a status.
+    NeedsHttp2,
+    /// This edge has no Kubernetes API upstream.
+    NotServed,
+    /// No broker could be reached.
+    Unreachable { upstream: String, what: &'static str },
+    /// A broker took the request and then failed it.
+    Broken { upstream: String, what: &'static str },
+    /// The request itself cannot be forwarded.
+    Malformed,
+    /// A fault of the edge.
+    Internal,
+}
+
+impl Reason {
+    /// As it stands in logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::TooMany { .. } => "rate_limit",
+            Self::NeedsHttp2 => "needs_http2",
+            Self::NotServed => "not_served",
+            Self::Unreachable { .. } => "upstream_unreachable",
+            Self::Broken { .. } => "upstream_broken",
+            Self::Malformed => "malformed",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The status in HTTP.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NoToken => StatusCode::UNAUTHORIZED,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::NeedsHttp2 => StatusCode::UPGRADE_REQUIRED,
+            Self::NotServed => StatusCode::NOT_FOUND,
+            Self::Unreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Broken { .. } => StatusCode::BAD_GATEWAY,
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The status in gRPC, by its number.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NoToken => 16,
+            Self::TooMany { .. } => 8,
+            Self::NeedsHttp2 | Self::NotServed => 12,
+            Self::Unreachable { .. } | Self::Broken { .. } => 14,
+            Self::Malformed | Self::Internal => 13,
+        }
+    }
+
+    /// For people; the first sentence of a gRPC message or `Status`.
+    pub fn message(&self, route: Route) -> String {
+        match self {
+            Self::NoToken => "no agent token: send it as `authorization: Bearer <token>`".to_owned(),
+            // Agents of every generation know this text from kas.
+            Self::TooMany { .. } if route == Route::Agents => {
+                "new connection rate limit exhausted for this agent, try again later".to_owned()
+            }
+            Self::TooMany { retry_after } => {
+                format!("too many requests with this token, try again in {} s", seconds(*retry_after))
+            }
+            Self::NeedsHttp2 => "gRPC needs HTTP/2; a proxy on the way turned it into HTTP/1.1".to_owned(),
+            Self::NotServed => {
+                "this edge does not serve the Kubernetes API: upstreams.kubernetes_api is not configured"
+                    .to_owned()
+            }
+            Self::Unreachable { upstream, what } => format!(
+                "{what}: the edge cannot reach {upstream}; check that the broker runs and that upstreams.{} of the \
+                 edge names its listener",
+                route.name()
+            ),
+            Self::Broken { upstream, what } => {
+                format!("{what}: the connection to {upstream} failed; see the log of that broker")
+            }
+            Self::Malformed => "the request cannot be forwarded: its head is malformed".to_owned(),
+            Self::Internal => "internal error of the edge".to_owned(),
+        }
+    }
+}
+
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// Answers a request whose response has not begun.
+pub async fn refuse(session: &mut Session, route: Route, reason: &Reason) -> pingora::Result<()> {
+    if route == Route::Agents
+        && let ServerSession::H2(stream) = &mut *session.downstream_session
+    {
+        // The status in the one and only header block: grpc-go takes it for nothing else.
+        let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
+        header.insert_header(http::header::CONTENT_TYPE, "application/grpc")?;
+        for (name, value) in grpc_status(reason.code(), &reason.message(route)) {
+            header.insert_header(name.expect("a fresh map has a name for each value"), value)?;
+        }
+        return stream.write_response_header(Box::new(header), true);
+    }
+    let status = reason.status();
+    let body = status_json(status, &reason.message(route));
+    let mut header = ResponseHeader::build(status, Some(4))?;
+    header.insert_header(http::header::CONTENT_TYPE, "application/json")?;
+    header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+    header.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+    if let Reason::TooMany { retry_after } = reason {
+        header.insert_header(http::header::RETRY_AFTER, seconds(*retry_after))?;
+    }
+    session.write_response_header(Box::new(header), false).await?;
+    session.write_response_body(Some(body), true).await
+}
+
+/// Ends a gRPC response that has begun; without it the client would see CANCELLED and not try again.
+pub async fn cut(session: &mut Session, reason: &Reason) -> pingora::Result<()> {
+    let trailers = grpc_status(reason.code(), &reason.message(Route::Agents));
+    session.downstream_session.write_response_trailers(trailers).await
+}
+
+/// `grpc-status` and `grpc-message`.
+fn grpc_status(code: u8, message: &str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(2);
+    headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
+    if let Ok(value) = HeaderValue::try_from(percent_encoded(message)) {
+        headers.insert("grpc-message", value);
+    }
+    headers
+}
+
+/// gRPC's own escape: printable ASCII but `%` stays.
+fn percent_encoded(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b'%' => out.push_str("%25"),
+            b' '..=b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// What kubectl prints as `Error from server (...)`.
+fn status_json(status: StatusCode, message: &str) -> Bytes {
+    let reason = match status {
+        StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::UNAUTHORIZED => "Unauthorized",
+        StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
+        // Kubernetes has no word for the others.
+        _ => "",
+    };
+    let body = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": status.as_u16(),
+    });
+    Bytes::from(body.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_one_status_in_either_language() {
+        let upstream = || "127.0.0.1:1".to_owned();
+        for (reason, http, grpc) in [
+            (Reason::NoToken, 401, 16),
+            (Reason::TooMany { retry_after: Duration::from_secs(1) }, 429, 8),
+            (Reason::NeedsHttp2, 426, 12),
+            (Reason::NotServed, 404, 12),
+            (Reason::Unreachable { upstream: upstream(), what: "connection refused" }, 503, 14),
+            (Reason::Broken { upstream: upstream(), what: "closed" }, 502, 14),
+            (Reason::Malformed, 400, 13),
+            (Reason::Internal, 500, 13),
+        ] {
+            assert_eq!((reason.status().as_u16(), reason.code()), (http, grpc), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn agents_read_the_sentence_they_know_from_kas() {
+        let reason = Reason::TooMany { retry_after: Duration::from_millis(1500) };
+        assert_eq!(
+            reason.message(Route::Agents),
+            "new connection rate limit exhausted for this agent, try again later"
+        );
+        assert_eq!(
+            reason.message(Route::KubernetesApi),
+            "too many requests with this token, try again in 2 s"
+        );
+    }
+
+    #[test]
+    fn an_unreachable_upstream_is_named_with_what_to_check() {
+        let reason = Reason::Unreachable { upstream: "10.0.0.1:8154".into(), what: "connection refused" };
+        let message = reason.message(Route::KubernetesApi);
+        assert!(
+            message.contains("10.0.0.1:8154") && message.contains("upstreams.kubernetes_api"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn grpc_messages_are_escaped() {
+        assert_eq!(percent_encoded("50% of\nü"), "50%25 of%0A%C3%BC");
+    }
+
+    #[test]
+    fn a_status_is_what_kubectl_expects() {
+        let status: serde_json::Value =
+            serde_json::from_slice(&status_json(StatusCode::SERVICE_UNAVAILABLE, "x")).unwrap();
+        assert_eq!(status["kind"], "Status");
+        assert_eq!(status["reason"], "ServiceUnavailable");
+        assert_eq!(status["code"], 503);
+    }
+}

@@ -1,0 +1,268 @@
+//! What a connection is to pingora: any byte stream of ours, with the facts about who is at its far end.
+//!
+//! After TLS, sniff and WebSocket; before the HTTP server. Only delegates, never reads or writes of its own accord.
+
+use crate::decide::Purpose;
+use async_trait::async_trait;
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use postern_wire::token::TokenKey;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Facts about one connection that every stream on it can see.
+#[derive(Debug)]
+pub struct Connection {
+    pub client: SocketAddr,
+    pub tls: bool,
+    /// What the WebSocket handshake asked for, when the streams run inside one. The `:authority` of such streams
+    /// means nothing.
+    pub tunnelled_for: Option<String>,
+    /// The token whose tunnels on this connection were already counted once.
+    counted: Mutex<Option<TokenKey>>,
+}
+
+impl Connection {
+    pub fn new(client: SocketAddr, tls: bool, tunnelled_for: Option<String>) -> Self {
+        Self { client, tls, tunnelled_for, counted: Mutex::new(None) }
+    }
+
+    /// Finds the facts again from inside an HTTP session.
+    pub fn of(digest: Option<&Digest>) -> Option<&Self> {
+        digest?.proxy_digest.as_deref()?.user_data.as_deref()?.downcast_ref()
+    }
+
+    /// Whether this stream must be paid from the token's bucket: all but further tunnels of a connection that has
+    /// paid for one. An agent re-arms its tunnels after every request; that is no new connection.
+    pub fn must_pay(&self, purpose: Purpose, token: &TokenKey) -> bool {
+        purpose != Purpose::Tunnel || *self.counted() != Some(*token)
+    }
+
+    /// Remembers that a tunnel of this token was paid for.
+    pub fn paid(&self, purpose: Purpose, token: TokenKey) {
+        if purpose == Purpose::Tunnel {
+            *self.counted() = Some(token);
+        }
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, Option<TokenKey>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The transport as accepted.
+#[derive(Debug)]
+pub enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+}
+
+/// A byte stream in the shape that pingora's HTTP server wants.
+pub struct Transport<S> {
+    io: S,
+    facts: Arc<ProxyDigest>,
+    socket: Arc<SocketDigest>,
+    id: UniqueIDType,
+    alpn: ALPN,
+}
+
+/// What pingora shall speak on a transport.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Speaks {
+    Http1,
+    Http2,
+}
+
+impl<S> Transport<S> {
+    /// Wraps `io`, which runs over the TCP connection that `tcp` is about.
+    pub fn new(io: S, tcp: &SocketFacts, connection: Connection, speaks: Speaks) -> Self {
+        let response = ResponseHeader::build(StatusCode::OK, Some(0)).expect("200 is a status");
+        let alpn = match speaks {
+            Speaks::Http1 => ALPN::H1,
+            Speaks::Http2 => ALPN::H2,
+        };
+        Self {
+            io,
+            facts: Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(connection)))),
+            socket: tcp.digest.clone(),
+            id: tcp.id,
+            alpn,
+        }
+    }
+
+    pub fn into_inner(self) -> S {
+        self.io
+    }
+}
+
+/// The addresses and descriptor of a TCP connection, read once.
+#[derive(Debug, Clone)]
+pub struct SocketFacts {
+    digest: Arc<SocketDigest>,
+    /// The descriptor: unique among open connections, which is all that pingora asks for.
+    id: UniqueIDType,
+}
+
+impl SocketFacts {
+    pub fn of(tcp: &TcpStream, client: SocketAddr) -> Self {
+        let id = tcp.as_raw_fd();
+        let digest = SocketDigest::from_raw_fd(id);
+        // Set now, because pingora would otherwise ask the descriptor later, when it may be somebody else's.
+        let _ = digest.peer_addr.set(Some(client.into()));
+        let _ = digest.local_addr.set(tcp.local_addr().ok().map(Into::into));
+        let _ = digest.original_dst.set(None);
+        Self { digest: Arc::new(digest), id }
+    }
+}
+
+impl<S> fmt::Debug for Transport<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl<S> Ssl for Transport<S> {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(self.alpn.clone())
+    }
+}
+
+impl<S> UniqueID for Transport<S> {
+    fn id(&self) -> UniqueIDType {
+        self.id
+    }
+}
+
+impl<S> GetTimingDigest for Transport<S> {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl<S> GetProxyDigest for Transport<S> {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.facts.clone())
+    }
+}
+
+impl<S> GetSocketDigest for Transport<S> {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
+
+#[async_trait]
+impl<S: Send> Peek for Transport<S> {}
+
+#[async_trait]
+impl<S: AsyncWrite + Unpin + Send> Shutdown for Transport<S> {
+    async fn shutdown(&mut self) {
+        // The peer may be gone already; there is nobody to tell.
+        let _ = AsyncWriteExt::shutdown(&mut self.io).await;
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+macro_rules! on_either {
+    ($socket:expr, $io:ident => $call:expr) => {
+        match $socket.get_mut() {
+            Socket::Plain($io) => $call,
+            Socket::Tls($io) => {
+                let $io = &mut **$io;
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on_either!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        on_either!(self, io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_either!(self, io => Pin::new(io).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_either!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_either!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}

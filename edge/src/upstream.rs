@@ -1,0 +1,250 @@
+//! Which broker takes a request, and how the edge connects to it.
+//!
+//! After `limits`. The same token goes to the same broker while that one is up, so that an agent's tunnels land
+//! together. Health is what the last connect said, a probe's or a request's.
+
+use crate::config::{Address, Config};
+use crate::decide::{Decision, Route, Upgrade};
+use pingora::protocols::TcpKeepalive;
+use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Streams on one upstream connection. Below the 1024 that the broker admits: streams above a server's limit, opened
+/// before its settings arrive, would hang for ever behind long-lived ones.
+const STREAMS_PER_CONNECTION: usize = 250;
+/// Times the streams of a connection this stays within the connection's window, so that one reader who stops reading
+/// cannot starve the others.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+/// See [`STREAM_WINDOW`]. Half of it is also h2's allowance for small DATA frames.
+pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+const PING: Duration = Duration::from_secs(20);
+/// Idle pooled connections leave before any usual server closes them, so that a request seldom meets a closed one.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// Why no broker is known at start.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The name does not exist, or the resolver does not answer.
+    #[error("resolve upstream {address}")]
+    Lookup {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The name exists but has no address.
+    #[error("upstream {address} resolves to nothing")]
+    Nothing { address: String },
+}
+
+/// All brokers, by what they serve.
+#[derive(Debug)]
+pub struct Upstreams {
+    agents: Group,
+    kubernetes_api: Group,
+}
+
+/// The brokers that serve one route.
+#[derive(Debug)]
+pub struct Group {
+    brokers: Vec<Broker>,
+}
+
+/// One listener of one broker.
+#[derive(Debug)]
+pub struct Broker {
+    pub address: SocketAddr,
+    peer: HttpPeer,
+    up: AtomicBool,
+}
+
+impl Upstreams {
+    /// Resolves every address, once.
+    pub fn resolve(config: &Config) -> Result<Self, ResolveError> {
+        let group = |addresses: &[Address], route| {
+            let mut brokers = Vec::new();
+            for address in addresses {
+                let name = address.to_string();
+                let found = name
+                    .to_socket_addrs()
+                    .map_err(|source| ResolveError::Lookup { address: name.clone(), source })?;
+                let before = brokers.len();
+                brokers.extend(found.map(|address| Broker::new(address, route, config.timeouts.connect)));
+                if brokers.len() == before {
+                    return Err(ResolveError::Nothing { address: name });
+                }
+            }
+            brokers.sort_by_key(|broker| broker.address);
+            brokers.dedup_by_key(|broker| broker.address);
+            Ok(Group { brokers })
+        };
+        Ok(Self {
+            agents: group(&config.agents, Route::Agents)?,
+            kubernetes_api: group(&config.kubernetes_api, Route::KubernetesApi)?,
+        })
+    }
+
+    pub fn of(&self, route: Route) -> &Group {
+        match route {
+            Route::Agents => &self.agents,
+            Route::KubernetesApi => &self.kubernetes_api,
+        }
+    }
+
+    /// Every broker with its route, for metrics.
+    pub fn all(&self) -> impl Iterator<Item = (Route, &Broker)> {
+        let agents = self.agents.brokers.iter().map(|broker| (Route::Agents, broker));
+        agents.chain(self.kubernetes_api.brokers.iter().map(|broker| (Route::KubernetesApi, broker)))
+    }
+
+    /// Connects to every broker over and over, and remembers what came of it. Never returns.
+    pub async fn probe(&self, limit: Duration) {
+        let mut every = tokio::time::interval(PROBE_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            for (route, broker) in self.all() {
+                let connected = tokio::time::timeout(limit, TcpStream::connect(broker.address)).await;
+                broker.set_up(route, matches!(connected, Ok(Ok(_))));
+            }
+        }
+    }
+}
+
+impl Group {
+    pub fn is_empty(&self) -> bool {
+        self.brokers.is_empty()
+    }
+
+    /// Whether any broker took a connection lately.
+    pub fn any_up(&self) -> bool {
+        self.brokers.iter().any(Broker::is_up)
+    }
+
+    /// The broker for `affinity` among those not in `tried`: by rendezvous hashing, those that are up first.
+    pub fn choose(&self, affinity: &impl Hash, tried: &[SocketAddr]) -> Option<&Broker> {
+        let candidates = self.brokers.iter().filter(|broker| !tried.contains(&broker.address));
+        candidates.max_by_key(|broker| {
+            // Without random keys: every edge must choose alike.
+            let mut hasher = DefaultHasher::new();
+            affinity.hash(&mut hasher);
+            broker.address.hash(&mut hasher);
+            (broker.is_up(), hasher.finish())
+        })
+    }
+
+    /// The connection to this address failed.
+    pub fn mark_down(&self, route: Route, address: SocketAddr) {
+        if let Some(broker) = self.brokers.iter().find(|broker| broker.address == address) {
+            broker.set_up(route, false);
+        }
+    }
+
+    pub fn addresses(&self) -> String {
+        self.brokers.iter().map(|broker| broker.address.to_string()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Broker {
+    fn new(address: SocketAddr, route: Route, connect: Duration) -> Self {
+        let mut peer = HttpPeer::new(address, false, String::new());
+        let options = &mut peer.options;
+        options.connection_timeout = Some(connect);
+        options.total_connection_timeout = Some(connect + Duration::from_secs(5));
+        // No timers on what is under way: a watch, a tunnel or an exec may be silent for hours.
+        options.read_timeout = None;
+        options.write_timeout = None;
+        options.idle_timeout = Some(POOL_IDLE);
+        options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(30),
+            interval: Duration::from_secs(10),
+            count: 3,
+            user_timeout: Duration::from_secs(60),
+        });
+        if route == Route::Agents {
+            options.set_http_version(2, 2);
+            options.max_h2_streams = STREAMS_PER_CONNECTION;
+            options.h2_stream_window_size = Some(STREAM_WINDOW);
+            options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+            options.h2_ping_interval = Some(PING);
+        }
+        // Until the first probe says otherwise, a broker is not known to be there.
+        Self { address, peer, up: AtomicBool::new(false) }
+    }
+
+    /// How pingora shall connect for this request.
+    pub fn peer(&self, decision: Decision) -> Box<HttpPeer> {
+        let mut peer = Box::new(self.peer.clone());
+        if decision.upgrade == Upgrade::Other {
+            // The default lets WebSockets through only; kubectl before 1.31 speaks SPDY/3.1.
+            peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Preserve;
+        }
+        peer
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    fn set_up(&self, route: Route, up: bool) {
+        if self.up.swap(up, Ordering::Relaxed) != up {
+            if up {
+                tracing::info!(upstream = %self.address, route = route.name(), "broker is reachable");
+            } else {
+                tracing::warn!(upstream = %self.address, route = route.name(), "broker is not reachable");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn group(ports: std::ops::Range<u16>) -> Group {
+        let broker = |port| {
+            let broker = Broker::new(([127, 0, 0, 1], port).into(), Route::Agents, Duration::from_secs(1));
+            broker.up.store(true, Ordering::Relaxed);
+            broker
+        };
+        Group { brokers: ports.map(broker).collect() }
+    }
+
+    #[test]
+    fn a_token_keeps_its_broker_when_another_one_joins() {
+        let (four, five) = (group(1..5), group(1..6));
+        let mut moved = 0;
+        let mut share = HashMap::new();
+        for token in 0..2000 {
+            let before = four.choose(&token, &[]).unwrap().address;
+            let after = five.choose(&token, &[]).unwrap().address;
+            assert!(before == after || after.port() == 5);
+            moved += usize::from(before != after);
+            *share.entry(after).or_insert(0) += 1;
+        }
+        assert!((300..500).contains(&moved), "{moved}");
+        assert!(share.values().all(|n| (320..480).contains(n)), "{share:?}");
+    }
+
+    #[test]
+    fn a_broker_that_is_down_is_the_last_resort_and_one_that_failed_is_none() {
+        let group = group(1..4);
+        let first = group.choose(&"token", &[]).unwrap().address;
+        group.mark_down(Route::Agents, first);
+        let second = group.choose(&"token", &[]).unwrap().address;
+        assert_ne!(first, second);
+        for port in 1..4 {
+            group.mark_down(Route::Agents, ([127, 0, 0, 1], port).into());
+        }
+        assert_eq!(group.choose(&"token", &[]).unwrap().address, first);
+        assert_ne!(group.choose(&"token", &[first]).unwrap().address, first);
+        let all: Vec<_> = group.brokers.iter().map(|broker| broker.address).collect();
+        assert!(group.choose(&"token", &all).is_none());
+    }
+}

@@ -1,0 +1,206 @@
+//! Starts the edge on ports of the system's choice, reads its log, stops it.
+
+use postern_certs::dev::Ca;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Part of every token used here; must never be logged.
+pub(crate) const SECRET: &str = "s3cr3t";
+
+pub(crate) fn token(name: &str) -> String {
+    format!("Bearer {name}-{SECRET}")
+}
+
+/// What a test wants of the edge beyond the addresses of its upstreams.
+#[derive(Default)]
+pub(crate) struct Setup {
+    pub(crate) agents: Vec<SocketAddr>,
+    pub(crate) kubernetes_api: Vec<SocketAddr>,
+    /// More top-level YAML.
+    pub(crate) more: &'static str,
+}
+
+pub(crate) struct Edge {
+    child: Child,
+    pub(crate) directory: TempDir,
+    pub(crate) ca: Ca,
+    pub(crate) plain: SocketAddr,
+    pub(crate) tls: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    lines: watch::Receiver<usize>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Edge {
+    pub(crate) async fn start(setup: Setup) -> Self {
+        let directory = TempDir::new().unwrap();
+        let ca = Ca::new();
+        ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
+        let file = directory.path().join("edge.yaml");
+        std::fs::write(
+            &file,
+            format!(
+                "listen:\n- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {{certificates: [{{certificate_file: tls.crt, key_file: tls.key}}]}}\n\
+                 upstreams:\n  agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}\nadmin: {{listen: 127.0.0.1:0}}\n{}\n",
+                list(&setup.agents),
+                list(&setup.kubernetes_api),
+                setup.more
+            ),
+        )
+        .unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_postern-edge"))
+            .arg("--config")
+            .arg(&file)
+            .env("POSTERN_LOG", "trace")
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (count, lines) = watch::channel(0);
+        tokio::spawn({
+            let log = log.clone();
+            async move {
+                let mut lines = BufReader::new(stderr).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    log.lock().unwrap().push(line);
+                    count.send_modify(|count| *count += 1);
+                }
+            }
+        });
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut edge = Self { child, directory, ca, plain: any, tls: any, admin: any, lines, log };
+        let address = |line: &Value| line["address"].as_str().unwrap().parse().unwrap();
+        edge.plain = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == false).await);
+        edge.tls = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == true).await);
+        edge.admin = address(&edge.line(|line| line["message"] == "admin listening").await);
+        edge
+    }
+
+    /// The edge in front of one broker.
+    pub(crate) async fn before(agents: SocketAddr, kubernetes_api: SocketAddr) -> Self {
+        Self::start(Setup { agents: vec![agents], kubernetes_api: vec![kubernetes_api], more: "" }).await
+    }
+
+    /// The first log line that fits, once it is there.
+    pub(crate) async fn line(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut lines = self.lines.clone();
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let seen = *lines.borrow_and_update();
+                for line in &self.log.lock().unwrap()[..seen] {
+                    let line: Value =
+                        serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+                    if fits(&line) {
+                        return line;
+                    }
+                }
+                lines.changed().await.expect("the edge ended without saying so");
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("no such line in\n{}", self.log.lock().unwrap().join("\n")))
+    }
+
+    /// The access log line of a stream.
+    pub(crate) async fn access(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        self.line(|line| line["target"] == "access" && fits(line)).await
+    }
+
+    /// Waits until the admin listener gives this status; returns the body that came with it.
+    pub(crate) async fn probe(&self, path: &str, status: u16) -> String {
+        let asked = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let (got, body) = get(self.admin, path).await;
+                if got == status {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        asked.await.unwrap_or_else(|_| panic!("{path} never gave {status}"))
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().expect("the edge runs").to_string();
+        assert!(std::process::Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        tokio::time::timeout(DEADLINE, self.child.wait()).await.expect("the edge does not end").unwrap()
+    }
+
+    /// Whether the process still runs, and never said what it must not.
+    pub(crate) fn assert_alive(&mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "the edge ended");
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let log = self.log.lock().unwrap();
+            let leak = log.iter().find(|line| line.contains(SECRET));
+            assert!(leak.is_none(), "a token was logged: {leak:?}");
+            let panic = log.iter().find(|line| line.contains("panicked"));
+            assert!(panic.is_none(), "{panic:?}");
+        }
+    }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    let quoted: Vec<String> = addresses.iter().map(|address| format!("'{address}'")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// One HTTP/1.1 exchange on a connection of its own: status and body.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let answer = exchange(address, request.as_bytes()).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (status(head), body.to_owned())
+}
+
+/// Sends bytes and reads until the other side closes.
+pub(crate) async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut answer))
+        .await
+        .expect("no end of the answer")
+        .unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub(crate) fn status(head: &str) -> u16 {
+    head.split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or_else(|| panic!("no status in {head:?}"))
+}
+
+/// Runs `--check` on a document: whether it was accepted, and what was said.
+pub(crate) async fn check(directory: &Path, document: &str) -> (bool, String) {
+    let file = directory.join("edge.yaml");
+    std::fs::write(&file, document).unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_postern-edge"))
+        .args(["--check", "--config"])
+        .arg(&file)
+        .output()
+        .await
+        .unwrap();
+    (run.status.success(), String::from_utf8(run.stderr).unwrap())
+}

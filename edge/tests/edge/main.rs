@@ -1,0 +1,17 @@
+//! The real edge, as a process, between real clients and stand-ins of a broker's two listeners.
+//!
+//! Each `mod` line says what belongs there. Anything that needs no process is tested beside the code.
+
+/// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
+mod clients;
+/// Starts the edge on ports of the system's choice, reads its log, stops it.
+mod harness;
+/// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
+mod upstreams;
+
+/// Life: drain, certificate reload, readiness, metrics, `--check`.
+mod life;
+/// Refusals: tokens, limits, bad input, brokers that are gone.
+mod refusals;
+/// Roads: every way in, and what arrives at the broker.
+mod roads;

@@ -1,0 +1,169 @@
+//! A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1), as far as the edge can tell.
+
+use bytes::Bytes;
+use h2::server::{self, SendResponse};
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Echoes every message; `/stall` reads nothing. Limits as the broker sets them.
+pub(crate) struct Agents {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<Request<()>>>>,
+    kill: CancellationToken,
+}
+
+impl Agents {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kill = CancellationToken::new();
+        tokio::spawn({
+            let (seen, kill) = (seen.clone(), kill.clone());
+            kill.clone().run_until_cancelled_owned(async move {
+                while let Ok((tcp, _)) = listener.accept().await {
+                    tokio::spawn(kill.clone().run_until_cancelled_owned(serve(
+                        tcp,
+                        seen.clone(),
+                        kill.clone(),
+                    )));
+                }
+            })
+        });
+        Self { address, seen, kill }
+    }
+
+    /// As kill -9 would: nothing is said, every socket closes.
+    pub(crate) fn kill(&self) {
+        self.kill.cancel();
+    }
+
+    pub(crate) fn last(&self) -> Request<()> {
+        self.seen.lock().unwrap().pop().expect("a request came")
+    }
+}
+
+async fn serve(tcp: TcpStream, seen: Arc<Mutex<Vec<Request<()>>>>, kill: CancellationToken) {
+    tcp.set_nodelay(true).unwrap();
+    let mut builder = server::Builder::new();
+    builder
+        .initial_window_size(64 * 1024)
+        .initial_connection_window_size(8 << 20)
+        .max_concurrent_streams(1024);
+    let Ok(mut connection) = builder.handshake::<_, Bytes>(tcp).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().to_owned();
+        seen.lock().unwrap().push(Request::from_parts(head, ()));
+        tokio::spawn(kill.clone().run_until_cancelled_owned(async move {
+            let _ = answer(&path, body, respond).await;
+        }));
+    }
+}
+
+async fn answer(path: &str, mut body: RecvStream, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+    let head = || Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    match path {
+        "/stall" => {
+            let _held = respond.send_response(head(), false)?;
+            std::future::pending().await
+        }
+        "/trailers-only" => {
+            let mut only = head();
+            only.headers_mut().insert("grpc-status", "5".parse().unwrap());
+            respond.send_response(only, true)?;
+        }
+        _ => {
+            let mut out = respond.send_response(head(), false)?;
+            while let Some(data) = body.data().await {
+                let data = data?;
+                body.flow_control().release_capacity(data.len())?;
+                send_all(&mut out, data).await?;
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            out.send_trailers(trailers)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends as the window allows; each call at least one DATA frame.
+pub(crate) async fn send_all(out: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        out.reserve_capacity(data.len());
+        while out.capacity() == 0 {
+            // Says only what changed since it was last asked.
+            let changed = std::future::poll_fn(|cx| out.poll_capacity(cx)).await;
+            changed.unwrap_or(Err(h2::Reason::CANCEL.into()))?;
+        }
+        out.send_data(data.split_to(out.capacity().min(data.len())), false)?;
+    }
+    Ok(())
+}
+
+/// Answers every request with its own head; echoes bytes after an upgrade.
+pub(crate) struct KubernetesApi {
+    pub(crate) address: SocketAddr,
+}
+
+impl KubernetesApi {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(async move { while_requests(tcp).await });
+            }
+        });
+        Self { address }
+    }
+}
+
+async fn while_requests(mut tcp: TcpStream) -> Option<()> {
+    loop {
+        let (head, mut rest) = read_head(&mut tcp).await?;
+        let lower = head.to_ascii_lowercase();
+        if let Some(protocol) = lower.lines().find_map(|line| line.strip_prefix("upgrade: ")) {
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+            );
+            tcp.write_all(answer.as_bytes()).await.ok()?;
+            tcp.write_all(&rest).await.ok()?;
+            let (mut read, mut write) = tcp.split();
+            tokio::io::copy(&mut read, &mut write).await.ok()?;
+            return None;
+        }
+        let length =
+            lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+        while rest.len() < length {
+            if tcp.read_buf(&mut rest).await.ok()? == 0 {
+                return None;
+            }
+        }
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{head}",
+            head.len()
+        );
+        tcp.write_all(answer.as_bytes()).await.ok()?;
+    }
+}
+
+/// The head as text, and what was read behind it. `None` when the connection ends.
+pub(crate) async fn read_head<S: tokio::io::AsyncRead + Unpin>(io: &mut S) -> Option<(String, Vec<u8>)> {
+    let mut read = Vec::new();
+    loop {
+        if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+            let rest = read.split_off(end + 4);
+            return Some((String::from_utf8(read).ok()?, rest));
+        }
+        if io.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Junk, oversize and malformed input on every port.

@@ -1,0 +1,83 @@
+//! Names of headers and gRPC metadata that the programs exchange, and which of them must not travel on.
+
+use std::fmt;
+
+/// The agent id that a routing broker asks a gateway broker for; decimal.
+pub const ROUTING_AGENT_ID: &str = "kas-hop-routing-agent-id";
+/// Metadata with this prefix is between brokers and never reaches an agent.
+pub const HOP_PREFIX: &str = "kas-hop-";
+/// Headers with this prefix are between our own programs; from outside they are removed.
+pub const INTERNAL_PREFIX: &str = "x-postern-";
+/// One opaque id per RPC, for finding its log lines.
+pub const CORRELATION_ID: &str = "x-gitlab-correlation-id";
+
+/// Who speaks: `User-Agent`, `Server` and `Via` values.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// `gitlab-agent` for the agent, `gitlab-kas` for the broker: peers tell generations apart by it.
+    pub name: &'static str,
+    /// With a leading `v`.
+    pub version: &'static str,
+    /// Short commit id, or `unknown`.
+    pub commit: &'static str,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.name, self.version, self.commit)
+    }
+}
+
+/// Whether gRPC itself owns this metadata key, so that it must not be copied from one RPC into another.
+///
+/// Agents and brokers put such keys into `RequestInfo.meta` and `Header.meta`; copying them into real headers
+/// would contradict the transport's own.
+pub fn is_reserved(key: &str) -> bool {
+    key.starts_with(':')
+        || key.starts_with("grpc-")
+        || matches!(key, "content-type" | "user-agent" | "te" | "host" | "connection" | "content-length")
+}
+
+/// Whether this key may go to an agent: neither reserved, nor between brokers, nor a credential.
+pub fn may_reach_agent(key: &str) -> bool {
+    !is_reserved(key)
+        && !key.starts_with(HOP_PREFIX)
+        && !key.starts_with(INTERNAL_PREFIX)
+        && key != "authorization"
+        && key != "cookie"
+}
+
+/// The version of a kas-made agent, from its gRPC `user-agent` (`agentk/v14.1.1/abc grpc-go/1.39.0`).
+///
+/// `None` for programs that do not say one; treat those as old.
+pub fn agent_version(user_agent: &str) -> Option<(u32, u32)> {
+    let (name, rest) = user_agent.split_once('/')?;
+    if !matches!(name, "agentk" | "gitlab-agent") {
+        return None;
+    }
+    let version = rest.split(['/', ' ']).next()?.trim_start_matches('v');
+    let mut numbers = version.split(['.', '-', '+']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_user_agents_of_both_generations() {
+        assert_eq!(agent_version("agentk/v14.1.1/7a36596 grpc-go/1.39.0"), Some((14, 1)));
+        assert_eq!(agent_version("gitlab-agent/v16.5.0/abc grpc-go/1.58"), Some((16, 5)));
+        assert_eq!(agent_version("gitlab-agent/v17.0.0-rc1/abc"), Some((17, 0)));
+        assert_eq!(agent_version("grpc-python/1.60"), None);
+        assert_eq!(agent_version("agentk/dev"), None);
+        assert_eq!(agent_version(""), None);
+    }
+
+    #[test]
+    fn no_credential_and_no_internal_key_reaches_an_agent() {
+        let refused = ["authorization", "cookie", "kas-hop-routing-agent-id", ":authority", "te", "grpc-timeout"];
+        assert!(refused.iter().all(|key| !may_reach_agent(key)));
+        assert!(may_reach_agent("x-gitlab-correlation-id"));
+    }
+}
