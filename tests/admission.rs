@@ -2,7 +2,7 @@
 //! cluster. No token is ever in a log.
 
 use crate::harness::{
-    AGENT, Field, Options, Process,
+    AGENT, Field, Options, PATIENCE, Process,
     http::{Client, full, probe},
     until,
 };
@@ -100,13 +100,14 @@ async fn a_running_agent_moves_to_a_new_token_loses_a_revoked_one_and_returns_wi
     let ended = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("tunnel ended: "));
     let line = until("the broker says why", async || field.broker.lines().into_iter().find(ended)).await;
     assert!(line["message"].as_str().unwrap().contains("revoked"), "{line}");
+    let cut = timeout(PATIENCE, async { while let Some(Ok(_)) = watch.frame().await {} });
+    cut.await.expect("what ran through the agent's tunnels ends, too");
+    drop(watching);
     not_ready(field.addresses.agent_probes).await;
     let (status, body) = Client::new(&field).await.get("/version").await;
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((status, &body["kind"]), (503, &Value::from("Status")), "{body}");
     assert!(body["message"].as_str().unwrap().contains("not connected"), "{body}");
-    drop((watch, watching));
-
     // A new token needs no restart and no waiting.
     Field::write_identities(&here, &[third], &[&first, second], &field.caller_token);
     replace(&file, third);
@@ -170,7 +171,7 @@ async fn a_caller_that_may_not_is_told_why_in_a_status_and_the_cluster_hears_not
     let mut watch = client.send("GET", "/stream-forever", full("")).await;
     assert!(watch.frame().await.unwrap().is_ok());
     Field::write_identities(field.folder.path(), &[&field.agent_token], &[], "caller-another");
-    let cut = timeout(crate::harness::PATIENCE, async { while let Some(Ok(_)) = watch.frame().await {} });
+    let cut = timeout(PATIENCE, async { while let Some(Ok(_)) = watch.frame().await {} });
     cut.await.expect("the watch ends");
     status(get(&field, path, &[("authorization", &field.bearer())]).await, 401, "Unauthorized").await;
     until("the cluster sees the watch end", async || (field.api().open() == 0).then_some(())).await;
@@ -195,6 +196,19 @@ async fn a_caller_over_its_limit_gets_a_429_status_and_nobody_else_does() {
 }
 
 #[tokio::test]
+async fn an_agent_over_its_limit_says_so_in_one_line_and_lives() {
+    let limits = "limits: {requests_per_token_per_minute: 1, burst: 1}\n";
+    let mut field = Field::with(Options { edge_extra: limits.into(), ready: false, ..Options::default() }).await;
+    let about = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("token limited by "));
+    let agent = &mut field.agent;
+    let line = until("the agent says that it is limited", async || agent.lines().into_iter().find(about)).await;
+    assert!(line["error"].as_str().unwrap().contains("rate limit exhausted"), "{line}");
+    assert_eq!(agent.lines().iter().filter(|line| about(line)).count(), 1, "{}", agent.text());
+    not_ready(field.addresses.agent_probes).await;
+    assert!(field.agent.alive());
+}
+
+#[tokio::test]
 async fn what_is_the_callers_business_with_the_broker_does_not_reach_the_cluster() {
     let field = Field::start().await;
     let bearer = field.bearer();
@@ -214,10 +228,12 @@ async fn what_is_the_callers_business_with_the_broker_does_not_reach_the_cluster
         ("accept", "application/json;as=Table;g=meta.k8s.io;v=v1, application/json"),
         ("user-agent", "kubectl/v1.30.0"),
     ];
+    // A query travels as a map, so it arrives in the order of its names.
     assert_eq!(get(&field, "/api/v1/pods?limit=500&labelSelector=a%3Db", &sent).await.status(), 200);
     let seen = field.api().requests().pop().expect("it arrived");
-    assert_eq!(seen.uri.path_and_query().unwrap(), "/api/v1/pods?limit=500&labelSelector=a%3Db");
-    for name in ["authorization", "cookie", "proxy-authorization", "x-of-this-hop", "forwarded", "x-real-ip"] {
+    assert_eq!(seen.uri.path_and_query().unwrap(), "/api/v1/pods?labelSelector=a%3Db&limit=500");
+    assert_eq!(seen.headers["authorization"], format!("Bearer {}", field.cluster_token), "not the agent's own");
+    for name in ["cookie", "proxy-authorization", "x-of-this-hop", "forwarded", "x-real-ip"] {
         assert!(!seen.headers.contains_key(name), "{name}: {seen:?}");
     }
     for (name, value) in &seen.headers {
@@ -273,6 +289,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+#[test]
+fn the_search_for_tokens_finds_them_in_base64_too() {
+    let forms = forms("glagent-0123456789abcdef");
+    for before in ["", "a", "ab", "abc", "Bearer postern:7:", "user:"] {
+        for after in ["", "a", "\n"] {
+            let text = BASE64_STANDARD.encode(format!("{before}glagent-0123456789abcdef{after}"));
+            assert!(forms.iter().any(|form| text.contains(form)), "{before}..{after}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_token_is_in_any_log_at_any_level() {
     // An agent configuration without a level leaves the agent's log at trace, too.
@@ -322,13 +349,17 @@ async fn no_token_is_in_any_log_at_any_level() {
         process.ended().await;
     }
 
-    let secrets = [&field.agent_token, &field.caller_token, &wrong, "glagent-unknown-abcdefgh", "glagent-next-abcdefgh"];
+    let secrets = [
+        &field.agent_token,
+        &field.caller_token,
+        &field.cluster_token,
+        &wrong,
+        "glagent-unknown-abcdefgh",
+        "glagent-next-abcdefgh",
+    ];
     let (mut logs, mut bytes) = (0, 0);
-    for entry in fs::read_dir(&here).unwrap() {
+    for entry in fs::read_dir(here.join("logs")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "log") {
-            continue;
-        }
         let log = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
         logs += 1;
         bytes += log.len();

@@ -97,6 +97,26 @@ async fn an_unknown_ca_an_expired_certificate_and_a_wrong_name_are_told_apart() 
     assert!(expired.asked().is_empty() && other.asked().is_empty(), "an unverified server was asked");
 }
 
+#[tokio::test]
+async fn a_ca_file_that_is_replaced_lets_the_agent_in_without_a_restart() {
+    let mut field = Field::with(Options { ready: false, ..Options::default() }).await;
+    let file = field.folder.path().join("late.crt");
+    std::fs::write(&file, Ca::new().pem()).unwrap();
+    field
+        .replace_agent(|options| {
+            options.ca_cert_file = false;
+            options.agent_flags = vec![format!("--ca-cert-file={}", file.display())];
+        })
+        .await;
+    let line = field.agent.logged("dial failed", |_| true).await;
+    assert_says(line["error"].as_str().unwrap(), &["unknown CA", "neither one in the file given with --ca-cert-file"]);
+    let fresh = file.with_extension("new");
+    std::fs::write(&fresh, field.ca.pem()).unwrap();
+    std::fs::rename(fresh, file).unwrap();
+    field.ready().await;
+    assert_eq!(Client::new(&field).await.get("/version").await.0, 200);
+}
+
 fn moved_to(location: &str) -> String {
     format!("HTTP/1.1 301 Moved Permanently\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 }

@@ -6,7 +6,7 @@ mod authority;
 /// Tens of thousands of small messages on one stream, beside a reader that stopped.
 mod small_messages;
 /// A tunnel as tonic sees it: an agent that does what a test says.
-mod tunnel;
+pub(crate) mod tunnel;
 
 use crate::harness::{
     AGENT, Field, Options, PATIENCE, Process, cache,

@@ -62,6 +62,9 @@ impl Process {
         let test = std::env::current_exe().expect("this test has a path");
         let path = test.ancestors().nth(2).expect("target folder").join(binary);
         assert!(path.exists(), "{} is not built; run `make test`", path.display());
+        // Not among the files that are watched for changes: at `trace` each line would be a change worth a line.
+        let folder = folder.join("logs");
+        fs::create_dir_all(&folder).expect("folder of logs");
         let mut number = 0;
         let log = loop {
             let log = folder.join(format!("{name}.{number}.log"));
@@ -184,6 +187,8 @@ pub(crate) struct Field {
     pub(crate) addresses: Addresses,
     pub(crate) agent_token: String,
     pub(crate) caller_token: String,
+    /// What the agent shows the stand-in.
+    pub(crate) cluster_token: String,
     options: Options,
 }
 
@@ -278,6 +283,7 @@ impl Field {
         let Issued { certificate_pem, key_pem } = ca.issue(&["localhost", "127.0.0.1"]);
         fs::write(here.join("tls.crt"), certificate_pem).expect("certificate written");
         fs::write(here.join("tls.key"), key_pem).expect("key written");
+        let cluster_token = format!("cluster-{}", random());
         let (agent_token, caller_token) = (format!("glagent-{}", random()), format!("caller-{}", random()));
         fs::write(here.join("agent.token"), &agent_token).expect("token written");
         Self::write_identities(&here, &[&agent_token], &[], &caller_token);
@@ -319,7 +325,9 @@ impl Field {
         let cluster = match &options.kubeconfig {
             Some(file) => Cluster::Real(file.clone()),
             None => {
-                let api = stand_ins::kube_api::KubeApi::start(stand_ins::kube_api::Options::default()).await;
+                let token = Some(cluster_token.clone());
+                let options = stand_ins::kube_api::Options { token, ..Default::default() };
+                let api = stand_ins::kube_api::KubeApi::start(options).await;
                 let api = api.expect("stand-in starts");
                 fs::write(here.join("cluster.kubeconfig"), api.kubeconfig()).expect("written");
                 Cluster::StandIn(Box::new(api))
@@ -346,6 +354,7 @@ impl Field {
             addresses,
             agent_token,
             caller_token,
+            cluster_token,
             options,
         };
         if field.options.ready {

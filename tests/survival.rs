@@ -155,7 +155,7 @@ fn ended(name: &'static str, cut: watch::Receiver<Option<Instant>>) -> (&'static
 fn unfinished() -> Body {
     use futures::StreamExt;
     let piece = futures::stream::iter([Ok::<_, std::io::Error>(hyper::body::Frame::data("{".into()))]);
-    http_body_util::StreamBody::new(piece.chain(futures::stream::pending())).boxed()
+    BodyExt::boxed(http_body_util::StreamBody::new(piece.chain(futures::stream::pending())))
 }
 
 async fn drain(response: Response<Incoming>) {
@@ -310,6 +310,53 @@ async fn each_process_finishes_what_runs_when_it_is_asked_to_end_and_ends_with_s
     drains(&mut field, "agent", agent_probes, |field| &mut field.agent).await;
     field.restart_agent().await;
     println!("reached after {:?}", caller.reached().await);
+}
+
+#[tokio::test]
+async fn a_process_that_is_asked_twice_to_end_cuts_what_runs_and_ends_with_status_1() {
+    let mut field = field().await;
+    let caller = Caller::of(&field);
+    for which in ["edge", "broker", "agent"] {
+        let mut client = Client::new(&field).await;
+        let mut watch = client.send("GET", "/stream-forever", full("")).await;
+        assert!(watch.frame().await.unwrap().is_ok());
+        let (probes, process) = match which {
+            "edge" => (field.addresses.edge_admin, &mut field.edge),
+            "broker" => (field.addresses.broker_probes, &mut field.broker),
+            _ => (field.addresses.agent_probes, &mut field.agent),
+        };
+        process.signal("TERM").await;
+        until("it is not ready", async || (probe(probes, "/readiness").await == Some(503)).then_some(())).await;
+        assert!(timeout(PATIENCE, watch.frame()).await.unwrap().unwrap().is_ok(), "{which} cut the watch at once");
+        let start = Instant::now();
+        process.signal("TERM").await;
+        assert_eq!(process.ended().await.code(), Some(1), "{}", process.text());
+        assert!(start.elapsed() < CUT, "{which} took {:?}", start.elapsed());
+        let cut = timeout(CUT, async { while let Some(Ok(_)) = watch.frame().await {} });
+        cut.await.unwrap_or_else(|_| panic!("the watch outlived the {which}"));
+        match which {
+            "edge" => field.restart_edge().await,
+            "broker" => field.restart_broker().await,
+            _ => field.restart_agent().await,
+        }
+        caller.reached().await;
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_runs_out_of_time_cuts_what_is_left_and_says_how_much() {
+    let drain = "drain: {grace: 1s}\n";
+    let mut field = Field::with(Options { edge_extra: drain.into(), ..Options::default() }).await;
+    let mut client = Client::new(&field).await;
+    let mut watch = client.send("GET", "/stream-forever", full("")).await;
+    assert!(watch.frame().await.unwrap().is_ok());
+    field.edge.signal("TERM").await;
+    let status = field.edge.ended().await;
+    assert_eq!(status.code(), Some(1), "{}", field.edge.text());
+    let said = field.edge.lines().into_iter().rfind(|line| line["level"] == "WARN" || line["level"] == "ERROR");
+    println!("{}", said.expect("a line about what was cut"));
+    let cut = timeout(CUT, async { while let Some(Ok(_)) = watch.frame().await {} });
+    cut.await.expect("the watch ends");
 }
 
 #[tokio::test]

@@ -108,6 +108,11 @@ impl Road {
         self.current.borrow().as_ref().is_some_and(|connection| !connection.is_gone())
     }
 
+    /// Whether the broker has refused or limited the token, so that no stream is opened for the moment.
+    pub fn is_held_back(&self) -> bool {
+        self.gate.is_closed()
+    }
+
     /// Takes note of a stream's status. `true` if it was a refusal of the token, which has been logged and makes
     /// [`Road::connection`] wait; nobody else needs to wait or to log.
     pub fn refused(&self, connection: &Connection, status: &Status) -> bool {

@@ -189,20 +189,23 @@ impl Requests {
 
     /// Moves the body up to the trailer, at the API server's pace.
     async fn feed(&mut self, feed: Feed, first: First, length: Length) -> Result<(), Status> {
+        let mut complete = false;
         match first {
-            First::Complete => return Ok(feed.finish().await),
+            First::Complete => complete = true,
             First::Data(data) => feed.data(data).await,
             First::Unread => {}
         }
-        loop {
+        while !complete {
             match self.next().await? {
                 Some(http_request::Message::Data(_)) if length == Length::None => {
                     return Err(Status::internal("unexpected HttpRequest_Data message received"));
                 }
                 Some(http_request::Message::Data(data)) => feed.data(data.data).await,
-                _ => return Ok(feed.finish().await),
+                _ => complete = true,
             }
         }
+        feed.finish().await;
+        Ok(())
     }
 }
 

@@ -28,6 +28,8 @@ use tracing::{debug, info, warn};
 
 /// A prober sends its request at once.
 const REQUEST_HEAD: Duration = Duration::from_secs(5);
+/// Larger heads are answered with 431.
+const MAX_HEAD: usize = 16 * 1024;
 /// A whole exchange, so that a stranger who reads slowly goes away again.
 const EXCHANGE: Duration = Duration::from_secs(30);
 /// Strangers can reach this listener; more than this at a time wait in the kernel.
@@ -93,7 +95,8 @@ impl Metrics {
         let set = |state, value: usize| {
             self.tunnels.get_or_create(&[("state", state)]).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        set("idle", counts.idle);
+        set("opening", counts.idle - counts.standing);
+        set("idle", counts.standing);
         set("busy", counts.busy);
     }
 
@@ -144,6 +147,9 @@ impl Readiness {
             Err("draining: no new requests are taken")
         } else if !self.road.is_connected() {
             Err("not connected to the broker")
+        } else if counts.standing == 0 && self.road.is_held_back() {
+            // Requests that run go on, but none can follow them.
+            Err("the broker refuses or limits the agent's token")
         } else if counts.standing + counts.busy == 0 {
             Err("connected to the broker, but no tunnel is standing")
         } else {
@@ -247,6 +253,7 @@ async fn exchange(io: Box<dyn Io>, tls: Option<TlsAcceptor>, pages: Arc<Pages>) 
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_HEAD)
+        .max_buf_size(MAX_HEAD)
         .keep_alive(false)
         .serve_connection(TokioIo::new(io), hyper::service::service_fn(answer));
     if let Err(error) = served.await {

@@ -168,7 +168,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let malformed = |error: serde_yaml::Error| ConfigError::Malformed {
             path: path.to_owned(),
-            message: error.to_string(),
+            message: crate::error::yaml(&error),
         };
         let tree: serde_yaml::Value = serde_yaml::from_str(text).map_err(malformed)?;
         let file = match tree {
@@ -447,6 +447,8 @@ mod tests {
     fn an_unknown_key_is_refused_with_its_line() {
         let error = parse("embedded: {identities_file: i}\nagent:\n  listen:\n    adress: x\n").unwrap_err();
         assert!(error.contains("adress") && error.contains("line 4"), "{error}");
+        let error = parse("agnet: {}\n").unwrap_err();
+        assert!(error.contains("agnet") && error.contains("line 1 column 1"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,15 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     line
 }
 
+/// What is wrong with a YAML file and where: the parser itself leaves out the position at the very beginning.
+pub fn yaml(error: &serde_yaml::Error) -> String {
+    let text = error.to_string();
+    match error.location() {
+        Some(at) if !text.contains(" at line ") => format!("{text} at line {} column {}", at.line(), at.column()),
+        _ => text,
+    }
+}
+
 /// A refusal or failure for a caller of the Kubernetes API, before any byte of an answer was sent.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ApiFailure {

@@ -343,7 +343,10 @@ impl Started {
                 tasks.spawn(upgrade::run(client, answer, upload, permit, account));
                 Response::new(Full::default().map_err(|never| match never {}).boxed_unsync())
             }
-            None => Response::new(body::stream(answer, upload, permit, account, tasks)),
+            None => {
+                let expected = body::expected(&account.method, status, &headers);
+                Response::new(body::stream(expected, answer, upload, permit, account, tasks))
+            }
         };
         *response.status_mut() = status;
         *response.headers_mut() = headers;

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use child::{Child, ChildError};
 use client::Server;
+use cluster::Cluster;
 use field::{Field, Programs};
 use place::Place;
 
@@ -82,59 +83,77 @@ async fn demo(options: Options) -> anyhow::Result<ExitCode> {
     let programs = Programs::find()?;
     let mut place = Place::open(options.dir.as_deref())?;
     let mut children = Vec::new();
+    // Outlives the children: what they still do during their drain may need it.
+    let mut cluster = None;
     let walked = tokio::select! {
-        walked = walk(&options, &programs, &place, &mut children) => walked,
+        walked = walk(&options, &programs, &place, &mut cluster, &mut children) => walked,
         () = asked_to_end() => Ok(Ended::Interrupted),
     };
     if let Ok(Ended::Interrupted) = walked {
         println!("\nDraining; Ctrl-C again ends at once.");
     }
+    let drained = async {
+        let cut = drain(&mut children).await;
+        if let Some(cluster) = cluster {
+            cluster.end().await;
+        }
+        cut
+    };
     let cut = tokio::select! {
-        cut = drain(&mut children) => cut,
+        cut = drained => cut,
         // Dropping the children kills them.
         () = asked_to_end() => return Ok(ExitCode::FAILURE),
     };
     for name in &cut {
         eprintln!("{name} did not end within {} s and was killed", DRAIN_PATIENCE.as_secs());
     }
-    if walked.is_err() || !cut.is_empty() {
+    let code = match walked {
+        Err(error) if children.is_empty() => return Err(error),
+        Err(error) => {
+            eprintln!("postern: {error:#}");
+            ExitCode::FAILURE
+        }
+        Ok(_) if !cut.is_empty() => ExitCode::FAILURE,
+        Ok(Ended::Toured) => {
+            println!("The tour saw all it should.");
+            ExitCode::SUCCESS
+        }
+        Ok(Ended::Interrupted) if options.once => ExitCode::FAILURE,
+        Ok(Ended::Interrupted) => ExitCode::SUCCESS,
+    };
+    if code != ExitCode::SUCCESS {
         place.keep();
         eprintln!("All files, with the logs, are in {}", place.root().display());
     }
-    match walked? {
-        _ if !cut.is_empty() => Ok(ExitCode::FAILURE),
-        Ended::Toured => {
-            println!("The tour saw all it should.");
-            Ok(ExitCode::SUCCESS)
-        }
-        Ended::Interrupted if options.once => Ok(ExitCode::FAILURE),
-        Ended::Interrupted => Ok(ExitCode::SUCCESS),
-    }
+    Ok(code)
 }
 
-/// Starts everything and stays with it. What was started is in `children`, however this ends.
+/// Starts everything and stays with it. What was started is in `cluster` and `children`, however
+/// this ends.
 async fn walk(
     options: &Options,
     programs: &Programs,
     place: &Place,
+    cluster: &mut Option<Cluster>,
     children: &mut Vec<Child>,
 ) -> anyhow::Result<Ended> {
-    let began = Instant::now();
-    let cluster = match (&options.kubeconfig, options.cluster) {
+    let mut began = Instant::now();
+    let cluster = cluster.insert(match (&options.kubeconfig, options.cluster) {
         (Some(path), _) => cluster::from_kubeconfig(path)?,
         (None, Choice::StandIn) => cluster::stand_in(place).await?,
         (None, Choice::ControlPlane) => {
-            println!("Starting the control plane; the first time it is built, which takes some minutes.");
-            cluster::control_plane(place).await?
+            println!("Starting a control plane; the first time it is built, which takes some minutes.");
+            let cluster = cluster::control_plane(place).await?;
+            began = Instant::now();
+            cluster
         }
-    };
+    });
     println!("Cluster:     {}", cluster.what);
-    let field = Field::start(programs, place, &cluster, children).await?;
+    let field = Field::start(programs, place, cluster, options.once, children).await?;
     let edge = Server::tls(field.edge, &place.ca.pem());
     println!("Running:     edge, broker and agent; ready after {:.1?}", began.elapsed());
     if options.once {
-        let visitor =
-            tour::Visitor { edge, token: place.your_token(), hasty_token: place.hasty_token() };
+        let visitor = tour::Visitor { edge, token: place.your_token(), hasty_token: place.hasty_token() };
         tour::run(&visitor).await?;
         return Ok(Ended::Toured);
     }
@@ -173,7 +192,9 @@ fn describe(field: &Field, children: &[Child]) {
     println!("             commit a change there and the broker pushes it");
     println!();
     for (name, address) in &field.probes {
-        println!("{name:<12} probes http://{address}/liveness and /readiness, metrics http://{address}/metrics");
+        println!(
+            "{name:<12} probes http://{address}/liveness and /readiness, metrics http://{address}/metrics"
+        );
         if let Some(child) = children.iter().find(|child| child.name() == *name) {
             println!("{:<12} log {}", "", child.log().display());
         }

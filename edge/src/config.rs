@@ -110,7 +110,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not YAML, a key is unknown, or a value has the wrong type. The source says line and column.
-    #[error("{} is not a valid edge configuration", path.display())]
+    #[error("{} is not a valid edge configuration{}", path.display(), at_the_beginning(source))]
     Parse {
         path: PathBuf,
         #[source]
@@ -119,6 +119,12 @@ pub enum ConfigError {
     /// It can be read, but values make no sense. All of them are listed.
     #[error("{}: {}", path.display(), join(problems))]
     Problems { path: PathBuf, problems: Vec<Problem> },
+}
+
+/// The one position that the parser's own words leave out.
+fn at_the_beginning(error: &serde_yaml::Error) -> &'static str {
+    let first = error.location().is_some_and(|at| (at.line(), at.column()) == (1, 1));
+    if first { " (line 1)" } else { "" }
 }
 
 /// One value that cannot be used.

@@ -28,6 +28,8 @@ use tokio::sync::Semaphore;
 /// Probes and scrapers need a handful.
 const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(5);
+/// Larger heads are answered with 431.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// What the admin listener can say.
 pub struct Admin {
@@ -71,6 +73,7 @@ impl Admin {
                 let served = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD)
+                    .max_buf_size(MAX_HEAD)
                     .serve_connection(TokioIo::new(tcp), service)
                     .await;
                 if let Err(error) = served {

@@ -34,6 +34,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Status, Streaming,
+    codec::CompressionEncoding,
     codegen::Service,
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
@@ -96,6 +97,11 @@ impl Agent {
         let channel = timeout(PATIENCE, endpoint.connect_with_connector(dial)).await.expect("in time");
         let token = AgentToken::new(field.agent_token.clone()).expect("a legal token");
         Self { client: ReverseTunnelClient::new(channel.expect("connected")), token, dials }
+    }
+
+    /// From now on every message is compressed.
+    pub(crate) fn compressing(self) -> Self {
+        Self { client: self.client.send_compressed(CompressionEncoding::Gzip), ..self }
     }
 
     /// How many connections it took so far.

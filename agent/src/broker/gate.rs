@@ -12,7 +12,9 @@ use tonic::{Code, Status};
 /// kas caches a refused token for a minute, so asking more often learns nothing for long.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// Limits are counted per minute.
-const LIMITED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+const LIMITED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// A limit that was last met longer ago than this is a new one.
+const FORGOTTEN: Duration = Duration::from_secs(120);
 
 /// What the broker has against the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub struct Gate {
 struct Delays {
     refused: Backoff,
     limited: Backoff,
+    last_limited: Option<Instant>,
 }
 
 impl Default for Gate {
@@ -75,6 +78,7 @@ impl Default for Gate {
         let delays = Delays {
             refused: Backoff::new(REFUSED.0, REFUSED.1, 2.0),
             limited: Backoff::new(LIMITED.0, LIMITED.1, 2.0),
+            last_limited: None,
         };
         Self { closed_until: watch::Sender::new(None), delays: Mutex::new(delays) }
     }
@@ -96,6 +100,11 @@ impl Gate {
         }
     }
 
+    /// Whether streams are held back now.
+    pub fn is_closed(&self) -> bool {
+        self.closed_until.borrow().is_some_and(|until| until > Instant::now())
+    }
+
     /// Closes the gate. The delay is given to the first who reports; the others of the same volley get `None`.
     pub fn close(&self, refusal: Refusal) -> Option<Duration> {
         let mut delay = None;
@@ -105,7 +114,12 @@ impl Gate {
             }
             let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
             let step = match refusal {
-                Refusal::Limited => delays.limited.step(),
+                Refusal::Limited => {
+                    if delays.last_limited.replace(Instant::now()).is_none_or(|at| at.elapsed() > FORGOTTEN) {
+                        delays.limited.reset();
+                    }
+                    delays.limited.step()
+                }
                 _ => delays.refused.step(),
             };
             *until = Some(Instant::now() + step);
@@ -115,11 +129,10 @@ impl Gate {
         delay
     }
 
-    /// A stream was admitted: the next refusal begins with a short delay again.
+    /// A stream was admitted: the next refusal begins with a short delay again. Says nothing about limits: streams
+    /// that were opened before the limit was met go on.
     pub fn admitted(&self) {
-        let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
-        delays.refused.reset();
-        delays.limited.reset();
+        self.delays.lock().unwrap_or_else(PoisonError::into_inner).refused.reset();
     }
 
     /// Opens the gate now, for a new token.
@@ -139,11 +152,27 @@ mod tests {
         gate.passed().await;
         let first = gate.close(Refusal::Unauthenticated).unwrap();
         assert_eq!(gate.close(Refusal::Unauthenticated), None);
+        assert!(gate.is_closed());
         let began = Instant::now();
         gate.passed().await;
+        assert!(!gate.is_closed());
         assert!(began.elapsed() >= first && first >= Duration::from_secs(8), "{first:?}");
         let second = gate.close(Refusal::Unauthenticated).unwrap();
         assert!(second > first, "{second:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_asked_about_less_and_less_even_while_older_streams_are_admitted() {
+        let gate = Gate::default();
+        let mut delays = Vec::new();
+        for _ in 0..4 {
+            delays.push(gate.close(Refusal::Limited).unwrap());
+            gate.admitted();
+            gate.passed().await;
+        }
+        assert!(delays[0] < Duration::from_secs(7) && delays[3] >= Duration::from_secs(24), "{delays:?}");
+        tokio::time::advance(Duration::from_secs(300)).await;
+        assert!(gate.close(Refusal::Limited).unwrap() < Duration::from_secs(7));
     }
 
     #[tokio::test(start_paused = true)]

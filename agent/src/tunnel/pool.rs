@@ -103,13 +103,9 @@ pub async fn keep<F>(
             },
             Ok(()) = least.changed() => pool.keep_at_least(*least.borrow_and_update()),
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => pool.rest(),
-            () = drain.cancelled(), if !drain_seen(&pool) => pool.send_idle_home(0),
+            () = drain.cancelled(), if !pool.sent_home => pool.send_idle_home(0),
         }
     }
-}
-
-fn drain_seen(pool: &Pool) -> bool {
-    pool.sent_home
 }
 
 struct Pool {
@@ -260,14 +256,15 @@ impl Pool {
         }
     }
 
-    /// Asks idle tunnels to go, all but the `keep` oldest.
+    /// Asks idle tunnels to go, all but the `keep` newest: those are the ones a broker takes first.
     fn send_idle_home(&mut self, keep: usize) {
         self.sent_home = keep == 0;
         let idle = |entry: &Entry| matches!(entry.phase, Phase::Opening | Phase::Standing);
         let mut idle: Vec<u64> =
             self.slots.iter().filter(|(_, entry)| idle(entry)).map(|(number, _)| *number).collect();
         idle.sort_unstable();
-        for number in idle.into_iter().skip(keep) {
+        idle.truncate(idle.len().saturating_sub(keep));
+        for number in idle {
             if let Some(entry) = self.slots.get_mut(&number) {
                 entry.phase = Phase::Leaving;
                 entry.leave.cancel();

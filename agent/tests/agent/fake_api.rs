@@ -24,11 +24,11 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 pub(crate) struct FakeApi {
     url: String,
     state: Arc<State>,
-    heads: mpsc::UnboundedReceiver<Parts>,
+    heads: mpsc::Receiver<Parts>,
 }
 
 struct State {
-    heads: mpsc::UnboundedSender<Parts>,
+    heads: mpsc::Sender<Parts>,
     watchers: watch::Sender<i64>,
     pieces_read: watch::Sender<usize>,
 }
@@ -37,7 +37,7 @@ impl FakeApi {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let (sender, heads) = mpsc::unbounded_channel();
+        let (sender, heads) = mpsc::channel(1000);
         let state = Arc::new(State {
             heads: sender,
             watchers: watch::Sender::new(0),
@@ -93,7 +93,7 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>) -> Answer {
         copy.into_parts()
     };
     let path = parts.uri.path().to_owned();
-    let _ = state.heads.send(parts);
+    let _ = state.heads.try_send(parts);
     match path.as_str() {
         "/echo" => Response::new(request.into_body().map_err(std::io::Error::other).boxed_unsync()),
         "/watch" => {

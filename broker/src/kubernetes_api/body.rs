@@ -4,6 +4,7 @@ use super::{Account, Answer, Body, ExchangeError, Upload, message};
 use crate::{auth::CallerPermit, error::chain, tunnel::stream::RequestHalf};
 use bytes::Bytes;
 use futures::StreamExt;
+use http::{HeaderMap, Method, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
@@ -29,8 +30,16 @@ pub(super) async fn send(to_agent: &RequestHalf, mut body: Incoming) -> Result<(
     Ok(())
 }
 
+/// How many bytes of body the caller's side will read at the most; `None` if only the end of the stream tells.
+pub(super) fn expected(method: &Method, status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+    let bodyless = method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if bodyless { Some(0) } else { length }
+}
+
 /// The answer's body. One piece waits for the caller; until it is taken, nothing more is read from the tunnel.
 pub(super) fn stream(
+    expected: Option<u64>,
     answer: Answer,
     upload: Upload,
     permit: CallerPermit,
@@ -38,12 +47,13 @@ pub(super) fn stream(
     tasks: &TaskTracker,
 ) -> Body {
     let (pieces, taken) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(1);
-    tasks.spawn(pump(pieces, answer, upload, permit, account));
+    tasks.spawn(pump(pieces, expected, answer, upload, permit, account));
     StreamBody::new(ReceiverStream::new(taken).fuse()).boxed_unsync()
 }
 
 async fn pump(
     pieces: mpsc::Sender<Result<Frame<Bytes>, io::Error>>,
+    expected: Option<u64>,
     mut answer: Answer,
     mut upload: Upload,
     permit: CallerPermit,
@@ -54,7 +64,11 @@ async fn pump(
     let end = loop {
         let next = tokio::select! {
             biased;
-            () = pieces.closed() => break Err(ExchangeError::CallerGone),
+            // The server lets go of a body as soon as it has all the bytes that the head promised.
+            () = pieces.closed() => break match expected {
+                Some(expected) if account.sent >= expected => Ok(()),
+                _ => Err(ExchangeError::CallerGone),
+            },
             () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
             next = answer.next() => next,
             Ok(failed) = &mut upload.failed => Err(failed),
@@ -62,8 +76,9 @@ async fn pump(
         match next {
             Ok(Some(http_response::Message::Data(piece))) => {
                 account.sent += piece.data.len() as u64;
-                if !piece.data.is_empty() && pieces.send(Ok(Frame::data(piece.data))).await.is_err() {
-                    break Err(ExchangeError::CallerGone);
+                // A send that fails is noticed above: the caller left, or has all it was promised.
+                if !piece.data.is_empty() {
+                    let _ = pieces.send(Ok(Frame::data(piece.data))).await;
                 }
             }
             // The caller has all of it now; what is left is only between broker and agent.

@@ -16,6 +16,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const NEXT_HEAD: Duration = Duration::from_secs(60);
+/// Larger heads are answered with 431.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// What the probes and metrics tell about.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub async fn serve(
                 async move { Ok::<_, Infallible>(response) }
             });
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEAD);
+            builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEAD).max_buf_size(MAX_HEAD);
             let connection = builder.serve_connection(TokioIo::new(accepted), service);
             if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
                 tracing::debug!(%error, "connection ended");

@@ -58,6 +58,7 @@ impl ReverseTunnel for TunnelService {
         let message = tokio::time::timeout(DESCRIPTOR_WAIT, stream.message()).await;
         let order = descriptor(message, ConnectRequestOrder::new())?;
         let (tunnel, to_agent) = Tunnel::new(permit.agent.id, version, stream.boxed(), order, Some(presence));
+        let tunnel = tunnel.held_by(permit.clone());
         let service = self.clone();
         self.tasks.spawn(async move { service.keep(permit, tunnel).await });
         Ok(Response::new(to_agent))

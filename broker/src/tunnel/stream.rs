@@ -2,9 +2,13 @@
 //! registry hands the tunnel over; after it, `kubernetes_api.rs` knows what the messages mean. It never looks
 //! inside a message, and never ends a stream in a way that leaves the agent's slot hanging.
 
-use crate::tunnel::registry::PresenceGuard;
+use crate::{auth::AgentPermit, tunnel::registry::PresenceGuard};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream::BoxStream};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, Fuse},
+    stream::BoxStream,
+};
 use postern_wire::{
     ids::AgentId,
     order::{ConnectRequestOrder, OutOfOrder},
@@ -33,6 +37,9 @@ pub enum TunnelError {
     /// The agent broke the rules of the tunnel.
     #[error("the agent sent messages out of order")]
     Order(#[from] OutOfOrder),
+    /// The agent's token was revoked or replaced in the identities while the request was under way.
+    #[error("the agent may no longer serve the request: {}", .0.message())]
+    Withdrawn(Status),
 }
 
 /// A tunnel that carries no request yet.
@@ -44,6 +51,7 @@ pub struct Tunnel {
     order: ConnectRequestOrder,
     end: EndGuard,
     presence: Option<PresenceGuard>,
+    permit: Option<AgentPermit>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -67,8 +75,13 @@ impl Tunnel {
         let (to_agent, messages) = mpsc::channel(IN_FLIGHT);
         let (end, ended) = oneshot::channel();
         let end = EndGuard(Some(end));
-        let tunnel = Self { agent, version, to_agent, from_agent, order, end, presence };
+        let tunnel = Self { agent, version, to_agent, from_agent, order, end, presence, permit: None };
         (tunnel, ToAgent { messages, ended: Some(ended), over: false })
+    }
+
+    /// Makes a request through this tunnel end when the agent's token is no longer good.
+    pub fn held_by(self, permit: AgentPermit) -> Self {
+        Self { permit: Some(permit), ..self }
     }
 
     /// Whose it is.
@@ -99,10 +112,15 @@ impl Tunnel {
     ) -> Result<(RequestHalf, ResponseHalf), TunnelError> {
         let info = rpc::RequestInfo { method_name: method.to_owned(), meta };
         let request = RequestHalf { to_agent: self.to_agent };
+        let withdrawn = match self.permit {
+            Some(permit) => permit.withdrawn().boxed(),
+            None => futures::future::pending().boxed(),
+        };
         let response = ResponseHalf {
             from_agent: self.from_agent,
             order: self.order,
             end: self.end,
+            withdrawn: withdrawn.fuse(),
             _presence: self.presence,
         };
         request.put(connect_response::Msg::RequestInfo(info)).await?;
@@ -138,6 +156,7 @@ pub struct ResponseHalf {
     from_agent: BoxStream<'static, Result<ConnectRequest, Status>>,
     order: ConnectRequestOrder,
     end: EndGuard,
+    withdrawn: Fuse<BoxFuture<'static, Status>>,
     _presence: Option<PresenceGuard>,
 }
 
@@ -151,7 +170,16 @@ impl ResponseHalf {
     /// The next message; `None` once the agent has ended the request without an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, TunnelError> {
         loop {
-            let message = match self.from_agent.next().await {
+            let next = tokio::select! {
+                // First, so that an agent that never stops sending cannot outlast its token.
+                biased;
+                status = &mut self.withdrawn => {
+                    self.end.finish(Err(status.clone()));
+                    return Err(TunnelError::Withdrawn(status));
+                }
+                next = self.from_agent.next() => next,
+            };
+            let message = match next {
                 Some(Ok(message)) => message,
                 Some(Err(status)) => return Err(TunnelError::Lost(Some(Box::new(status)))),
                 None => {

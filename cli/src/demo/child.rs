@@ -1,6 +1,7 @@
 //! One program that the demo runs: started with its log in a file, watched by reading that log, asked to drain and then
 //! made to end. It lives in a process group of its own, so that Ctrl-C reaches the demo only, and dies with the demo.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -15,6 +16,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How often a log is looked at while something in it is awaited.
 const LOOK: Duration = Duration::from_millis(20);
+/// Until a program is asked again whether it is ready: at first, and at last. Asking costs requests, and the caller who
+/// asks has a rate limit too.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+const ASK_AGAIN_AT_LAST: Duration = Duration::from_secs(1);
+const LOG_LEVEL: &str = "POSTERN_LOG";
 /// Lines of a log that an error shows.
 const SHOWN_LINES: usize = 8;
 /// Only the end of a log is read for an error.
@@ -75,18 +81,26 @@ impl Child {
     pub(super) fn start(
         name: &'static str,
         program: &Path,
-        arguments: &[&std::ffi::OsStr],
+        arguments: &[&OsStr],
+        environment: &[(&str, String)],
         log: PathBuf,
     ) -> Result<Child, ChildError> {
         let failed = |source| ChildError::Start { program: program.to_owned(), source };
         let output = File::create(&log).map_err(failed)?;
         let reader = File::open(&log).map_err(failed)?;
         let own = std::env::current_exe().map_err(failed)?;
-        let process = Command::new(own)
+        let mut command = Command::new(own);
+        // What it logs at info is how its addresses are found.
+        let level = std::env::var(LOG_LEVEL).unwrap_or_default();
+        if !["info", "debug", "trace"].iter().any(|enough| level.contains(enough)) {
+            command.env_remove(LOG_LEVEL);
+        }
+        let process = command
             .arg("tied")
             .arg(std::process::id().to_string())
             .arg(program)
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(failed)?)
             .stderr(output)
@@ -143,6 +157,7 @@ impl Child {
         F: Future<Output = Result<(), String>>,
     {
         let deadline = Instant::now() + patience;
+        let mut pause = ASK_AGAIN;
         loop {
             let last = match timeout(patience, probe()).await {
                 Ok(Ok(())) => return Ok(()),
@@ -155,7 +170,8 @@ impl Child {
             if Instant::now() > deadline {
                 return Err(self.error_late(awaited, patience, format!(" ({})", last.trim())));
             }
-            sleep(LOOK).await;
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(ASK_AGAIN_AT_LAST);
         }
     }
 

@@ -18,6 +18,7 @@ use crate::tokens;
 /// The first start builds a Go program of some size.
 const BUILD_PATIENCE: Duration = Duration::from_secs(1_800);
 const START_PATIENCE: Duration = Duration::from_secs(150);
+const END_PATIENCE: Duration = Duration::from_secs(10);
 const BUILD_SCRIPT: &str = "tests/control-plane/build.sh";
 
 /// Why there is no cluster.
@@ -51,20 +52,35 @@ pub(super) enum ClusterError {
     Failed { program: PathBuf, what: String },
 }
 
-/// A cluster in use; ends when dropped, where it is ours to end.
+/// A cluster in use. One that is ours ends when this is dropped, but only [`Cluster::end`] waits for it.
 pub(super) struct Cluster {
     /// For people.
     pub(super) what: String,
     /// For the agent.
     pub(super) kubeconfig: PathBuf,
-    _ours: Ours,
+    ours: Ours,
 }
 
-#[expect(dead_code, reason = "held so that the cluster lives as long as the demo")]
 enum Ours {
     Nothing,
     StandIn(KubeApi),
     ControlPlane(Child),
+}
+
+impl Cluster {
+    /// Ends a cluster that is ours.
+    pub(super) async fn end(self) {
+        match self.ours {
+            Ours::Nothing => {}
+            Ours::StandIn(api) => drop(api),
+            Ours::ControlPlane(mut child) => {
+                drop(child.stdin.take());
+                if timeout(END_PATIENCE, child.wait()).await.is_err() {
+                    let _ = child.kill().await;
+                }
+            }
+        }
+    }
 }
 
 /// The user's own cluster: the current context of a kubeconfig.
@@ -74,24 +90,19 @@ pub(super) fn from_kubeconfig(path: &Path) -> Result<Cluster, ClusterError> {
     // Readable now rather than an error in the agent's log later.
     std::fs::File::open(&kubeconfig).map_err(failed)?;
     let what = format!("the current context of {}", kubeconfig.display());
-    Ok(Cluster { what, kubeconfig, _ours: Ours::Nothing })
+    Ok(Cluster { what, kubeconfig, ours: Ours::Nothing })
 }
 
 /// The stand-in API, over TLS and with a token of its own, as a cluster would be.
 pub(super) async fn stand_in(place: &Place) -> Result<Cluster, ClusterError> {
     let issued = place.ca.issue(&["localhost", "127.0.0.1"]);
-    let tls = Tls {
-        certificate_pem: issued.certificate_pem,
-        key_pem: issued.key_pem,
-        ca_pem: place.ca.pem(),
-    };
+    let tls =
+        Tls { certificate_pem: issued.certificate_pem, key_pem: issued.key_pem, ca_pem: place.ca.pem() };
     let options = Options { tls: Some(tls), token: Some(tokens::new_token()), ..Options::default() };
     let api = KubeApi::start(options).await?;
-    for (namespace, name, image) in [
-        ("default", "web-0", "nginx"),
-        ("default", "web-1", "nginx"),
-        ("kube-system", "dns-0", "coredns"),
-    ] {
+    for (namespace, name, image) in
+        [("default", "web-0", "nginx"), ("default", "web-1", "nginx"), ("kube-system", "dns-0", "coredns")]
+    {
         let app = name.split('-').next().unwrap_or(name);
         api.create(json!({
             "apiVersion": "v1",
@@ -101,8 +112,9 @@ pub(super) async fn stand_in(place: &Place) -> Result<Cluster, ClusterError> {
         }))?;
     }
     let kubeconfig = place.write("cluster-kubeconfig", &api.kubeconfig())?;
-    let what = format!("a small stand-in for the Kubernetes API in this process ({}); no container runs", api.url());
-    Ok(Cluster { what, kubeconfig, _ours: Ours::StandIn(api) })
+    let what =
+        format!("a small stand-in for the Kubernetes API in this process ({}); no container runs", api.url());
+    Ok(Cluster { what, kubeconfig, ours: Ours::StandIn(api) })
 }
 
 /// A real kube-apiserver with etcd, built from the source tree on first use.
@@ -121,7 +133,6 @@ pub(super) async fn control_plane(place: &Place) -> Result<Cluster, ClusterError
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
         .spawn()
         .map_err(run)?;
     let stdout = child.stdout.take().ok_or_else(|| failed("has no standard output"))?;
@@ -131,11 +142,12 @@ pub(super) async fn control_plane(place: &Place) -> Result<Cluster, ClusterError
         Ok(Err(source)) => return Err(run(source)),
         Ok(Ok(_)) => {}
     }
-    let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+    let field =
+        |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned);
     match (field("agentk=").or_else(|| field("kubeconfig=")), field("server=")) {
         (Some(kubeconfig), server) => {
             let what = format!("a real control plane for tests ({})", server.unwrap_or_default());
-            Ok(Cluster { what, kubeconfig: kubeconfig.into(), _ours: Ours::ControlPlane(child) })
+            Ok(Cluster { what, kubeconfig: kubeconfig.into(), ours: Ours::ControlPlane(child) })
         }
         (None, _) => Err(failed("ended before it was ready")),
     }
@@ -143,10 +155,12 @@ pub(super) async fn control_plane(place: &Place) -> Result<Cluster, ClusterError
 
 async fn build() -> Result<PathBuf, ClusterError> {
     let here = std::env::current_dir().map_err(|_| ClusterError::NoControlPlane)?;
-    let script = here.ancestors().map(|directory| directory.join(BUILD_SCRIPT)).find(|script| script.is_file());
+    let script =
+        here.ancestors().map(|directory| directory.join(BUILD_SCRIPT)).find(|script| script.is_file());
     let script = script.ok_or(ClusterError::NoControlPlane)?;
     let failed = |what: String| ClusterError::Failed { program: script.clone(), what };
-    let built = Command::new(&script).stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output();
+    let built =
+        Command::new(&script).stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output();
     let output = match timeout(BUILD_PATIENCE, built).await {
         Err(_) => return Err(failed("took too long".to_owned())),
         Ok(Err(source)) => return Err(ClusterError::Run { program: script.clone(), source }),

@@ -18,8 +18,9 @@ use super::repository::{self, RepositoryError};
 
 /// For one program to say what it listens on.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-/// For one program to be ready; the agent must have found its broker and its cluster.
-const READY_PATIENCE: Duration = Duration::from_secs(40);
+/// For one program to be ready, and for the agent to reach its cluster. An agent that was refused waits up to 20 s
+/// before it tries again.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the demo does not run.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,7 @@ impl Field {
         programs: &Programs,
         place: &Place,
         cluster: &Cluster,
+        limited: bool,
         children: &mut Vec<Child>,
     ) -> Result<Field, FieldError> {
         let repository = place.path("configuration");
@@ -88,7 +90,7 @@ impl Field {
 
         let config = place.write_broker(&repository)?;
         let arguments = ["--configuration-file".as_ref(), config.as_os_str()];
-        let broker = start(children, 0, Child::start("kas", &programs.broker, &arguments, log("kas"))?);
+        let broker = start(children, 0, Child::start("kas", &programs.broker, &arguments, &[], log("kas"))?);
         let names = ["agents", "kubernetes_api", "observability"];
         let named = |line: &Value| {
             let index = names.iter().position(|name| line["listener"] == *name)?;
@@ -97,10 +99,10 @@ impl Field {
         let [agents, kubernetes_api, broker_probes] = listening(broker, named).await?;
         ready(broker, broker_probes).await?;
 
-        let config = place.write_edge(agents, kubernetes_api)?;
+        let config = place.write_edge(agents, kubernetes_api, limited)?;
         let arguments = ["--config".as_ref(), config.as_os_str()];
-        let edge =
-            start(children, 0, Child::start("postern-edge", &programs.edge, &arguments, log("postern-edge"))?);
+        let edge = Child::start("postern-edge", &programs.edge, &arguments, &[], log("postern-edge"))?;
+        let edge = start(children, 0, edge);
         let named =
             |line: &Value| ["listening", "admin listening"].iter().position(|said| line["message"] == *said);
         let [edge_address, edge_probes] = listening(edge, named).await?;
@@ -120,11 +122,12 @@ impl Field {
             "--observability-listen-address".as_ref(),
             "127.0.0.1:0".as_ref(),
         ];
-        let agent = start(children, 1, Child::start("agentk", &programs.agent, &arguments, log("agentk"))?);
+        let agent = Child::start("agentk", &programs.agent, &arguments, &agent_environment(), log("agentk"))?;
+        let agent = start(children, 1, agent);
         let named = |line: &Value| (line["message"] == "observability listening").then_some(0);
         let [agent_probes] = listening(agent, named).await?;
         ready(agent, agent_probes).await?;
-        reachable(agent, &Server::tls(edge_address, &place.ca.pem()), &place.your_token()).await?;
+        reachable(agent, &Server::tls(edge_address, &place.ca.pem()), &place.scout_token()).await?;
 
         Ok(Field {
             edge: edge_address,
@@ -133,6 +136,17 @@ impl Field {
             probes: [("postern-edge", edge_probes), ("kas", broker_probes), ("agentk", agent_probes)],
         })
     }
+}
+
+/// The agent's pod, which it is not in, and no proxy on the way to the edge. A proxy to the cluster stays.
+fn agent_environment() -> Vec<(&'static str, String)> {
+    let mut variables =
+        vec![("POD_NAMESPACE", "postern-demo".to_owned()), ("POD_NAME", "postern-demo".to_owned())];
+    for name in ["NO_PROXY", "no_proxy"] {
+        let given = std::env::var(name).unwrap_or_default();
+        variables.push((name, format!("{given},localhost,127.0.0.1").trim_start_matches(',').to_owned()));
+    }
+    variables
 }
 
 fn start(children: &mut Vec<Child>, at: usize, child: Child) -> &mut Child {
@@ -165,7 +179,7 @@ async fn ready(child: &mut Child, probes: SocketAddr) -> Result<(), ChildError> 
 /// Waits for the first answer of the cluster through edge, broker and agent.
 async fn reachable(agent: &mut Child, edge: &Server, token: &str) -> Result<(), ChildError> {
     let probe = || asked(edge, Some(token), "/k8s-proxy/version");
-    agent.answers("reachable through the edge", READY_PATIENCE, probe).await
+    agent.answers("reaching the cluster", READY_PATIENCE, probe).await
 }
 
 async fn asked(server: &Server, token: Option<&str>, path: &str) -> Result<(), String> {

@@ -19,9 +19,9 @@ pub(super) const AGENT_ID: i64 = 1;
 pub(super) const AGENT_NAME: &str = "demo";
 /// The agent's configuration in its repository.
 pub(super) const CONFIGURATION: &str = ".gitlab/agents/demo/config.yaml";
-/// Enough for a person with kubectl, little enough for the tour to reach within a second or two.
-pub(super) const REQUESTS_PER_MINUTE: u32 = 1_200;
-pub(super) const BURST: u32 = 200;
+/// Of each token during a tour: soon reached, and refilled slowly enough to be reached on a slow machine too.
+const REQUESTS_PER_MINUTE: u32 = 120;
+pub(super) const BURST: u32 = 60;
 
 /// A file of the demo could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,7 @@ pub(super) struct Tokens {
     agent: String,
     you: String,
     hasty: String,
+    scout: String,
 }
 
 pub(super) struct Place {
@@ -62,8 +63,8 @@ impl Place {
                 (made.path().to_owned(), Some(made))
             }
         };
-        let tokens =
-            Tokens { agent: tokens::new_token(), you: tokens::new_token(), hasty: tokens::new_token() };
+        let new = tokens::new_token;
+        let tokens = Tokens { agent: new(), you: new(), hasty: new(), scout: new() };
         let place = Place { root, temporary, ca: Ca::new(), tokens };
         let failed = |source| WriteError { path: place.root.clone(), source };
         fs::create_dir_all(place.path("logs")).map_err(failed)?;
@@ -89,16 +90,22 @@ impl Place {
 
     /// `Authorization` of the demo's user.
     pub(super) fn your_token(&self) -> String {
-        format!("postern:{AGENT_ID}:{}", self.tokens.you)
+        as_caller(&self.tokens.you)
     }
 
     /// `Authorization` of a second caller, who runs into the rate limit so that the user does not.
     pub(super) fn hasty_token(&self) -> String {
-        format!("postern:{AGENT_ID}:{}", self.tokens.hasty)
+        as_caller(&self.tokens.hasty)
+    }
+
+    /// `Authorization` of a third one, who asks until the cluster can be reached.
+    pub(super) fn scout_token(&self) -> String {
+        as_caller(&self.tokens.scout)
     }
 
     pub(super) fn write_broker(&self, repository: &Path) -> Result<PathBuf, WriteError> {
         let hash = |token: &str| json!([tokens::hex_of(token)]);
+        let caller = |name: &str, token: &str| json!({"name": name, "token_sha256": hash(token), "agents": [AGENT_ID]});
         let identities = json!({
             "agents": [{
                 "id": AGENT_ID,
@@ -108,8 +115,9 @@ impl Place {
                 "token_sha256": hash(&self.tokens.agent),
             }],
             "callers": [
-                {"name": "you", "token_sha256": hash(&self.tokens.you), "agents": [AGENT_ID]},
-                {"name": "hasty", "token_sha256": hash(&self.tokens.hasty), "agents": [AGENT_ID]},
+                caller("you", &self.tokens.you),
+                caller("hasty", &self.tokens.hasty),
+                caller("scout", &self.tokens.scout),
             ],
         });
         let identities_file = self.write("identities.yaml", &yaml(&identities))?;
@@ -132,19 +140,25 @@ impl Place {
         self.write("kas.yaml", &yaml(&config))
     }
 
+    /// `limited`: with the small limits of a tour instead of the edge's own defaults.
     pub(super) fn write_edge(
         &self,
         agents: SocketAddr,
         kubernetes_api: SocketAddr,
+        limited: bool,
     ) -> Result<PathBuf, WriteError> {
         let certificate = json!({"certificate_file": "tls.crt", "key_file": "tls.key"});
+        let limits = match limited {
+            true => json!({"requests_per_token_per_minute": REQUESTS_PER_MINUTE, "burst": BURST}),
+            false => json!({}),
+        };
         let config = json!({
             "listen": [{"address": "127.0.0.1:0", "tls": {"certificates": [certificate]}}],
             "upstreams": {
                 "agents": {"addresses": [agents.to_string()]},
                 "kubernetes_api": {"addresses": [kubernetes_api.to_string()]},
             },
-            "limits": {"requests_per_token_per_minute": REQUESTS_PER_MINUTE, "burst": BURST},
+            "limits": limits,
             "drain": {"grace": "3s"},
             "admin": {"listen": "127.0.0.1:0"},
         });
@@ -191,6 +205,11 @@ impl Place {
     }
 }
 
+/// How a caller says who it is and which agent it wants.
+fn as_caller(token: &str) -> String {
+    format!("postern:{AGENT_ID}:{token}")
+}
+
 fn yaml(document: &Value) -> String {
     serde_yaml::to_string(document).expect("a JSON document can be written as YAML")
 }
@@ -199,7 +218,7 @@ fn yaml(document: &Value) -> String {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::Place;
+    use super::{Place, Tokens};
 
     #[test]
     fn files_with_secrets_are_for_their_owner_only() {
@@ -218,8 +237,10 @@ mod tests {
     fn the_broker_gets_hashes_and_never_a_token() {
         let place = Place::open(None).unwrap();
         let path = place.write_broker("/repository".as_ref()).unwrap();
-        let written = [path, place.path("identities.yaml")].map(|path| std::fs::read_to_string(path).unwrap());
-        for token in [&place.tokens.agent, &place.tokens.you, &place.tokens.hasty] {
+        let written =
+            [path, place.path("identities.yaml")].map(|path| std::fs::read_to_string(path).unwrap());
+        let Tokens { agent, you, hasty, scout } = &place.tokens;
+        for token in [agent, you, hasty, scout] {
             assert!(written.iter().all(|text| !text.contains(token.as_str())));
         }
     }

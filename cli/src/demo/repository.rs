@@ -40,7 +40,8 @@ pub(super) fn prepare(path: &Path) -> Result<(), RepositoryError> {
     }
     let file = path.join(CONFIGURATION);
     let folder = file.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(|source| RepositoryError::Write { path: folder.to_owned(), source })?;
+    fs::create_dir_all(folder)
+        .map_err(|source| RepositoryError::Write { path: folder.to_owned(), source })?;
     fs::write(&file, CONTENT).map_err(|source| RepositoryError::Write { path: file.clone(), source })?;
     git(path, &["init", "--quiet", "--initial-branch=main"])?;
     git(path, &["add", "--all"])?;

@@ -16,7 +16,7 @@ const NAMESPACES: &str = "/k8s-proxy/api/v1/namespaces";
 const CONFIG_MAPS: &str = "/k8s-proxy/api/v1/namespaces/default/configmaps";
 /// For an event that should be there at once.
 const EVENT_PATIENCE: Duration = Duration::from_secs(10);
-/// The bucket refills while the tour empties it; this many more requests than it holds are enough on a slow machine.
+/// The bucket refills while the tour empties it.
 const MOST_REQUESTS: u32 = BURST * 10;
 const LIMIT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -210,6 +210,9 @@ async fn hasty_token(visitor: &Visitor) -> Result<((), String), Why> {
                 StatusCode::TOO_MANY_REQUESTS if is_status(&answer, StatusCode::TOO_MANY_REQUESTS) => {
                     if answer.retry_after.is_none() {
                         return Err(Why::Unexpected("the refusal has no Retry-After".to_owned()));
+                    }
+                    if served == 0 {
+                        return Err(Why::Unexpected("already the first request was refused".to_owned()));
                     }
                     return Ok(((), format!("{served} requests served, then {}", answer.summary())));
                 }

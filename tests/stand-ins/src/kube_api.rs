@@ -6,6 +6,7 @@ mod counters;
 mod defaults;
 mod knobs;
 mod logs;
+mod objects;
 mod patch;
 mod protobuf;
 mod resources;
@@ -40,8 +41,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use counters::Seen;
 use counters::Counters;
+pub use counters::Seen;
 use store::Store;
 
 const MAX_CONNECTIONS: usize = 4_096;
@@ -138,7 +139,7 @@ impl KubeApi {
         });
         for namespace in ["default", "kube-system", "kube-public"] {
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-            routes::create_directly(&state, object).expect("the first namespaces are valid and new");
+            objects::create_directly(&state, object).expect("the first namespaces are valid and new");
         }
         tokio::spawn(accept(listener, acceptor, state.clone()));
         let ca_pem = options.tls.map(|tls| tls.ca_pem);
@@ -180,7 +181,7 @@ impl KubeApi {
 
     /// Creates an object (in `default` if it names no namespace) without a request.
     pub fn create(&self, object: Value) -> Result<(), Refused> {
-        match routes::create_directly(&self.state, object) {
+        match objects::create_directly(&self.state, object) {
             Ok(_) => Ok(()),
             Err(failure) => Err(Refused(failure.status()["message"].as_str().unwrap_or_default().to_owned())),
         }
@@ -245,11 +246,15 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
             let connection = async {
                 match acceptor {
                     None => serve(stream, state).await,
-                    Some(acceptor) => match tokio::time::timeout(OPENING_TIMEOUT, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => serve(stream, state).await,
-                        Ok(Err(error)) => tracing::debug!(%error, "stand-in API server: TLS handshake failed"),
-                        Err(_) => tracing::debug!("stand-in API server: TLS handshake took too long"),
-                    },
+                    Some(acceptor) => {
+                        match tokio::time::timeout(OPENING_TIMEOUT, acceptor.accept(stream)).await {
+                            Ok(Ok(stream)) => serve(stream, state).await,
+                            Ok(Err(error)) => {
+                                tracing::debug!(%error, "stand-in API server: TLS handshake failed")
+                            }
+                            Err(_) => tracing::debug!("stand-in API server: TLS handshake took too long"),
+                        }
+                    }
                 }
             };
             tokio::select! {

@@ -11,7 +11,11 @@ use kube::{
     Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Where to look for the cluster.
 #[derive(Clone, Default)]
@@ -110,6 +114,16 @@ impl AccessError {
         };
         Self::Kubeconfig { what }
     }
+
+    /// Names the file, where the words do not do so already.
+    fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Kubeconfig { what } if !what.contains(&*path.to_string_lossy()) => {
+                Self::Kubeconfig { what: format!("{}: {what}", path.display()) }
+            }
+            other => other,
+        }
+    }
 }
 
 impl Settings {
@@ -167,7 +181,8 @@ impl Settings {
 fn read(paths: &[PathBuf]) -> Result<Kubeconfig, AccessError> {
     let mut all = Kubeconfig::default();
     for path in paths {
-        let next = Kubeconfig::read_from(path).map_err(AccessError::kubeconfig)?;
+        let next =
+            Kubeconfig::read_from(path).map_err(|error| AccessError::kubeconfig(error).in_file(path))?;
         all = all.merge(next).map_err(AccessError::kubeconfig)?;
     }
     Ok(all)
@@ -252,7 +267,7 @@ impl Overrides {
     }
 }
 
-fn certificates(path: &std::path::Path) -> io::Result<Vec<Vec<u8>>> {
+fn certificates(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, format!("{error}"));
     let found = CertificateDer::pem_slice_iter(&std::fs::read(path)?)

@@ -4,7 +4,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 /// A pool whose tunnels do what the test says; time stands still unless everybody waits.
 struct Field {
-    opened: mpsc::UnboundedReceiver<Tunnel>,
+    opened: mpsc::Receiver<Tunnel>,
     counts: watch::Receiver<Counts>,
     least: watch::Sender<usize>,
     drain: CancellationToken,
@@ -17,14 +17,14 @@ struct Tunnel {
 }
 
 fn field() -> Field {
-    let (sender, opened) = mpsc::unbounded_channel();
+    let (sender, opened) = mpsc::channel(10 * MOST);
     let (least, least_receiver) = watch::channel(2);
     let (counts_sender, counts) = watch::channel(Counts::default());
     let drain = CancellationToken::new();
     let open = move |slot: Slot| {
         let slot = Arc::new(slot);
         let (end, ended) = oneshot::channel();
-        let _ = sender.send(Tunnel { slot: slot.clone(), end });
+        let _ = sender.try_send(Tunnel { slot: slot.clone(), end });
         async move {
             tokio::select! {
                 Ok(ended) = ended => ended,
@@ -147,11 +147,11 @@ async fn draining_sends_idle_tunnels_home_and_waits_for_busy_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_that_panics_is_a_failure_and_not_the_end() {
-    let (opened_sender, mut opened) = mpsc::unbounded_channel();
+    let (opened_sender, mut opened) = mpsc::channel(10 * MOST);
     let panicked = Mutex::new(false);
     let open = move |slot: Slot| {
         let first = !std::mem::replace(&mut *panicked.lock().unwrap(), true);
-        let _ = opened_sender.send(());
+        let _ = opened_sender.try_send(());
         async move {
             assert!(!first, "the first one goes wrong");
             slot.leave.cancelled().await;

@@ -48,8 +48,7 @@ pub(super) fn on_create(resource: &Resource, object: &mut Value, version: u64) {
         "Deployment" | "ReplicaSet" => {
             default(&mut object["spec"], "replicas", json!(1));
             if resource.kind == "Deployment" {
-                let strategy =
-                    json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}});
+                let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}});
                 default(&mut object["spec"], "strategy", strategy);
                 default(&mut object["spec"], "revisionHistoryLimit", json!(10));
                 default(&mut object["spec"], "progressDeadlineSeconds", json!(600));
@@ -66,7 +65,8 @@ pub(super) fn on_update(resource: &Resource, object: &mut Value) {
     match resource.kind {
         "Secret" => {
             default(object, "type", json!("Opaque"));
-            let Some(Value::Object(plain)) = object.as_object_mut().and_then(|o| o.remove("stringData")) else {
+            let Some(Value::Object(plain)) = object.as_object_mut().and_then(|o| o.remove("stringData"))
+            else {
                 return;
             };
             for (key, value) in plain {

@@ -50,7 +50,11 @@ pub(super) fn slow(query: &Query, guard: OpenGuard) -> Response<ResponseBody> {
 }
 
 /// A line every `every` milliseconds (100) until the client leaves.
-pub(super) fn stream_forever(query: &Query, guard: OpenGuard, stop: CancellationToken) -> Response<ResponseBody> {
+pub(super) fn stream_forever(
+    query: &Query,
+    guard: OpenGuard,
+    stop: CancellationToken,
+) -> Response<ResponseBody> {
     let every = Duration::from_millis(query.number("every").unwrap_or(100).max(1));
     let body = stream::unfold((0u64, stop), move |(count, stop)| async move {
         tokio::select! {

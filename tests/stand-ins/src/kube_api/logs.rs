@@ -52,7 +52,8 @@ impl Query {
             ([only], "") => *only,
             (_, "") => {
                 let choices = containers.join(" ");
-                let why = format!("a container name must be specified for pod {name}, choose one of: [{choices}]");
+                let why =
+                    format!("a container name must be specified for pod {name}, choose one of: [{choices}]");
                 return Err(Failure::bad_request(why));
             }
             (names, asked) if names.contains(&asked) => asked,
@@ -66,8 +67,7 @@ impl Query {
             return Err(Failure::bad_request(why));
         }
         let created = pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
-        let started =
-            OffsetDateTime::parse(created, &Rfc3339).unwrap_or_else(|_| OffsetDateTime::now_utc());
+        let started = OffsetDateTime::parse(created, &Rfc3339).unwrap_or_else(|_| OffsetDateTime::now_utc());
         let age = Duration::try_from(OffsetDateTime::now_utc() - started).unwrap_or_default();
         let ticks = |of: Duration| u64::try_from(of.as_nanos() / tick.as_nanos().max(1)).unwrap_or(u64::MAX);
         let next = ticks(age) + 1;
@@ -101,25 +101,28 @@ pub(super) fn lines(
     stop: CancellationToken,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
     let number = query.first;
-    stream::unfold((store, place, query, stop, number), |(store, place, query, stop, mut number)| async move {
-        let text = if number < query.next {
-            let end = query.next.min(number + 100);
-            let text: String = (number..end).map(|n| query.line(n)).collect();
-            number = end;
-            text
-        } else if query.follow {
-            let due = query.started + query.offset(number);
-            let wait = Duration::try_from(due - OffsetDateTime::now_utc()).unwrap_or_default();
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => return None,
-            }
-            store.get(&place).ok()?;
-            number += 1;
-            query.line(number - 1)
-        } else {
-            return None;
-        };
-        Some((Ok(Bytes::from(text)), (store, place, query, stop, number)))
-    })
+    stream::unfold(
+        (store, place, query, stop, number),
+        |(store, place, query, stop, mut number)| async move {
+            let text = if number < query.next {
+                let end = query.next.min(number + 100);
+                let text: String = (number..end).map(|n| query.line(n)).collect();
+                number = end;
+                text
+            } else if query.follow {
+                let due = query.started + query.offset(number);
+                let wait = Duration::try_from(due - OffsetDateTime::now_utc()).unwrap_or_default();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => return None,
+                }
+                store.get(&place).ok()?;
+                number += 1;
+                query.line(number - 1)
+            } else {
+                return None;
+            };
+            Some((Ok(Bytes::from(text)), (store, place, query, stop, number)))
+        },
+    )
 }

@@ -25,7 +25,17 @@ const fn core(
     short: &'static [&'static str],
 ) -> Resource {
     let (group, version) = ("", "v1");
-    Resource { group, version, plural, singular, kind, namespaced: true, short, in_all: false, subresources: &[] }
+    Resource {
+        group,
+        version,
+        plural,
+        singular,
+        kind,
+        namespaced: true,
+        short,
+        in_all: false,
+        subresources: &[],
+    }
 }
 
 const STATUS: &[&str] = &["status"];
@@ -73,7 +83,9 @@ pub(super) fn find(group: &str, version: &str, plural: &str) -> Option<&'static 
 
 /// The kind that a document says it is.
 pub(super) fn of_document(document: &Value) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|r| document["kind"] == r.kind && document["apiVersion"] == r.api_version().as_str())
+    RESOURCES
+        .iter()
+        .find(|r| document["kind"] == r.kind && document["apiVersion"] == r.api_version().as_str())
 }
 
 impl Resource {
@@ -156,8 +168,7 @@ pub(super) fn resource_list(group: &str, version: &str) -> Option<Value> {
         .flat_map(Resource::discovery)
         .collect();
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    let list =
-        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": rows});
+    let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": rows});
     (!rows.is_empty()).then_some(list)
 }
 
@@ -178,8 +189,7 @@ pub(super) fn version() -> Value {
 
 /// An OpenAPI v2 document without a single path: kubectl then skips what it would check on its own side. The
 /// protobuf form is what kubectl asks for: swagger = "2.0" (field 1), info (2) with title and version, paths (8).
-pub(super) const OPENAPI_V2_PROTOBUF: &[u8] =
-    b"\x0a\x032.0\x12\x13\x0a\x08stand-in\x12\x07v1.32.0\x42\x00";
+pub(super) const OPENAPI_V2_PROTOBUF: &[u8] = b"\x0a\x032.0\x12\x13\x0a\x08stand-in\x12\x07v1.32.0\x42\x00";
 
 pub(super) fn openapi_v2() -> Value {
     json!({"swagger": "2.0", "info": {"title": "stand-in", "version": "v1.32.0"}, "paths": {}})

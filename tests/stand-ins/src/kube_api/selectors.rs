@@ -73,7 +73,8 @@ fn split_outside_brackets(text: &str) -> Vec<&str> {
 }
 
 fn label_term(term: &str) -> Result<LabelTerm, Failure> {
-    let unable = || Failure::bad_request(format!("unable to parse requirement {term:?} of the label selector"));
+    let unable =
+        || Failure::bad_request(format!("unable to parse requirement {term:?} of the label selector"));
     if let Some((head, set)) = term.split_once('(') {
         let values = set.strip_suffix(')').ok_or_else(unable)?;
         let values = values.split(',').map(|v| v.trim().to_owned()).collect();
@@ -104,8 +105,8 @@ fn field_term(term: &str) -> Result<FieldTerm, Failure> {
         Some(split) => (Some(split), false),
         None => (term.split_once("==").or_else(|| term.split_once('=')), true),
     };
-    let (path, value) =
-        split.ok_or_else(|| Failure::bad_request(format!("invalid field selector {term:?}: want path=value")))?;
+    let (path, value) = split
+        .ok_or_else(|| Failure::bad_request(format!("invalid field selector {term:?}: want path=value")))?;
     Ok(FieldTerm { path: path.trim().to_owned(), value: value.trim().to_owned(), equal })
 }
 
@@ -141,7 +142,9 @@ mod tests {
 
     #[test]
     fn a_selector_that_makes_no_sense_is_refused() {
-        for (labels, fields) in [("app within (a)", ""), ("a b", ""), ("app in (a", ""), ("", "metadata.name")] {
+        for (labels, fields) in
+            [("app within (a)", ""), ("a b", ""), ("app in (a", ""), ("", "metadata.name")]
+        {
             assert!(Selector::parse(labels, fields).is_err(), "{labels:?} {fields:?}");
         }
     }

@@ -219,7 +219,10 @@ fn text(value: &Value) -> String {
 
 fn age(timestamp: &Value) -> String {
     let then = timestamp.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-    then.map_or_else(|| "<unknown>".to_owned(), |then| duration((OffsetDateTime::now_utc() - then).whole_seconds()))
+    then.map_or_else(
+        || "<unknown>".to_owned(),
+        |then| duration((OffsetDateTime::now_utc() - then).whole_seconds()),
+    )
 }
 
 /// Two significant units at most, coarser as it gets longer, as kubectl users know it.
@@ -269,7 +272,8 @@ mod tests {
 
     #[test]
     fn ages_read_as_kubectl_users_know_them() {
-        let cases = [(5, "5s"), (130, "2m10s"), (1_200, "20m"), (11_000, "3h3m"), (90_000, "25h"), (864_000, "10d")];
+        let cases =
+            [(5, "5s"), (130, "2m10s"), (1_200, "20m"), (11_000, "3h3m"), (90_000, "25h"), (864_000, "10d")];
         for (seconds, want) in cases {
             assert_eq!(duration(seconds), want);
         }

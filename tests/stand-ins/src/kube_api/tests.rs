@@ -31,7 +31,13 @@ impl Client {
         Client(sender)
     }
 
-    async fn send(&mut self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Response<Incoming> {
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response<Incoming> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -150,7 +156,12 @@ async fn what_makes_no_sense_is_refused_with_a_status() {
     let post = Method::POST;
     let cases = [
         (post.clone(), CONFIG_MAPS, config_map("Not A Name"), 422),
-        (post.clone(), CONFIG_MAPS, json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"}}), 400),
+        (
+            post.clone(),
+            CONFIG_MAPS,
+            json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"}}),
+            400,
+        ),
         (post.clone(), CONFIG_MAPS, json!({"kind": "ConfigMap"}), 400),
         (post.clone(), CONFIG_MAPS, json!("text"), 400),
         (post.clone(), "/api/v1/namespaces/nowhere/configmaps", config_map("a"), 404),
@@ -172,10 +183,20 @@ async fn patches_follow_their_content_type_and_apply_also_creates() {
     let mut client = Client::connect(api.address()).await;
     let path = format!("{CONFIG_MAPS}/a");
     let cases = [
-        ("application/apply-patch+yaml", "kind: ConfigMap\napiVersion: v1\ndata: {a: '1'}", 201, json!({"a": "1"})),
+        (
+            "application/apply-patch+yaml",
+            "kind: ConfigMap\napiVersion: v1\ndata: {a: '1'}",
+            201,
+            json!({"a": "1"}),
+        ),
         ("application/apply-patch+yaml", "data: {b: '2'}", 200, json!({"a": "1", "b": "2"})),
         ("application/merge-patch+json", r#"{"data": {"a": null}}"#, 200, json!({"b": "2"})),
-        ("application/strategic-merge-patch+json", r#"{"data": {"c": "3"}}"#, 200, json!({"b": "2", "c": "3"})),
+        (
+            "application/strategic-merge-patch+json",
+            r#"{"data": {"c": "3"}}"#,
+            200,
+            json!({"b": "2", "c": "3"}),
+        ),
         ("application/json-patch+json", r#"[{"op": "remove", "path": "/data/b"}]"#, 200, json!({"c": "3"})),
     ];
     for (kind, patch, code, data) in cases {
@@ -244,7 +265,8 @@ async fn a_watch_without_a_version_begins_with_what_is_there_and_can_end_it_with
 async fn a_watch_ends_at_its_timeout_and_too_old_a_version_is_gone() {
     let api = KubeApi::start(Options { history: 2, ..Options::default() }).await.unwrap();
     let mut client = Client::connect(api.address()).await;
-    let mut events = Lines::of(client.send(Method::GET, "/api/v1/pods?watch=1&timeoutSeconds=1", &[], "").await);
+    let mut events =
+        Lines::of(client.send(Method::GET, "/api/v1/pods?watch=1&timeoutSeconds=1", &[], "").await);
     assert_eq!(events.next().await, None);
     let mut client = Client::connect(api.address()).await;
     let path = "/api/v1/namespaces?watch=1&resourceVersion=1";
@@ -303,7 +325,8 @@ async fn a_log_is_followed_until_the_pod_is_gone() {
 
 #[tokio::test]
 async fn a_request_without_the_token_is_refused_and_the_token_is_never_printed() {
-    let api = KubeApi::start(Options { token: Some("s3cret".to_owned()), ..Options::default() }).await.unwrap();
+    let api =
+        KubeApi::start(Options { token: Some("s3cret".to_owned()), ..Options::default() }).await.unwrap();
     let mut client = Client::connect(api.address()).await;
     for headers in [&[][..], &[("authorization", "Bearer wrong")], &[("authorization", "Basic s3cret")]] {
         let (status, document) = read(client.send(Method::GET, "/api/v1/pods", headers, "").await).await;
@@ -382,7 +405,10 @@ async fn an_upgraded_connection_echoes_until_it_is_closed() {
     let mut client = Client::connect(api.address()).await;
     let headers = [("connection", "Upgrade"), ("upgrade", "postern-echo")];
     let response = client.send(Method::GET, "/echo", &headers, "").await;
-    assert_eq!((response.status(), &response.headers()["upgrade"]), (StatusCode::SWITCHING_PROTOCOLS, &"postern-echo".parse().unwrap()));
+    assert_eq!(
+        (response.status(), &response.headers()["upgrade"]),
+        (StatusCode::SWITCHING_PROTOCOLS, &"postern-echo".parse().unwrap())
+    );
     let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     io.write_all(b"hello").await.unwrap();
     let mut answer = [0; 5];
@@ -401,7 +427,8 @@ async fn junk_bytes_and_oversize_bodies_harm_nobody() {
     junk.write_all(b"\x16\x03\x01\xff\xff junk\r\n\r\n").await.unwrap();
     let mut client = Client::connect(api.address()).await;
     let large = config_map("a").to_string() + &" ".repeat(4 << 20);
-    let response = client.send(Method::POST, CONFIG_MAPS, &[("content-type", "application/json")], &large).await;
+    let response =
+        client.send(Method::POST, CONFIG_MAPS, &[("content-type", "application/json")], &large).await;
     assert_eq!(response.status(), 413);
     assert_eq!(Client::connect(api.address()).await.get("/readyz/").await.0, 404);
     assert_eq!(Client::connect(api.address()).await.get("/version").await.0, 200);

@@ -113,12 +113,8 @@ impl Watch {
                 return None;
             }
             self.changed.borrow_and_update();
-            let taken = self.store.changes(
-                self.query.resource,
-                self.query.namespace.as_deref(),
-                self.cursor,
-                BATCH,
-            );
+            let taken =
+                self.store.changes(self.query.resource, self.query.namespace.as_deref(), self.cursor, BATCH);
             match taken {
                 Err(expired) => self.fail(&expired),
                 Ok((changes, cursor)) => {
@@ -157,7 +153,8 @@ impl Watch {
 
     /// An object that begins or ceases to match the selector appears or disappears for this watch.
     fn push_change(&mut self, change: &Change) {
-        let matches = |object: &Option<Arc<Value>>| object.as_ref().is_some_and(|o| self.query.selector.matches(o));
+        let matches =
+            |object: &Option<Arc<Value>>| object.as_ref().is_some_and(|o| self.query.selector.matches(o));
         match (matches(&change.before), matches(&change.after)) {
             (false, true) => self.push("ADDED", &change.last),
             (true, true) => self.push("MODIFIED", &change.last),
