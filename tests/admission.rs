@@ -18,13 +18,17 @@ use tokio::{
 };
 
 async fn not_ready(probes: SocketAddr) {
-    until("the agent is not ready", async || (probe(probes, "/readiness").await == Some(503)).then_some(())).await;
+    until("the agent is not ready", async || (probe(probes, "/readiness").await == Some(503)).then_some(()))
+        .await;
 }
 
 /// The one line about the agent's token.
 async fn token_refused(agent: &mut Process) -> Value {
-    let about = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("token refused by "));
-    let line = until("the agent says that its token is refused", async || agent.lines().into_iter().find(about)).await;
+    let about =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("token refused by "));
+    let line =
+        until("the agent says that its token is refused", async || agent.lines().into_iter().find(about))
+            .await;
     assert_eq!(agent.lines().iter().filter(|line| about(line)).count(), 1, "{}", agent.text());
     assert!(agent.alive());
     line
@@ -42,7 +46,10 @@ async fn an_agent_with_a_wrong_or_revoked_token_says_so_in_one_line_and_lives() 
     let field = Field::start().await;
     let revoked = "glagent-revoked-0123456789";
     Field::write_identities(field.folder.path(), &[&field.agent_token], &[revoked], &field.caller_token);
-    until("the broker has read it", async || field.broker.text().contains("identities reloaded").then_some(())).await;
+    until("the broker has read it", async || {
+        field.broker.text().contains("identities reloaded").then_some(())
+    })
+    .await;
     for scheme in ["wss", "grpc-straight"] {
         for (token, words) in [("glagent-wrong-0123456789", "not known"), (revoked, "revoked")] {
             let options = Options {
@@ -97,7 +104,8 @@ async fn a_running_agent_moves_to_a_new_token_loses_a_revoked_one_and_returns_wi
     Field::write_identities(&here, &[], &[&first, second], &field.caller_token);
     let line = token_refused(&mut field.agent).await;
     assert!(line["error"].as_str().unwrap().contains("revoked"), "{line}");
-    let ended = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("tunnel ended: "));
+    let ended =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("tunnel ended: "));
     let line = until("the broker says why", async || field.broker.lines().into_iter().find(ended)).await;
     assert!(line["message"].as_str().unwrap().contains("revoked"), "{line}");
     let cut = timeout(PATIENCE, async { while let Some(Ok(_)) = watch.frame().await {} });
@@ -180,7 +188,8 @@ async fn a_caller_that_may_not_is_told_why_in_a_status_and_the_cluster_hears_not
 #[tokio::test]
 async fn a_caller_over_its_limit_gets_a_429_status_and_nobody_else_does() {
     let limits = "limits: {requests_per_token_per_minute: 6, burst: 12}\n";
-    let field = Field::with(Options { edge_extra: limits.into(), agent_wait: "1s", ..Options::default() }).await;
+    let field =
+        Field::with(Options { edge_extra: limits.into(), agent_wait: "1s", ..Options::default() }).await;
     for _ in 0..12 {
         assert_eq!(get(&field, "/version", &[("authorization", &field.bearer())]).await.status(), 200);
     }
@@ -198,10 +207,13 @@ async fn a_caller_over_its_limit_gets_a_429_status_and_nobody_else_does() {
 #[tokio::test]
 async fn an_agent_over_its_limit_says_so_in_one_line_and_lives() {
     let limits = "limits: {requests_per_token_per_minute: 1, burst: 1}\n";
-    let mut field = Field::with(Options { edge_extra: limits.into(), ready: false, ..Options::default() }).await;
-    let about = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("token limited by "));
+    let mut field =
+        Field::with(Options { edge_extra: limits.into(), ready: false, ..Options::default() }).await;
+    let about =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("token limited by "));
     let agent = &mut field.agent;
-    let line = until("the agent says that it is limited", async || agent.lines().into_iter().find(about)).await;
+    let line =
+        until("the agent says that it is limited", async || agent.lines().into_iter().find(about)).await;
     assert!(line["error"].as_str().unwrap().contains("rate limit exhausted"), "{line}");
     assert_eq!(agent.lines().iter().filter(|line| about(line)).count(), 1, "{}", agent.text());
     not_ready(field.addresses.agent_probes).await;
@@ -232,7 +244,11 @@ async fn what_is_the_callers_business_with_the_broker_does_not_reach_the_cluster
     assert_eq!(get(&field, "/api/v1/pods?limit=500&labelSelector=a%3Db", &sent).await.status(), 200);
     let seen = field.api().requests().pop().expect("it arrived");
     assert_eq!(seen.uri.path_and_query().unwrap(), "/api/v1/pods?labelSelector=a%3Db&limit=500");
-    assert_eq!(seen.headers["authorization"], format!("Bearer {}", field.cluster_token), "not the agent's own");
+    assert_eq!(
+        seen.headers["authorization"],
+        format!("Bearer {}", field.cluster_token),
+        "not the agent's own"
+    );
     for name in ["cookie", "proxy-authorization", "x-of-this-hop", "forwarded", "x-real-ip"] {
         assert!(!seen.headers.contains_key(name), "{name}: {seen:?}");
     }
@@ -261,7 +277,10 @@ async fn an_identity_that_the_agent_already_takes_on_cannot_be_exchanged_by_a_ca
 
     field.replace_agent(|options| options.agent_flags = vec!["--as=system:serviceaccount:a:b".into()]).await;
     assert_eq!(get(&field, "/version", &headers[..1]).await.status(), 200);
-    assert_eq!(field.api().requests().pop().unwrap().headers["impersonate-user"], "system:serviceaccount:a:b");
+    assert_eq!(
+        field.api().requests().pop().unwrap().headers["impersonate-user"],
+        "system:serviceaccount:a:b"
+    );
     let before = field.api().requests().len();
     let response = get(&field, "/version", &headers).await;
     assert!(response.status().as_u16() >= 400, "{response:?}");
@@ -314,7 +333,8 @@ async fn no_token_is_in_any_log_at_any_level() {
     }
     // An upgrade, in which the token passes as a header and bytes follow it.
     let mut client = Client::new(&field).await;
-    let request = client.request("GET", "/echo").header("connection", "upgrade").header("upgrade", "postern-echo");
+    let request =
+        client.request("GET", "/echo").header("connection", "upgrade").header("upgrade", "postern-echo");
     let request = request.header("cookie", format!("token={}", field.caller_token)).body(full("")).unwrap();
     let response = client.raw(request).await.unwrap();
     assert_eq!(response.status(), 101);
@@ -330,7 +350,12 @@ async fn no_token_is_in_any_log_at_any_level() {
     status(get(&field, "/version", &[("authorization", &elsewhere)]).await, 403, "Forbidden").await;
     let twice = [("authorization", field.bearer()), ("authorization", refused)];
     get(&field, "/version", &twice.each_ref().map(|(name, value)| (*name, value.as_str()))).await;
-    let beside = Options { agent_token: Some("glagent-unknown-abcdefgh".into()), log: Some("trace"), ready: false, ..Options::default() };
+    let beside = Options {
+        agent_token: Some("glagent-unknown-abcdefgh".into()),
+        log: Some("trace"),
+        ready: false,
+        ..Options::default()
+    };
     let (mut stranger, _) = field.agent_beside(&beside).await;
     token_refused(&mut stranger).await;
     // Reconnecting, with the same token and with another.
@@ -342,7 +367,10 @@ async fn no_token_is_in_any_log_at_any_level() {
     field.agent.logged("connecting anew with the new token", |_| true).await;
     Field::write_identities(&here, &["glagent-next-abcdefgh"], &[&field.agent_token], &field.caller_token);
     field.ready().await;
-    until("the agent serves", async || (Client::new(&field).await.get("/version").await.0 == 200).then_some(())).await;
+    until("the agent serves", async || {
+        (Client::new(&field).await.get("/version").await.0 == 200).then_some(())
+    })
+    .await;
     // What is written at the end counts as well.
     for process in [&mut field.agent, &mut stranger, &mut field.edge, &mut field.broker] {
         process.signal("TERM").await;

@@ -24,7 +24,11 @@ fn commit(field: &Field, document: Option<&str>) -> String {
 }
 
 fn head(repository: &Path) -> String {
-    let output = std::process::Command::new("git").args(["rev-parse", "HEAD"]).current_dir(repository).output().unwrap();
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(repository)
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -46,7 +50,8 @@ fn mentions(agent: &Process) -> usize {
 
 #[tokio::test]
 async fn a_commit_reaches_the_agent_within_seconds_and_moves_its_log_level() {
-    let options = Options { configuration: "observability: {logging: {level: info}}\n", ..Options::default() };
+    let options =
+        Options { configuration: "observability: {logging: {level: info}}\n", ..Options::default() };
     let mut field = Field::with(options).await;
     let first = head(&field.folder.path().join("config"));
     received(&mut field.agent, &first).await;

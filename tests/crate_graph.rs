@@ -29,13 +29,16 @@ fn crates_depend_on_each_other_as_written() {
     for package in packages {
         let dependencies = package["dependencies"].as_array().expect("dependencies");
         let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
-        let mut names: Vec<&str> =
-            normal.filter_map(|dependency| dependency["name"].as_str()).filter(|name| ours.contains(name)).collect();
+        let mut names: Vec<&str> = normal
+            .filter_map(|dependency| dependency["name"].as_str())
+            .filter(|name| ours.contains(name))
+            .collect();
         names.sort_unstable();
         found.insert(package["name"].as_str().expect("name"), names);
     }
     for (name, allowed) in GRAPH {
-        let unexpected: Vec<_> = found[name].iter().filter(|dependency| !allowed.contains(dependency)).collect();
+        let unexpected: Vec<_> =
+            found[name].iter().filter(|dependency| !allowed.contains(dependency)).collect();
         assert!(unexpected.is_empty(), "{name} must not depend on {unexpected:?}");
     }
     assert_eq!(found.len(), GRAPH.len(), "a crate is missing here: {ours:?}");

@@ -87,12 +87,15 @@ async fn an_unknown_ca_an_expired_certificate_and_a_wrong_name_are_told_apart() 
     let expired = field.ca.issue_expired(&["localhost"]);
     let expired = Obstacle::web_server(&expired, |_| String::new()).await;
     let cause =
-        refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", expired.address.port())).await;
+        refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", expired.address.port()))
+            .await;
     assert_says(&cause, &["certificate has expired 1 day ago", "localhost"]);
 
     let other = field.ca.issue(&["kas.example.com"]);
     let other = Obstacle::web_server(&other, |_| String::new()).await;
-    let cause = refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", other.address.port())).await;
+    let cause =
+        refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", other.address.port()))
+            .await;
     assert_says(&cause, &["not for localhost", "kas.example.com"]);
     assert!(expired.asked().is_empty() && other.asked().is_empty(), "an unverified server was asked");
 }
@@ -109,7 +112,10 @@ async fn a_ca_file_that_is_replaced_lets_the_agent_in_without_a_restart() {
         })
         .await;
     let line = field.agent.logged("dial failed", |_| true).await;
-    assert_says(line["error"].as_str().unwrap(), &["unknown CA", "neither one in the file given with --ca-cert-file"]);
+    assert_says(
+        line["error"].as_str().unwrap(),
+        &["unknown CA", "neither one in the file given with --ca-cert-file"],
+    );
     let fresh = file.with_extension("new");
     std::fs::write(&fresh, field.ca.pem()).unwrap();
     std::fs::rename(fresh, file).unwrap();
@@ -118,7 +124,9 @@ async fn a_ca_file_that_is_replaced_lets_the_agent_in_without_a_restart() {
 }
 
 fn moved_to(location: &str) -> String {
-    format!("HTTP/1.1 301 Moved Permanently\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    format!(
+        "HTTP/1.1 301 Moved Permanently\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    )
 }
 
 #[tokio::test]
@@ -144,13 +152,18 @@ async fn one_redirect_is_followed_and_a_second_one_or_one_out_of_tls_is_refused(
         assert!(!server.asked()[0].contains(&field.agent_token), "the token went to whoever redirects");
     }
 
-    let loops = Obstacle::web_server(&issued, |port| moved_to(&format!("https://localhost:{port}/again"))).await;
-    let cause = refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", loops.address.port())).await;
+    let loops =
+        Obstacle::web_server(&issued, |port| moved_to(&format!("https://localhost:{port}/again"))).await;
+    let cause =
+        refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", loops.address.port()))
+            .await;
     assert_says(&cause, &["redirects again (HTTP 301)", "/again", "--kas-address"]);
 
     let plain = field.addresses.edge_plain;
     let server = Obstacle::web_server(&issued, |_| moved_to(&format!("http://{plain}/"))).await;
-    let cause = refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", server.address.port())).await;
+    let cause =
+        refusal(&field, |options| options.scheme = format!("wss://localhost:{}/", server.address.port()))
+            .await;
     assert_says(&cause, &["redirects to", "not encrypted; refused"]);
 }
 
@@ -189,7 +202,10 @@ async fn a_proxy_is_used_unless_no_proxy_names_the_broker() {
         }
         assert_eq!(asked.len(), 1, "{address}: {asked:?}");
         let port = if address.starts_with("ws:") { plain } else { tls };
-        assert_says(&asked[0], &[&format!("CONNECT {THIS_MACHINE}:{port} HTTP/1.1"), "Basic bWU6cGFzcy13b3Jk"]);
+        assert_says(
+            &asked[0],
+            &[&format!("CONNECT {THIS_MACHINE}:{port} HTTP/1.1"), "Basic bWU6cGFzcy13b3Jk"],
+        );
         assert!(!field.agent.text().contains("pass-word"), "the proxy's password is in the log");
     }
 }

@@ -38,8 +38,11 @@ mod code {
 
 /// Everything but an agent of ours.
 async fn field_without_agent() -> Field {
-    let options =
-        Options { ready: false, agent_token: Some("glagent-nobody-knows-this-one".into()), ..Options::default() };
+    let options = Options {
+        ready: false,
+        agent_token: Some("glagent-nobody-knows-this-one".into()),
+        ..Options::default()
+    };
     let mut field = Field::with(options).await;
     field.agent.kill().await;
     field
@@ -87,9 +90,9 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{} does not start ({error}); run `make test`", program.display()));
+        let mut child = command.spawn().unwrap_or_else(|error| {
+            panic!("{} does not start ({error}); run `make test`", program.display())
+        });
         let input = child.stdin.take().expect("piped");
         let output = BufReader::new(child.stdout.take().expect("piped")).lines();
         Self { _child: child, input, output }
@@ -146,7 +149,8 @@ async fn bytes_in(edge: &mut Process, method: &str, call: usize) -> u64 {
     let name = method.to_owned();
     until("the call in the edge's access log", async || {
         let lines = edge.lines();
-        let mut calls = lines.iter().filter(|line| line["method"] == *name && line["message"] == "stream finished");
+        let mut calls =
+            lines.iter().filter(|line| line["method"] == *name && line["message"] == "stream finished");
         calls.nth(call).map(|line| line["bytes_in"].as_u64().expect("a number"))
     })
     .await
@@ -165,7 +169,9 @@ async fn plays_an_agent(field: &mut Field, agent: &mut Program) {
     assert!(refused["details"].as_str().expect("text").contains("no agent token"), "{refused}");
     for token in [json!("wrong"), json!(null)] {
         agent.expect_code(json!({"do": "configuration", "token": token}), code::UNAUTHENTICATED).await;
-        agent.expect_code(json!({"do": "connect", "token": token, "refused": true}), code::UNAUTHENTICATED).await;
+        agent
+            .expect_code(json!({"do": "connect", "token": token, "refused": true}), code::UNAUTHENTICATED)
+            .await;
     }
 
     let configuration = agent.expect_code(json!({"do": "configuration"}), code::CANCELLED).await;
@@ -174,7 +180,9 @@ async fn plays_an_agent(field: &mut Field, agent: &mut Program) {
     assert_eq!(configuration["commit"].as_str().map(str::len), Some(40), "{configuration}");
 
     // An agent that begins with a trailer, field 4, instead of its descriptor.
-    agent.expect_code(json!({"do": "connect", "first": "2200", "refused": true}), code::INVALID_ARGUMENT).await;
+    agent
+        .expect_code(json!({"do": "connect", "first": "2200", "refused": true}), code::INVALID_ARGUMENT)
+        .await;
 
     for (piece, times) in [("pong", 1), ("0123456789abcdefghi\n", 500)] {
         assert_eq!(agent.tell(json!({"do": "connect"})).await, json!({"open": true}));
@@ -251,7 +259,8 @@ async fn grpcio_with_a_url_as_authority_is_served_through_websockets_in_odd_size
     for (url, ca, gzip) in [(&ws, None, false), (&wss, Some(ca.as_str()), true)] {
         let (_bridge, target) = bridge(url, ca).await;
         for authority in URLS {
-            let setup = json!({"target": target, "token": field.agent_token, "gzip": gzip, "authority": authority});
+            let setup =
+                json!({"target": target, "token": field.agent_token, "gzip": gzip, "authority": authority});
             let mut agent = Program::agent(Maker::Grpcio, &setup);
             plays_an_agent(&mut field, &mut agent).await;
         }

@@ -27,7 +27,8 @@ pub(crate) const AGENT: i64 = 7;
 /// Where things are cached that `make test` installs.
 pub(crate) fn cache() -> PathBuf {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    base.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache")).join("postern")
+    base.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"))
+        .join("postern")
 }
 
 /// Waits until the condition holds, looking often; panics with the words after [`PATIENCE`].
@@ -36,7 +37,11 @@ pub(crate) async fn until<T>(what: &str, condition: impl AsyncFnMut() -> Option<
 }
 
 /// As [`until`], with a deadline of its own.
-pub(crate) async fn within<T>(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn within<T>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let start = Instant::now();
     let mut ticks = interval(Duration::from_millis(10));
     loop {
@@ -57,7 +62,13 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts one of our binaries; `name` names its log.
-    pub(crate) fn start(name: &'static str, binary: &str, folder: &Path, arguments: &[String], env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(
+        name: &'static str,
+        binary: &str,
+        folder: &Path,
+        arguments: &[String],
+        env: &[(&str, &str)],
+    ) -> Self {
         // Test binaries are in target/debug/deps, the binaries one level up.
         let test = std::env::current_exe().expect("this test has a path");
         let path = test.ancestors().nth(2).expect("target folder").join(binary);
@@ -75,12 +86,24 @@ impl Process {
         };
         let file = fs::File::create(&log).expect("log file");
         let mut command = Command::new(path);
-        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"] {
+        for proxy in [
+            "http_proxy",
+            "https_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "all_proxy",
+            "ALL_PROXY",
+            "NO_PROXY",
+            "no_proxy",
+        ] {
             command.env_remove(proxy);
         }
         command
             .args(arguments)
-            .env("POSTERN_LOG", std::env::var("POSTERN_LOG").unwrap_or_else(|_| "debug,h2=info,hyper=info".into()))
+            .env(
+                "POSTERN_LOG",
+                std::env::var("POSTERN_LOG").unwrap_or_else(|_| "debug,h2=info,hyper=info".into()),
+            )
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -291,7 +314,8 @@ impl Field {
         let repository = here.join("config");
         fs::create_dir_all(repository.join(".gitlab/agents/test")).expect("folder");
         git(&repository, &["init", "-q"]);
-        fs::write(repository.join(".gitlab/agents/test/config.yaml"), options.configuration).expect("written");
+        fs::write(repository.join(".gitlab/agents/test/config.yaml"), options.configuration)
+            .expect("written");
         git(&repository, &["add", "."]);
         git(&repository, &["commit", "-qm", "first"]);
 
@@ -305,7 +329,8 @@ impl Field {
             ),
         )
         .expect("written");
-        let (mut broker, broker_agents, broker_kubernetes, broker_probes) = Self::start_broker(&here, &options).await;
+        let (mut broker, broker_agents, broker_kubernetes, broker_probes) =
+            Self::start_broker(&here, &options).await;
         Self::pin_broker(&here, broker_agents, broker_kubernetes, broker_probes);
         let _ = &mut broker;
 
@@ -476,11 +501,19 @@ impl Field {
     pub(crate) async fn ready(&mut self) -> Duration {
         let start = Instant::now();
         let probes = self.addresses.agent_probes;
-        let ready = timeout(PATIENCE, until("agent ready", async || {
-            (http::probe(probes, "/readiness").await == Some(200)).then_some(())
-        }));
+        let ready = timeout(
+            PATIENCE,
+            until("agent ready", async || {
+                (http::probe(probes, "/readiness").await == Some(200)).then_some(())
+            }),
+        );
         if ready.await.is_err() {
-            panic!("the agent is not ready:\n{}\n--- edge\n{}\n--- broker\n{}", self.agent.text(), self.edge.text(), self.broker.text());
+            panic!(
+                "the agent is not ready:\n{}\n--- edge\n{}\n--- broker\n{}",
+                self.agent.text(),
+                self.edge.text(),
+                self.broker.text()
+            );
         }
         start.elapsed()
     }

@@ -19,6 +19,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 
 /// What a port speaks, as far as a stranger can tell.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,7 +72,8 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The beginning of a real TLS handshake.
-const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f";
+const CLIENT_HELLO: &[u8] =
+    b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f\x5f";
 
 /// Input that no port understands, and what the ports that can tell say about it.
 fn junk() -> Vec<(Vec<u8>, &'static str)> {
@@ -107,7 +109,10 @@ async fn junk_on_every_port_is_answered_and_closed() {
             let said = text(&answer);
             match speaks {
                 Speaks::Anything => assert!(said.contains(words) && said.contains(" 400 "), "{name}: {said}"),
-                Speaks::Http => assert!(said.starts_with("HTTP/1.1 400") || said.starts_with("HTTP/1.0 400"), "{name}: {said:?}"),
+                Speaks::Http => assert!(
+                    said.starts_with("HTTP/1.1 400") || said.starts_with("HTTP/1.0 400"),
+                    "{name}: {said:?}"
+                ),
                 // An alert, or words for those who spoke plain HTTP.
                 Speaks::Tls => assert!(
                     answer.first() == Some(&0x15) || said.contains("this port speaks TLS"),
@@ -143,16 +148,19 @@ async fn metadata_that_is_too_long_is_refused_and_the_port_lives() {
         let (client, connection) = h2::client::handshake(dial(address).await).await.expect("HTTP/2");
         let connection = tokio::spawn(connection);
         let mut client = client.ready().await.expect("ready");
-        let request = hyper::Request::post("http://h/gitlab.agent.agent_registrar.rpc.AgentRegistrar/Register")
-            .header("content-type", "application/grpc")
-            .header("authorization", format!("Bearer {}", field.agent_token))
-            .header("x-long", &long)
-            .body(())
-            .expect("a request");
+        let request =
+            hyper::Request::post("http://h/gitlab.agent.agent_registrar.rpc.AgentRegistrar/Register")
+                .header("content-type", "application/grpc")
+                .header("authorization", format!("Bearer {}", field.agent_token))
+                .header("x-long", &long)
+                .body(())
+                .expect("a request");
         let (response, _body) = client.send_request(request, false).expect("sent");
         match timeout(PATIENCE, response).await.expect("an answer in time") {
             Ok(response) => assert_eq!(response.status(), 431, "{address}"),
-            Err(error) => assert!(error.is_go_away() || error.is_reset() || error.is_io(), "{address}: {error}"),
+            Err(error) => {
+                assert!(error.is_go_away() || error.is_reset() || error.is_io(), "{address}: {error}")
+            }
         }
         drop(client);
         connection.abort();
@@ -183,25 +191,60 @@ async fn assert_everything_works(field: &mut Field) {
         assert!(process.alive(), "{} died:\n{}", process.name, process.text());
     }
     let at = field.addresses;
-    for (name, address) in [("edge", at.edge_admin), ("broker", at.broker_probes), ("agent", at.agent_probes)] {
+    for (name, address) in [("edge", at.edge_admin), ("broker", at.broker_probes), ("agent", at.agent_probes)]
+    {
         for path in ["/liveness", "/readiness"] {
-            let answer = http::text(address, path).await;
-            assert!(matches!(answer, Some((200, _))), "{name} {path}: {answer:?}\n{}", field.edge.text());
+            until(&format!("{name} {path}"), async || {
+                (http::probe(address, path).await == Some(200)).then_some(())
+            })
+            .await;
         }
     }
     let (status, body) = Client::new(field).await.get("/version").await;
     assert_eq!(status, 200, "{}", text(&body));
 }
 
+/// What strangers attack, without the field that it is.
+#[derive(Clone)]
+struct Target {
+    ports: [(&'static str, SocketAddr, Speaks); 7],
+    tls: TlsConnector,
+    bearer: String,
+}
+
+impl Target {
+    fn of(field: &Field) -> Self {
+        let tls = TlsConnector::from(http::tls(field, &[b"http/1.1"]));
+        Self { ports: ports(field), tls, bearer: field.bearer() }
+    }
+
+    /// What only makes sense behind a good handshake.
+    async fn behind_tls(&self) {
+        let body = body_request(&self.bearer, "Transfer-Encoding: chunked", "ZZ\r\n");
+        let text_frame = [streams::upgrade_request("ws-tunnel"), b"\x81\x05hello".to_vec()].concat();
+        for bytes in [long_head(), text_frame, streams::upgrade_request("chat"), body] {
+            let io = dial(self.ports[0].1).await;
+            let mut io = self.tls.connect("localhost".try_into().expect("a name"), io).await.expect("TLS");
+            exchange(&mut io, &bytes).await;
+        }
+    }
+}
+
 /// One of everything, on every port.
-async fn round(ports: [(&'static str, SocketAddr, Speaks); 7]) {
+async fn round(target: &Target) {
     let mut inputs: Vec<Vec<u8>> = junk().into_iter().map(|(bytes, _)| bytes).collect();
-    inputs.extend([long_head(), many_lines(), b"G".to_vec(), Vec::new(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()]);
+    inputs.extend([
+        long_head(),
+        many_lines(),
+        b"G".to_vec(),
+        Vec::new(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+    ]);
     inputs.push(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand then junk that is long enough for a frame".to_vec());
     inputs.push(streams::upgrade_request("chat"));
     inputs.push([streams::upgrade_request("ws-tunnel"), b"\x81\x05hello".to_vec()].concat());
     for bytes in inputs {
-        join_all(ports.map(|(_, address, _)| {
+        join_all(target.ports.map(|(_, address, _)| {
             let bytes = bytes.clone();
             async move {
                 let mut io = dial(address).await;
@@ -209,11 +252,16 @@ async fn round(ports: [(&'static str, SocketAddr, Speaks); 7]) {
                 let _ = io.shutdown().await;
                 let mut answer = Vec::new();
                 let end = timeout(PATIENCE, (&mut io).take(1 << 20).read_to_end(&mut answer)).await;
-                assert!(end.is_ok(), "{address} keeps a connection that said {:?}", text(&bytes[..bytes.len().min(80)]));
+                assert!(
+                    end.is_ok(),
+                    "{address} keeps a connection that said {:?}",
+                    text(&bytes[..bytes.len().min(80)])
+                );
             }
         }))
         .await;
     }
+    target.behind_tls().await;
 }
 
 const WORKERS: usize = 6;
@@ -222,18 +270,19 @@ const ROUNDS: usize = 50;
 #[tokio::test]
 async fn hundreds_of_rounds_of_it_leave_descriptors_and_memory_where_they_were() {
     let mut field = Field::start().await;
-    let ports = ports(&field);
+    let target = Target::of(&field);
     // Warm: pools and caches have what they keep.
     for _ in 0..3 {
-        round(ports).await;
+        round(&target).await;
     }
     assert_everything_works(&mut field).await;
     let before = usage(&field).await;
     let mut workers = JoinSet::new();
     for _ in 0..WORKERS {
+        let target = target.clone();
         workers.spawn(async move {
             for _ in 0..ROUNDS {
-                round(ports).await;
+                round(&target).await;
             }
         });
     }
@@ -241,11 +290,16 @@ async fn hundreds_of_rounds_of_it_leave_descriptors_and_memory_where_they_were()
         done.expect("every port answers or closes");
     }
     assert_everything_works(&mut field).await;
-    for (process, (name, descriptors, resident)) in [&field.edge, &field.broker, &field.agent].into_iter().zip(before) {
-        let now = until(&format!("{name}'s descriptors go back to {descriptors}, now {}", process.descriptors()), async || {
-            let now = process.descriptors();
-            (now.abs_diff(descriptors) <= 5).then_some(now)
-        })
+    for (process, (name, descriptors, resident)) in
+        [&field.edge, &field.broker, &field.agent].into_iter().zip(before)
+    {
+        let now = until(
+            &format!("{name}'s descriptors go back to {descriptors}, now {}", process.descriptors()),
+            async || {
+                let now = process.descriptors();
+                (now.abs_diff(descriptors) <= 5).then_some(now)
+            },
+        )
         .await;
         let after = process.resident();
         println!(
@@ -270,6 +324,57 @@ async fn usage(field: &Field) -> [(&'static str, usize, u64); 3] {
         (process.name, descriptors, process.resident())
     };
     [of(&field.edge).await, of(&field.broker).await, of(&field.agent).await]
+}
+
+/// A request to the cluster whose head is good.
+fn body_request(bearer: &str, header: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST /k8s-proxy/sink HTTP/1.1\r\nHost: localhost\r\nAuthorization: {bearer}\r\nConnection: close\r\n{header}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn bodies_that_are_malformed_or_cut_short_reach_no_cluster_as_whole_ones() {
+    let mut field = Field::start().await;
+    let cases = [
+        (false, "no number of a chunk", "Transfer-Encoding: chunked", "ZZ\r\n"),
+        (false, "a chunk longer than it says", "Transfer-Encoding: chunked", "2\r\nabc\r\n0\r\n\r\n"),
+        (true, "half a chunk", "Transfer-Encoding: chunked", "a\r\nabc"),
+        (true, "less than it says", "Content-Length: 10", "abc"),
+        (false, "two lengths", "Content-Length: 3\r\nContent-Length: 4", "abcd"),
+        (false, "no length", "Content-Length: three", "abc"),
+        (
+            false,
+            "both at once",
+            "Content-Length: 30\r\nTransfer-Encoding: chunked",
+            "0\r\n\r\nGET /k8s-proxy/smuggled HTTP/1.1\r\n\r\n",
+        ),
+    ];
+    for (leaves, what, header, body) in cases {
+        let mut io = http::connect(&field, &[b"http/1.1"]).await;
+        io.write_all(&body_request(&field.bearer(), header, body)).await.expect("sent");
+        if leaves {
+            let _ = io.shutdown().await;
+        }
+        let answer = text(&exchange(&mut io, b"").await);
+        let status = answer.split(' ').nth(1).unwrap_or_default();
+        println!("{what}: {:?}", answer.lines().next());
+        // The last one may be taken for what its chunks say: no body at all.
+        let empty = what == "both at once" && status == "200" && answer.contains("\"length\":0");
+        assert!(matches!(status, "" | "400" | "408") || empty, "{what}: {answer}");
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{what}: {answer}");
+    }
+    assert!(field.api().requests().iter().all(|seen| !seen.uri.path().contains("smuggled")));
+    until("the cluster has none of them open", async || (field.api().open_of("sink") == 0).then_some(()))
+        .await;
+    let probes = field.addresses.broker_probes;
+    until("no tunnel is held", async || {
+        let (_, metrics) = http::text(probes, "/metrics").await?;
+        metrics.contains("postern_broker_tunnels_busy 0\n").then_some(())
+    })
+    .await;
+    assert_everything_works(&mut field).await;
 }
 
 /// A stranger that is slow with its first bytes is let go.

@@ -101,11 +101,14 @@ fn sum(path: &Path) -> String {
 async fn objects_are_applied_watched_for_over_two_minutes_and_deleted() {
     let field = field().await;
     let kubectl = Kubectl::new(&field);
-    let mut watch = kubectl.command(&["get", "configmaps", "-w", "-n", "default", "-o", "name"]).spawn().unwrap();
+    let mut watch =
+        kubectl.command(&["get", "configmaps", "-w", "-n", "default", "-o", "name"]).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let start = Instant::now();
     let map = |number: u32| {
-        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: seen-{number}}}\ndata: {{k: '{number}'}}\n")
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: seen-{number}}}\ndata: {{k: '{number}'}}\n"
+        )
     };
     // One object every ten seconds; the watch must tell of each, on one connection without a hidden time limit.
     let mut pace = tokio::time::interval(Duration::from_secs(10));
@@ -149,7 +152,8 @@ async fn logs_exec_attach_cp_and_port_forward_work() {
     }
     drop(follow);
 
-    let echoed = kubectl.output(&["exec", "-i", "ticking", "--", "sh", "-c", "cat; exit 7"], b"to and fro").await;
+    let echoed =
+        kubectl.output(&["exec", "-i", "ticking", "--", "sh", "-c", "cat; exit 7"], b"to and fro").await;
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "to and fro");
     assert_eq!(echoed.status.code(), Some(7));
     transfer(&kubectl, "ticking").await;
@@ -188,7 +192,8 @@ async fn forward(kubectl: &Kubectl, pod: &str, rounds: usize) {
     let mut forward = kubectl.command(&["port-forward", pod, &format!(":{port}")]).spawn().unwrap();
     let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
     let line = timeout(COMMAND, lines.next_line()).await.unwrap().unwrap().expect("port-forward says where");
-    let local: u16 = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    let local: u16 =
+        line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
     for _ in 0..rounds {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", local)).await.unwrap();
         let sent: Vec<u8> = (0..500_000u32).map(|byte| byte as u8).collect();
@@ -224,7 +229,9 @@ async fn twenty_of_these_at_once() {
         }
         2 => forward(&kubectl, "busy", 2).await,
         3 => {
-            let map = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: twenty-{number}, namespace: default}}\n");
+            let map = format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: twenty-{number}, namespace: default}}\n"
+            );
             kubectl.ok(&["apply", "--server-side", "-f", "-"], map.as_bytes()).await;
             kubectl.ok(&["delete", "configmap", &format!("twenty-{number}"), "-n", "default"], b"").await;
         }

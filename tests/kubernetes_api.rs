@@ -58,7 +58,8 @@ async fn a_watch_streams_and_ends_at_the_cluster_when_the_caller_leaves() {
     let mut other = Client::new(&field).await;
     let mut response = client.send("GET", "/stream-forever", full("")).await;
     for _ in 0..3 {
-        let frame = timeout(PATIENCE, response.frame()).await.expect("a tick").expect("open").expect("no error");
+        let frame =
+            timeout(PATIENCE, response.frame()).await.expect("a tick").expect("open").expect("no error");
         assert!(frame.is_data());
     }
     assert!(field.api().open() >= 1);

@@ -47,7 +47,8 @@ impl Caller {
     async fn ask(&self) -> Option<u16> {
         let asking = async {
             let stream = TcpStream::connect(self.edge).await.ok()?;
-            let stream = TlsConnector::from(self.tls.clone()).connect("localhost".try_into().unwrap(), stream);
+            let stream =
+                TlsConnector::from(self.tls.clone()).connect("localhost".try_into().unwrap(), stream);
             let (mut send, connection) = http1::handshake(TokioIo::new(stream.await.ok()?)).await.ok()?;
             tokio::spawn(connection);
             let request = Request::get("/k8s-proxy/version").header("host", "localhost");
@@ -63,7 +64,8 @@ impl Caller {
     /// How long it takes until an answer comes from the cluster.
     async fn reached(&self) -> Duration {
         let start = Instant::now();
-        within(BACK, "the agent is reachable again", async || (self.ask().await == Some(200)).then_some(())).await;
+        within(BACK, "the agent is reachable again", async || (self.ask().await == Some(200)).then_some(()))
+            .await;
         start.elapsed()
     }
 
@@ -93,7 +95,8 @@ impl Running {
         let download = client.send("GET", "/slow?bytes=1000000000&chunk=10000&every=10", full("")).await;
         running.spawn("a download", client, drain(download));
         let mut client = Client::new(field).await;
-        let request = client.request("GET", "/echo").header("connection", "upgrade").header("upgrade", "postern-echo");
+        let request =
+            client.request("GET", "/echo").header("connection", "upgrade").header("upgrade", "postern-echo");
         let response = client.raw(request.body(full("")).unwrap()).await.unwrap();
         assert_eq!(response.status(), 101);
         let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
@@ -269,7 +272,12 @@ async fn a_request_that_waits_for_a_reconnecting_agent_is_served_when_it_is_back
 }
 
 /// Signals with SIGTERM while an answer of some seconds is under way; it must come whole and the process end well.
-async fn drains(field: &mut Field, name: &str, probes: SocketAddr, process: impl Fn(&mut Field) -> &mut Process) {
+async fn drains(
+    field: &mut Field,
+    name: &str,
+    probes: SocketAddr,
+    process: impl Fn(&mut Field) -> &mut Process,
+) {
     let mut client = Client::new(field).await;
     let response = client.send("GET", "/slow?bytes=200000&chunk=10000&every=100", full("")).await;
     assert_eq!(response.status(), 200);
@@ -326,8 +334,12 @@ async fn a_process_that_is_asked_twice_to_end_cuts_what_runs_and_ends_with_statu
             _ => (field.addresses.agent_probes, &mut field.agent),
         };
         process.signal("TERM").await;
-        until("it is not ready", async || (probe(probes, "/readiness").await == Some(503)).then_some(())).await;
-        assert!(timeout(PATIENCE, watch.frame()).await.unwrap().unwrap().is_ok(), "{which} cut the watch at once");
+        until("it is not ready", async || (probe(probes, "/readiness").await == Some(503)).then_some(()))
+            .await;
+        assert!(
+            timeout(PATIENCE, watch.frame()).await.unwrap().unwrap().is_ok(),
+            "{which} cut the watch at once"
+        );
         let start = Instant::now();
         process.signal("TERM").await;
         assert_eq!(process.ended().await.code(), Some(1), "{}", process.text());
@@ -353,7 +365,8 @@ async fn a_drain_that_runs_out_of_time_cuts_what_is_left_and_says_how_much() {
     field.edge.signal("TERM").await;
     let status = field.edge.ended().await;
     assert_eq!(status.code(), Some(1), "{}", field.edge.text());
-    let said = field.edge.lines().into_iter().rfind(|line| line["level"] == "WARN" || line["level"] == "ERROR");
+    let said =
+        field.edge.lines().into_iter().rfind(|line| line["level"] == "WARN" || line["level"] == "ERROR");
     println!("{}", said.expect("a line about what was cut"));
     let cut = timeout(CUT, async { while let Some(Ok(_)) = watch.frame().await {} });
     cut.await.expect("the watch ends");

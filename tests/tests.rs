@@ -2,21 +2,21 @@
 
 mod harness;
 
-/// The crate graph is what ARCHITECTURE.md says.
-mod crate_graph;
-/// A caller's requests through edge, broker, tunnel and agent: streaming, upgrades, cancellation, load.
-mod kubernetes_api;
 /// Who is let in and what the others are told.
 mod admission;
-/// The four schemes of an agent's dial, TLS and proxies.
-mod dialling;
-/// Processes killed, restarted and drained while requests run.
-mod survival;
-/// Junk, oversize and malformed input on every port.
-mod hostile;
-/// Clients of other makers: grpcio, grpc-js, websockets.
-mod foreign;
-/// Real kubectl against the real control plane.
-mod kubectl;
 /// Configuration from a git repository to an agent.
 mod configuration;
+/// The crate graph is what ARCHITECTURE.md says.
+mod crate_graph;
+/// The four schemes of an agent's dial, TLS and proxies.
+mod dialling;
+/// Clients of other makers: grpcio, grpc-js, websockets.
+mod foreign;
+/// Junk, oversize and malformed input on every port.
+mod hostile;
+/// Real kubectl against the real control plane.
+mod kubectl;
+/// A caller's requests through edge, broker, tunnel and agent: streaming, upgrades, cancellation, load.
+mod kubernetes_api;
+/// Processes killed, restarted and drained while requests run.
+mod survival;

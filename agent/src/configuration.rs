@@ -144,10 +144,14 @@ impl Receiver {
         let id = AgentId(configuration.agent_id);
         let known = self.latest.borrow().as_ref().map(|known| AgentId(known.agent_id));
         if let Some(known) = known.filter(|known| *known != id) {
-            error!(agent_id = %known, other = %id, "configuration of another agent ignored; restart the agent to become it");
+            error!(
+                agent_id = known.0,
+                other = id.0,
+                "configuration of another agent ignored; restart the agent to become it"
+            );
             return;
         }
-        info!(commit_id = %response.commit_id, agent_id = %id, "configuration received");
+        info!(commit_id = %response.commit_id, agent_id = id.0, "configuration received");
         self.log_level.follow(level(&configuration));
         self.latest.send_replace(Some(Arc::new(configuration)));
     }

@@ -100,7 +100,7 @@ pub async fn run(tunnels: Arc<Tunnels>, slot: Slot) -> Ended {
     if code != Code::Ok {
         tunnels.metrics.failed_requests.inc();
     }
-    info!(target: "access", method = %info.method_name, status = ?code, duration_ms = duration.as_millis(), "request");
+    info!(target: "access", method = %info.method_name, status = ?code, duration_ms = duration.as_millis() as u64, "request");
     if let Err(status) = status {
         debug!(error = %error::status(&status), "request failed");
     }

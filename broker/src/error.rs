@@ -25,7 +25,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 pub fn yaml(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     match error.location() {
-        Some(at) if !text.contains(" at line ") => format!("{text} at line {} column {}", at.line(), at.column()),
+        Some(at) if !text.contains(" at line ") => {
+            format!("{text} at line {} column {}", at.line(), at.column())
+        }
         _ => text,
     }
 }

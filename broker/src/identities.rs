@@ -165,8 +165,10 @@ fn is_agent_name(name: &str) -> bool {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Identities, IdentitiesError> {
-    let file: File = serde_yaml::from_str(text)
-        .map_err(|error| IdentitiesError::Malformed { path: path.to_owned(), message: crate::error::yaml(&error) })?;
+    let file: File = serde_yaml::from_str(text).map_err(|error| IdentitiesError::Malformed {
+        path: path.to_owned(),
+        message: crate::error::yaml(&error),
+    })?;
     let base = path.parent().unwrap_or(Path::new(""));
     let mut problems = Vec::new();
     let mut identities = Identities::default();

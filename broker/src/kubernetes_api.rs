@@ -358,3 +358,6 @@ impl Started {
 fn message(message: http_request::Message) -> Bytes {
     HttpRequest { message: Some(message) }.encode_to_vec().into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,19 @@
 //! One accepted connection: TLS, first bytes, and the road it takes from there.
 //!
-//! The first thing that happens to a stranger; afterwards `proxy` serves the streams. TLS, sniff and upgrade run in a
+//! The first thing that happens to a stranger; afterwards `http2` or `proxy` serve the requests. TLS, sniff and upgrade run in a
 //! task that ends, because an idle HTTP/2 connection would otherwise keep their memory for hours. Every step before
 //! the first whole head has a deadline.
 
 use crate::config::Timeouts;
+use crate::http2;
 use crate::observability::metrics::{ConnectionGuard, Metrics};
-use crate::proxy::{self, Proxy, Shared};
+use crate::proxy::{Proxy, Shared};
+use crate::relay::pool::Pool;
 use crate::tls::Terminator;
-use crate::transport::{Connection, Socket, SocketFacts, Speaks, Transport};
+use crate::transport::{Connection, Socket, SocketFacts, Transport};
 use crate::websocket::{self, Asked};
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
@@ -20,7 +21,7 @@ use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub proxy: Arc<Proxy>,
+    pub pool: Pool,
     pub timeouts: Timeouts,
     pub websocket_ping: Option<Duration>,
     /// Room for connections, in the whole process.
@@ -44,9 +46,15 @@ pub struct Worker {
     pub shutdown: ShutdownWatch,
 }
 
+/// A transport that HTTP/2 runs on.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for S {}
+
 /// A connection that outlives its opening.
 struct Open {
-    transport: Stream,
+    io: Box<dyn Wire>,
+    connection: Arc<Connection>,
+    socket: SocketFacts,
     _counted: ConnectionGuard,
     _room: OwnedSemaphorePermit,
 }
@@ -54,8 +62,8 @@ struct Open {
 impl Open {
     /// Serves until the connection closes; counts as open until then.
     async fn serve(self, worker: Arc<Worker>) {
-        let Self { transport, _counted, _room } = self;
-        proxy::serve(&worker.proxy, transport, &worker.shutdown).await;
+        let Self { io, connection, socket, _counted, _room } = self;
+        http2::serve(worker, io, connection, socket).await;
     }
 }
 
@@ -131,10 +139,13 @@ impl Worker {
             let limits = Limits { head: HEAD_BYTES, deadline: self.timeouts.head };
             match sniff(&mut socket, limits).await {
                 Ok(Opening::Http2 { read }) => {
-                    let connection = Connection::new(client, tls, None);
-                    let transport = Transport::new(put_back(socket, read), &facts, connection, Speaks::Http2);
-                    let counted = self.metrics().connection("http2", tls);
-                    return Some(Open { transport: Box::new(transport), _counted: counted, _room: room });
+                    return Some(Open {
+                        io: Box::new(put_back(socket, read)),
+                        connection: Arc::new(Connection::new(client, tls, None)),
+                        socket: facts,
+                        _counted: self.metrics().connection("http2", tls),
+                        _room: room,
+                    });
                 }
                 Ok(Opening::Http1 { head, mut read }) if websocket::asked(&head) == Asked::Tunnel => {
                     read.advance(head.size());
@@ -153,15 +164,18 @@ impl Worker {
                         }
                     };
                     let host = head.host().filter(|host| is_authority(host)).unwrap_or("postern").to_owned();
-                    let connection = Connection::new(client, tls, Some(host));
-                    let transport = Transport::new(tunnel, &facts, connection, Speaks::Http2);
-                    let counted = self.metrics().connection("websocket", tls);
-                    return Some(Open { transport: Box::new(transport), _counted: counted, _room: room });
+                    return Some(Open {
+                        io: Box::new(tunnel),
+                        connection: Arc::new(Connection::new(client, tls, Some(host))),
+                        socket: facts,
+                        _counted: self.metrics().connection("websocket", tls),
+                        _room: room,
+                    });
                 }
                 Ok(Opening::Http1 { read, .. }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     let connection = Connection::new(client, tls, None);
-                    let transport = Transport::new(put_back(socket, read), &facts, connection, Speaks::Http1);
+                    let transport = Transport::new(put_back(socket, read), &facts, connection);
                     socket = self.http1(transport, &mut carried).await?;
                     socket = self.next_request(socket).await?;
                 }

@@ -428,6 +428,19 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_the_defaults() {
+        let example = parse(include_str!("../edge.example.yaml")).unwrap();
+        let defaults = parse(SMALL).unwrap();
+        assert_eq!(example.limits, defaults.limits);
+        assert_eq!(example.timeouts, defaults.timeouts);
+        assert_eq!(example.drain, defaults.drain);
+        assert_eq!(
+            (example.websocket_ping, example.admin, example.workers),
+            (defaults.websocket_ping, defaults.admin, defaults.workers)
+        );
+    }
+
+    #[test]
     fn relative_certificate_paths_start_at_the_file() {
         let text = "listen: [{address: '0.0.0.0:8443', tls: {certificates: [{certificate_file: a.pem, key_file: /b.key}]}}]
 upstreams: {agents: {addresses: ['kas:8150']}}";

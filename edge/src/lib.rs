@@ -12,11 +12,15 @@ pub mod tls;
 pub mod transport;
 pub mod websocket;
 
+pub mod admit;
 pub mod decide;
 pub mod limits;
 pub mod token;
 
+pub mod bridge;
+pub mod http2;
 pub mod proxy;
+pub mod relay;
 pub mod reply;
 pub mod upstream;
 

@@ -1,41 +1,29 @@
-//! Every request of the edge through pingora's phases, in their order: decide, admit, choose, forward, account.
+//! Kubernetes API requests over HTTP/1.1, through pingora's phases in their order: decide, admit, choose, forward,
+//! account. Upgrades included.
 //!
-//! After `transport`. Policy stands in `decide`, `limits` and `upstream`; answers in `reply`. Streams of agents come
-//! this way too for now; they part from it where [`serve`] hands a connection to pingora.
+//! After `transport`, or after `bridge` for callers that speak HTTP/2. Policy stands in `decide`, `admit`, `limits` and
+//! `upstream`; answers in `reply`. gRPC goes another way, through `relay`.
 
 use crate::access_log::{self, Fault, Line};
-use crate::decide::{self, Decision, Purpose, Route};
+use crate::admit::{self, Admission};
+use crate::decide::{self, Decision, Route};
 use crate::drain::{StreamGuard, Streams};
 use crate::limits::Limits;
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
-use crate::token::Caller;
 use crate::transport::Connection;
-use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW, Upstreams};
+use crate::upstream::Upstreams;
 use async_trait::async_trait;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Version};
-use pingora::apps::{HttpServerOptions, ServerApp};
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Stream;
-use pingora::protocols::http::v2::server::default_h2_options;
+use http::HeaderName;
+use pingora::http::RequestHeader;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
-use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
-use postern_wire::metadata::{HOP_PREFIX, INTERNAL_PREFIX};
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Streams that one downstream connection may have open: an agent's pool grows to hundreds.
-const DOWNSTREAM_STREAMS: u32 = 1000;
-/// What h2 allows for DATA frames below 256 bytes that nobody has read yet. Its default ends the connection of an
-/// agent that sends a few thousand small messages in one go.
-const SMALL_FRAMES: usize = 64 * 1024 * 1024;
-const SEND_BUFFER: usize = 256 * 1024;
+use std::time::Instant;
 
 /// What all requests of the process share.
 #[derive(Debug)]
@@ -61,73 +49,20 @@ pub struct Request {
     client: Option<SocketAddr>,
     upstream: Option<SocketAddr>,
     tried: Vec<SocketAddr>,
-    grpc_status: Option<u16>,
     refused: Option<Reason>,
-    guard: StreamGuard,
+    /// Counts the request as under way until its log line.
+    _guard: StreamGuard,
 }
 
-/// Builds the proxy of one worker. `idle`: a downstream connection without any stream is closed after this.
-pub fn build(shared: Arc<Shared>, idle: Duration) -> Arc<Proxy> {
+/// Builds the proxy of one worker.
+pub fn build(shared: Arc<Shared>) -> Arc<Proxy> {
     let conf = ServerConf { threads: 1, work_stealing: false, ..ServerConf::default() };
-    let mut proxy = http_proxy(&Arc::new(conf), EdgeProxy(shared));
-    let mut h2 = default_h2_options();
-    h2.max_concurrent_streams(DOWNSTREAM_STREAMS)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER)
-        .data_frame_budget(SMALL_FRAMES);
-    proxy.h2_options = Some(h2);
-    let mut options = HttpServerOptions::default();
-    options.h2_idle_timeout = Some(idle);
-    proxy.server_options = Some(options);
-    Arc::new(proxy)
-}
-
-/// Serves all streams of one HTTP/2 connection until it closes; after `shutdown` it says GOAWAY and finishes.
-///
-/// Here agents' streams will part from pingora.
-pub async fn serve(proxy: &Arc<Proxy>, transport: Stream, shutdown: &ShutdownWatch) {
-    ServerApp::process_new(proxy, transport, shutdown).await;
-}
-
-impl EdgeProxy {
-    /// Everything that can be said before a broker is asked.
-    fn admit(&self, session: &Session, request: &mut Request, decision: Decision) -> Result<(), Reason> {
-        let head = session.req_header();
-        if decision.route == Route::Agents && head.version != Version::HTTP_2 {
-            return Err(Reason::NeedsHttp2);
-        }
-        if self.0.upstreams.of(decision.route).is_empty() {
-            return Err(Reason::NotServed);
-        }
-        request.token = Caller::of(&head.headers).key();
-        let Some(token) = request.token else {
-            // Who may do what without a token is for the broker and its cluster to say; agents may do nothing.
-            return if decision.route == Route::Agents { Err(Reason::NoToken) } else { Ok(()) };
-        };
-        let connection = Connection::of(session.digest());
-        if connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
-            self.0
-                .limits
-                .decide(&token, Instant::now())
-                .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
-            if let Some(connection) = connection {
-                connection.paid(decision.purpose, token);
-            }
-        }
-        Ok(())
-    }
+    Arc::new(http_proxy(&Arc::new(conf), EdgeProxy(shared)))
 }
 
 impl Request {
     fn route(&self) -> Route {
         self.decision.map_or(Route::KubernetesApi, |decision| decision.route)
-    }
-
-    fn note_grpc_status(&mut self, headers: &HeaderMap) {
-        if let Some(value) = headers.get("grpc-status") {
-            self.grpc_status = value.to_str().ok().and_then(|text| text.parse().ok());
-        }
     }
 }
 
@@ -143,9 +78,8 @@ impl ProxyHttp for EdgeProxy {
             client: None,
             upstream: None,
             tried: Vec::new(),
-            grpc_status: None,
             refused: None,
-            guard: self.0.streams.open(),
+            _guard: self.0.streams.open(),
         }
     }
 
@@ -160,16 +94,20 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
-        match self.admit(session, request, decision) {
-            Ok(()) => {
-                if decision.purpose != Purpose::Call {
-                    request.guard.park();
-                }
-                Ok(false)
-            }
+        let Admission { token, verdict } = admit::admit(
+            &self.0.upstreams,
+            &self.0.limits,
+            Connection::of(session.digest()),
+            decision,
+            head.version,
+            &head.headers,
+        );
+        request.token = token;
+        match verdict {
+            Ok(()) => Ok(false),
             Err(reason) => {
                 session.set_keepalive(None);
-                reply::refuse(session, decision.route, &reason).await?;
+                reply::refuse(session, &reason).await?;
                 request.refused = Some(reason);
                 Ok(true)
             }
@@ -215,57 +153,17 @@ impl ProxyHttp for EdgeProxy {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        request: &mut Request,
+        _request: &mut Request,
     ) -> pingora::Result<()> {
         let internal: Vec<HeaderName> =
-            upstream.headers.keys().filter(|name| is_ours(name)).cloned().collect();
+            upstream.headers.keys().filter(|name| admit::is_ours(name)).cloned().collect();
         for name in internal {
             upstream.remove_header(&name);
         }
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
-        upstream.insert_header("x-forwarded-for", connection.client.ip().to_canonical().to_string())?;
-        upstream.insert_header("x-forwarded-proto", if connection.tls { "https" } else { "http" })?;
-        if let (Route::Agents, Some(host)) = (request.route(), &connection.tunnelled_for) {
-            // Inside a WebSocket the authority is whatever a repaired URL became; pingora sends Host as :authority.
-            upstream.insert_header(http::header::HOST, host)?;
+        for (name, value) in admit::forwarded(connection) {
+            upstream.insert_header(name, value)?;
         }
-        Ok(())
-    }
-
-    async fn upstream_response_filter(
-        &self,
-        _session: &mut Session,
-        response: &mut ResponseHeader,
-        request: &mut Request,
-    ) -> pingora::Result<()> {
-        request.note_grpc_status(&response.headers);
-        Ok(())
-    }
-
-    fn upstream_response_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        _end: bool,
-        request: &mut Request,
-    ) -> pingora::Result<Option<Duration>> {
-        // The first thing a broker sends down a tunnel is a request.
-        if request.guard.is_parked()
-            && request.decision.is_some_and(|decision| decision.purpose == Purpose::Tunnel)
-            && body.as_ref().is_some_and(|bytes| !bytes.is_empty())
-        {
-            request.guard.wake();
-        }
-        Ok(None)
-    }
-
-    fn upstream_response_trailer_filter(
-        &self,
-        _session: &mut Session,
-        trailers: &mut HeaderMap,
-        request: &mut Request,
-    ) -> pingora::Result<()> {
-        request.note_grpc_status(trailers);
         Ok(())
     }
 
@@ -275,27 +173,18 @@ impl ProxyHttp for EdgeProxy {
         error: &Error,
         request: &mut Request,
     ) -> FailToProxy {
-        let route = request.route();
         let begun = session.response_written().is_some();
         let reason = match reason(error, request, &self.0.upstreams) {
             Some(reason) => reason,
             // Nobody is there to read an answer.
             None => return FailToProxy { error_code: 0, can_reuse_downstream: false },
         };
-        let answered = match (begun, route) {
-            (false, _) => {
-                session.set_keepalive(None);
-                reply::refuse(session, route, &reason).await
+        // Otherwise the client sees a body that ends too early, which is the truth.
+        if !begun {
+            session.set_keepalive(None);
+            if let Err(error) = reply::refuse(session, &reason).await {
+                tracing::debug!(%error, "the answer to a failed request was not read");
             }
-            (true, Route::Agents) => reply::cut(session, &reason).await,
-            // The client sees a body that ends too early, which is the truth.
-            (true, Route::KubernetesApi) => Ok(()),
-        };
-        if let Err(error) = answered {
-            tracing::debug!(%error, "the answer to a failed request was not read");
-        }
-        if route == Route::Agents {
-            request.grpc_status = Some(reason.code().into());
         }
         let error_code = reason.status().as_u16();
         request.refused = Some(reason);
@@ -321,13 +210,6 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let route = request.route();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
-        let grpc_status = match &request.refused {
-            Some(reason) if route == Route::Agents => Some(reason.code().into()),
-            _ => request.grpc_status,
-        };
-        // A peer that leaves after the status was sent has seen the end.
-        let finished = request.grpc_status.is_some() && request.refused.is_none();
-        let error = error.filter(|_| !finished);
         let refused = request.refused.as_ref().map(Reason::name);
         let fault = match (error, &request.refused) {
             (Some(error), _) => match error.esource() {
@@ -341,14 +223,11 @@ impl ProxyHttp for EdgeProxy {
         let line = Line {
             client: request.client,
             route,
-            method: match route {
-                Route::Agents => head.uri.path(),
-                Route::KubernetesApi => head.method.as_str(),
-            },
+            method: head.method.as_str(),
             token: request.token,
             upstream: request.upstream,
             status,
-            grpc_status,
+            grpc_status: None,
             bytes_in: session.body_bytes_read(),
             bytes_out: session.body_bytes_sent(),
             duration: request.begin.elapsed(),
@@ -356,21 +235,12 @@ impl ProxyHttp for EdgeProxy {
             refused,
             error: error.map(what),
         };
-        access_log::write(&line, request.guard.is_parked() && request.refused.is_none());
-        self.0.metrics.request(route, status, grpc_status);
+        access_log::write(&line, false);
+        self.0.metrics.request(route, status, None);
         if let Some(refused) = refused {
             self.0.metrics.refusal(refused);
         }
     }
-}
-
-/// Headers that only our own programs may set, and those that say who is in front of us.
-fn is_ours(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    name.starts_with(INTERNAL_PREFIX)
-        || name.starts_with(HOP_PREFIX)
-        || name.starts_with("x-forwarded-")
-        || matches!(name, "forwarded" | "x-real-ip")
 }
 
 /// What to tell the caller; `None` when the caller is gone.
@@ -421,22 +291,5 @@ fn what(error: &Error) -> &'static str {
         ErrorType::H2Downgrade => "HTTP/2 refused",
         ErrorType::InvalidHTTPHeader => "invalid head",
         _ => "failed",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_of_our_own_programs_are_not_believed_from_outside() {
-        for name in
-            ["x-postern-agent", "kas-hop-routing-agent-id", "x-forwarded-for", "forwarded", "x-real-ip"]
-        {
-            assert!(is_ours(&HeaderName::from_static(name)), "{name}");
-        }
-        for name in ["authorization", "x-gitlab-correlation-id", "impersonate-user", "via"] {
-            assert!(!is_ours(&HeaderName::from_static(name)), "{name}");
-        }
     }
 }

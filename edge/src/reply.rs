@@ -6,7 +6,6 @@ use crate::decide::Route;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use serde_json::json;
 use std::time::Duration;
@@ -106,21 +105,10 @@ fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// Answers a request whose response has not begun.
-pub async fn refuse(session: &mut Session, route: Route, reason: &Reason) -> pingora::Result<()> {
-    if route == Route::Agents
-        && let ServerSession::H2(stream) = &mut *session.downstream_session
-    {
-        // The status in the one and only header block: grpc-go takes it for nothing else.
-        let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
-        header.insert_header(http::header::CONTENT_TYPE, "application/grpc")?;
-        for (name, value) in grpc_status(reason.code(), &reason.message(route)) {
-            header.insert_header(name.expect("a fresh map has a name for each value"), value)?;
-        }
-        return stream.write_response_header(Box::new(header), true);
-    }
+/// Answers an HTTP request whose response has not begun, with a Kubernetes `Status`.
+pub async fn refuse(session: &mut Session, reason: &Reason) -> pingora::Result<()> {
     let status = reason.status();
-    let body = status_json(status, &reason.message(route));
+    let body = status_json(status, &reason.message(Route::KubernetesApi));
     let mut header = ResponseHeader::build(status, Some(4))?;
     header.insert_header(http::header::CONTENT_TYPE, "application/json")?;
     header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
@@ -132,14 +120,8 @@ pub async fn refuse(session: &mut Session, route: Route, reason: &Reason) -> pin
     session.write_response_body(Some(body), true).await
 }
 
-/// Ends a gRPC response that has begun; without it the client would see CANCELLED and not try again.
-pub async fn cut(session: &mut Session, reason: &Reason) -> pingora::Result<()> {
-    let trailers = grpc_status(reason.code(), &reason.message(Route::Agents));
-    session.downstream_session.write_response_trailers(trailers).await
-}
-
-/// `grpc-status` and `grpc-message`.
-fn grpc_status(code: u8, message: &str) -> HeaderMap {
+/// `grpc-status` and `grpc-message`, for the end of a gRPC response.
+pub fn grpc_status(code: u8, message: &str) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(2);
     headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
     if let Ok(value) = HeaderValue::try_from(percent_encoded(message)) {

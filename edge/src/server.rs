@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::observability::Admin;
 use crate::observability::metrics::Metrics;
 use crate::proxy::{self, Shared};
+use crate::relay::pool::Pool;
 use crate::tls::Terminator;
 use crate::upstream::Upstreams;
 use anyhow::Context;
@@ -76,7 +77,8 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         }
         let worker = Worker {
             shared: shared.clone(),
-            proxy: proxy::build(shared.clone(), config.timeouts.idle),
+            proxy: proxy::build(shared.clone()),
+            pool: Pool::new(config.timeouts.connect),
             timeouts: config.timeouts.clone(),
             websocket_ping: config.websocket_ping,
             room: room.clone(),

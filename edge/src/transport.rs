@@ -1,6 +1,6 @@
 //! What a connection is to pingora: any byte stream of ours, with the facts about who is at its far end.
 //!
-//! After TLS, sniff and WebSocket; before the HTTP server. Only delegates, never reads or writes of its own accord.
+//! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
 use crate::decide::Purpose;
 use async_trait::async_trait;
@@ -83,36 +83,23 @@ impl Socket {
     }
 }
 
-/// A byte stream in the shape that pingora's HTTP server wants.
+/// A byte stream in the shape that pingora's HTTP/1.1 server wants.
 pub struct Transport<S> {
     io: S,
     facts: Arc<ProxyDigest>,
     socket: Arc<SocketDigest>,
     id: UniqueIDType,
-    alpn: ALPN,
-}
-
-/// What pingora shall speak on a transport.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Speaks {
-    Http1,
-    Http2,
 }
 
 impl<S> Transport<S> {
     /// Wraps `io`, which runs over the TCP connection that `tcp` is about.
-    pub fn new(io: S, tcp: &SocketFacts, connection: Connection, speaks: Speaks) -> Self {
+    pub fn new(io: S, tcp: &SocketFacts, connection: Connection) -> Self {
         let response = ResponseHeader::build(StatusCode::OK, Some(0)).expect("200 is a status");
-        let alpn = match speaks {
-            Speaks::Http1 => ALPN::H1,
-            Speaks::Http2 => ALPN::H2,
-        };
         Self {
             io,
             facts: Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(connection)))),
             socket: tcp.digest.clone(),
             id: tcp.id,
-            alpn,
         }
     }
 
@@ -149,7 +136,7 @@ impl<S> fmt::Debug for Transport<S> {
 
 impl<S> Ssl for Transport<S> {
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(self.alpn.clone())
+        Some(ALPN::H1)
     }
 }
 

@@ -14,15 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Streams on one upstream connection. Below the 1024 that the broker admits: streams above a server's limit, opened
-/// before its settings arrive, would hang for ever behind long-lived ones.
-const STREAMS_PER_CONNECTION: usize = 250;
-/// Times the streams of a connection this stays within the connection's window, so that one reader who stops reading
-/// cannot starve the others.
+/// Bytes of one HTTP/2 stream that nobody has read yet. Times the streams of a connection this stays within the
+/// connection's window, so that one reader who stops reading cannot starve the others.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// See [`STREAM_WINDOW`]. Half of it is also h2's allowance for small DATA frames.
 pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
-const PING: Duration = Duration::from_secs(20);
 /// Idle pooled connections leave before any usual server closes them, so that a request seldom meets a closed one.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -66,7 +62,7 @@ pub struct Broker {
 impl Upstreams {
     /// Resolves every address, once.
     pub fn resolve(config: &Config) -> Result<Self, ResolveError> {
-        let group = |addresses: &[Address], route| {
+        let group = |addresses: &[Address]| {
             let mut brokers = Vec::new();
             for address in addresses {
                 let name = address.to_string();
@@ -74,7 +70,7 @@ impl Upstreams {
                     .to_socket_addrs()
                     .map_err(|source| ResolveError::Lookup { address: name.clone(), source })?;
                 let before = brokers.len();
-                brokers.extend(found.map(|address| Broker::new(address, route, config.timeouts.connect)));
+                brokers.extend(found.map(|address| Broker::new(address, config.timeouts.connect)));
                 if brokers.len() == before {
                     return Err(ResolveError::Nothing { address: name });
                 }
@@ -83,10 +79,7 @@ impl Upstreams {
             brokers.dedup_by_key(|broker| broker.address);
             Ok(Group { brokers })
         };
-        Ok(Self {
-            agents: group(&config.agents, Route::Agents)?,
-            kubernetes_api: group(&config.kubernetes_api, Route::KubernetesApi)?,
-        })
+        Ok(Self { agents: group(&config.agents)?, kubernetes_api: group(&config.kubernetes_api)? })
     }
 
     pub fn of(&self, route: Route) -> &Group {
@@ -151,7 +144,7 @@ impl Group {
 }
 
 impl Broker {
-    fn new(address: SocketAddr, route: Route, connect: Duration) -> Self {
+    fn new(address: SocketAddr, connect: Duration) -> Self {
         let mut peer = HttpPeer::new(address, false, String::new());
         let options = &mut peer.options;
         options.connection_timeout = Some(connect);
@@ -166,18 +159,11 @@ impl Broker {
             count: 3,
             user_timeout: Duration::from_secs(60),
         });
-        if route == Route::Agents {
-            options.set_http_version(2, 2);
-            options.max_h2_streams = STREAMS_PER_CONNECTION;
-            options.h2_stream_window_size = Some(STREAM_WINDOW);
-            options.h2_connection_window_size = Some(CONNECTION_WINDOW);
-            options.h2_ping_interval = Some(PING);
-        }
         // Until the first probe says otherwise, a broker is not known to be there.
         Self { address, peer, up: AtomicBool::new(false) }
     }
 
-    /// How pingora shall connect for this request.
+    /// How pingora shall connect for this HTTP/1.1 request.
     pub fn peer(&self, decision: Decision) -> Box<HttpPeer> {
         let mut peer = Box::new(self.peer.clone());
         if decision.upgrade == Upgrade::Other {
@@ -209,7 +195,7 @@ mod tests {
 
     fn group(ports: std::ops::Range<u16>) -> Group {
         let broker = |port| {
-            let broker = Broker::new(([127, 0, 0, 1], port).into(), Route::Agents, Duration::from_secs(1));
+            let broker = Broker::new(([127, 0, 0, 1], port).into(), Duration::from_secs(1));
             broker.up.store(true, Ordering::Relaxed);
             broker
         };

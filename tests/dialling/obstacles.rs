@@ -52,7 +52,8 @@ impl Obstacle {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::serve(listener, move |mut stream, asked| async move {
             let Some(head) = head(&mut stream).await else { return };
-            let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).map(str::to_owned);
+            let target =
+                head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).map(str::to_owned);
             asked.lock().unwrap().push(head);
             let (Some(target), None) = (target, refusal) else {
                 let line = refusal.unwrap_or("HTTP/1.1 405 Method Not Allowed");

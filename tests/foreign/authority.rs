@@ -180,7 +180,11 @@ fn forms() -> Vec<Form> {
 }
 
 /// Writes in messages of these sizes by turns: every write is a message of its own.
-async fn write_in_pieces<S: AsyncRead + AsyncWrite + Unpin>(io: &mut WsStream<S>, bytes: &[u8], sizes: &[usize]) {
+async fn write_in_pieces<S: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut WsStream<S>,
+    bytes: &[u8],
+    sizes: &[usize],
+) {
     let mut rest = bytes;
     for size in sizes.iter().cycle() {
         if rest.is_empty() {
@@ -199,8 +203,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let headers = HeaderMap::new();
-    let handshake =
-        Handshake { host: "kas.example.com", path_and_query: "/-/kubernetes-agent/", user_agent: "test", headers: &headers };
+    let handshake = Handshake {
+        host: "kas.example.com",
+        path_and_query: "/-/kubernetes-agent/",
+        user_agent: "test",
+        headers: &headers,
+    };
     let mut io = ws::dial(io, handshake).await.expect("upgraded");
     let mut bytes = BytesMut::from(PREFACE);
     frame(&mut bytes, SETTINGS, 0, 0, &[]);
@@ -229,7 +237,12 @@ where
         }
     }
     let is_served = |turn: usize| served.get(&(turn as u32 * 2 + 1)) == Some(&true);
-    forms.iter().enumerate().filter(|(turn, _)| !is_served(*turn)).map(|(_, form)| format!("{form:?}")).collect()
+    forms
+        .iter()
+        .enumerate()
+        .filter(|(turn, _)| !is_served(*turn))
+        .map(|(_, form)| format!("{form:?}"))
+        .collect()
 }
 
 #[test]
@@ -237,7 +250,9 @@ fn the_huffman_code_of_these_tests_is_the_standards_own() {
     // RFC 7541, C.4.1 and C.6.1.
     let expected = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
     assert_eq!(huffman(b"www.example.com"), expected);
-    let location = [0x9d, 0x29, 0xad, 0x17, 0x18, 0x63, 0xc7, 0x8f, 0x0b, 0x97, 0xc8, 0xe9, 0xae, 0x82, 0xae, 0x43, 0xd3];
+    let location = [
+        0x9d, 0x29, 0xad, 0x17, 0x18, 0x63, 0xc7, 0x8f, 0x0b, 0x97, 0xc8, 0xe9, 0xae, 0x82, 0xae, 0x43, 0xd3,
+    ];
     assert_eq!(huffman(b"https://www.example.com"), location);
 }
 

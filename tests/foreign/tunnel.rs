@@ -87,8 +87,11 @@ impl Agent {
     /// Connects, with the field's agent token.
     pub(crate) async fn connect(field: &Field) -> Self {
         let dials = Arc::new(AtomicUsize::new(0));
-        let dial =
-            Dial { tls: client::tls(field, &[b"http/1.1"]), port: field.addresses.edge_tls.port(), dials: dials.clone() };
+        let dial = Dial {
+            tls: client::tls(field, &[b"http/1.1"]),
+            port: field.addresses.edge_tls.port(),
+            dials: dials.clone(),
+        };
         let endpoint = Endpoint::from_static("http://kas.example.com")
             .user_agent("agentk/v17.0.0/abcdef")
             .expect("a legal value")
@@ -174,7 +177,8 @@ impl Tunnel {
         self.put(connect_request::Msg::Header(Header::default())).await;
         let response =
             prototool::HttpResponse { status_code: 200, status: "200 OK".into(), ..Default::default() };
-        self.message(http_response::Message::Header(http_response::Header { response: Some(response) })).await;
+        self.message(http_response::Message::Header(http_response::Header { response: Some(response) }))
+            .await;
         path
     }
 

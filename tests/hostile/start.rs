@@ -62,7 +62,10 @@ async fn a_broker_says_what_is_wrong_with_its_files() {
         ("agent: {listen: {address: x\nembedded: {}\n", &["kas.yaml", "line 2"]),
         ("agent:\n  listen:\n    adress: x\n", &["kas.yaml", "line 3", "adress"]),
         ("agnet: {}\n", &["kas.yaml", "line 1", "agnet"]),
-        ("agent: {listen: {address: nowhere}}\n", &["kas.yaml", "agent.listen.address", "nowhere", "identities"]),
+        (
+            "agent: {listen: {address: nowhere}}\n",
+            &["kas.yaml", "agent.listen.address", "nowhere", "identities"],
+        ),
         ("embedded: {identities_file: missing.yaml}\n", &["missing.yaml"]),
         ("- a list\n", &["kas.yaml", "line 1"]),
     ];
@@ -80,7 +83,8 @@ async fn a_broker_says_what_is_wrong_with_its_files() {
         ),
     ];
     for (text, wanted) in identities {
-        refuses("kas", "--configuration-file", &[("kas.yaml", GOOD), ("identities.yaml", text)], wanted).await;
+        refuses("kas", "--configuration-file", &[("kas.yaml", GOOD), ("identities.yaml", text)], wanted)
+            .await;
     }
 }
 
@@ -92,7 +96,8 @@ async fn an_agent_says_which_flag_is_wrong() {
         fs::write(&path, text).expect("written");
         path.display().to_string()
     };
-    let (token, empty, junk) = (file("token", "glagent-x\n"), file("empty", "\n"), file("junk.pem", "junk\n"));
+    let (token, empty, junk) =
+        (file("token", "glagent-x\n"), file("empty", "\n"), file("junk.pem", "junk\n"));
     let broken = file("broken.kubeconfig", "clusters:\n- name: [\n");
     let two_lines = file("two", "glagent-first\nglagent-second\n");
     let missing = folder.path().join("missing").display().to_string();

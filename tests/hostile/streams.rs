@@ -75,7 +75,9 @@ async fn frames_that_a_tunnel_does_not_know_close_it_with_the_reason() {
     ];
     for (what, frame, expected) in cases {
         let bytes = [upgrade_request("ws-tunnel"), frame].concat();
-        for (name, address) in [("edge", field.addresses.edge_plain), ("broker", field.addresses.broker_agents)] {
+        for (name, address) in
+            [("edge", field.addresses.edge_plain), ("broker", field.addresses.broker_agents)]
+        {
             let answer = exchange(&mut dial(address).await, &bytes).await;
             let found = close(&answer).map(|(code, _)| code);
             // A frame of 2^63 bytes may be one or the other wrong.

@@ -171,8 +171,7 @@ pub fn request_header(
         url_path,
         query: pairs,
     };
-    let header =
-        http_request::Header { request: Some(request), extra, content_length: Some(content_length) };
+    let header = http_request::Header { request: Some(request), extra, content_length: Some(content_length) };
     Ok(HttpRequest { message: Some(http_request::Message::Header(header)) })
 }
 
@@ -224,7 +223,8 @@ mod tests {
 
     #[test]
     fn names_become_go_canonical() {
-        let table = [("content-type", "Content-Type"), ("WWW-authenticate", "Www-Authenticate"), ("x-", "X-")];
+        let table =
+            [("content-type", "Content-Type"), ("WWW-authenticate", "Www-Authenticate"), ("x-", "X-")];
         for (given, wanted) in table {
             assert_eq!(canonical(given), wanted);
         }
@@ -232,7 +232,9 @@ mod tests {
 
     #[test]
     fn a_target_survives_the_message() {
-        for target in ["/api/v1/pods?limit=5", "/a%20b/%E2%82%AC%25?x=1&x=2&y=a+%26b", "/version", "/a:b/c;d=e"] {
+        for target in
+            ["/api/v1/pods?limit=5", "/a%20b/%E2%82%AC%25?x=1&x=2&y=a+%26b", "/version", "/a:b/c;d=e"]
+        {
             let uri: ::http::Uri = target.parse().unwrap();
             let message =
                 request_header(&Method::GET, uri.path(), uri.query(), &HeaderMap::new(), 0, None).unwrap();

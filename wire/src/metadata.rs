@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn no_credential_and_no_internal_key_reaches_an_agent() {
-        let refused = ["authorization", "cookie", "kas-hop-routing-agent-id", ":authority", "te", "grpc-timeout"];
+        let refused =
+            ["authorization", "cookie", "kas-hop-routing-agent-id", ":authority", "te", "grpc-timeout"];
         assert!(refused.iter().all(|key| !may_reach_agent(key)));
         assert!(may_reach_agent("x-gitlab-correlation-id"));
     }

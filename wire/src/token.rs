@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn one_trailing_newline_is_removed_and_the_rest_must_be_visible() {
-        let header = |text: &str| AgentToken::new(text).map(|token| token.bearer().to_str().unwrap().to_owned());
+        let header =
+            |text: &str| AgentToken::new(text).map(|token| token.bearer().to_str().unwrap().to_owned());
         assert_eq!(header("abc\n"), Ok("Bearer abc".to_owned()));
         assert_eq!(header("abc\r\n"), Ok("Bearer abc".to_owned()));
         assert_eq!(header("abc\n\n"), Err(InvalidToken::NotAHeaderValue { at: 3 }));

@@ -43,7 +43,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -79,6 +79,8 @@ pub(crate) struct State {
     /// End tunnels politely as soon as they are there.
     pub(crate) hasty: AtomicBool,
     pub(crate) connects: AtomicUsize,
+    /// Sends GOAWAY on every connection that there is.
+    pub(crate) goodbye: Notify,
     pub(crate) configuration: watch::Sender<Option<ConfigurationResponse>>,
     pub(crate) asked: watch::Sender<Vec<ConfigurationRequest>>,
     pub(crate) registered: watch::Sender<Vec<RegisterRequest>>,
@@ -203,12 +205,19 @@ where
         .add_service(AgentConfigurationServer::new(service.clone()));
     let routes = match service.state.old.load(Ordering::Relaxed) {
         true => routes,
-        false => routes.add_service(AgentRegistrarServer::new(service)),
+        false => routes.add_service(AgentRegistrarServer::new(service.clone())),
     };
-    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(routes.prepare()))
-        .await;
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(routes.prepare()));
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        _ = &mut serving => {}
+        () = service.state.goodbye.notified() => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
 }
 
 impl Service {

@@ -126,6 +126,16 @@ pub(crate) async fn start(address: &str, api: &FakeApi, more: &[&str]) -> Runnin
 
 /// The same, in another environment.
 pub(crate) async fn start_in(address: &str, api: &FakeApi, more: &[&str], env: &[(&str, &str)]) -> Running {
+    try_start(address, api, more, env).await.expect("the agent starts")
+}
+
+/// The same, where it may fail.
+pub(crate) async fn try_start(
+    address: &str,
+    api: &FakeApi,
+    more: &[&str],
+    env: &[(&str, &str)],
+) -> anyhow::Result<Running> {
     start_log();
     let server = format!("--server={}", api.url());
     let address = format!("--kas-address={address}");
@@ -134,16 +144,16 @@ pub(crate) async fn start_in(address: &str, api: &FakeApi, more: &[&str], env: &
     let flags = Flags::try_parse_from(line).expect("flags parse");
     let get = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
     let config = Config::from_flags(flags, get).expect("flags make sense");
-    let agent = Agent::start(config, LogLevel::default()).await.expect("the agent starts");
+    let agent = Agent::start(config, LogLevel::default()).await?;
     let (stop, stopped) = oneshot::channel();
-    Running {
+    Ok(Running {
         observability: agent.observability_address().to_owned(),
         configuration: agent.configuration(),
         stop: Some(stop),
         task: tokio::spawn(agent.run(async move {
             let _ = stopped.await;
         })),
-    }
+    })
 }
 
 impl Running {

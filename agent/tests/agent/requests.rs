@@ -1,7 +1,7 @@
 use crate::{
     fake_api::FakeApi,
     fake_broker::{FakeBroker, MAKE_REQUEST, Tunnel, Via, data, head, trailer, upgrade_data},
-    harness::{Running, soon, start},
+    harness::{Running, TOKEN, soon, start, try_start},
 };
 use postern_wire::proto::gitlab::agent::{
     grpctool::{http_request, http_response},
@@ -324,4 +324,41 @@ async fn a_request_timeout_ends_the_request_and_says_so() {
     let (code, message) = asked.unwrap_err();
     assert_eq!(code, Code::DeadlineExceeded as i32, "{message}");
     assert!(message.contains("--request-timeout"), "{message}");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_brings_a_credential_plugin_and_a_base_path() {
+    let mut broker = FakeBroker::start(Via::Grpc).await;
+    let mut api = FakeApi::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("kubeconfig");
+    let plugin = r#"{apiVersion: client.authentication.k8s.io/v1, command: sh, interactiveMode: Never, args: ["-c", "SCRIPT"]}"#;
+    let write = |script: &str| {
+        let plugin = plugin.replace("SCRIPT", script);
+        let text = format!(
+            "current-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: \"{}/clusters/a\"}}}}]\nusers: [{{name: u, user: {{exec: {plugin}}}}}]\n",
+            api.url()
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    let address = format!("grpc://{}", broker.at);
+    let server = format!("--server={}/clusters/a", api.url());
+    let flags = [format!("--kubeconfig={}", file.display()), server];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let env = [("AGENTK_TOKEN", TOKEN)];
+
+    write("echo query-secret; echo body-secret >&2; exit 3");
+    let failed = try_start(&address, &api, &flags, &env).await.err().unwrap();
+    let text = postern_agent::error::chain(&*failed);
+    assert!(text.contains("credential plugin") && text.contains('3') && !text.contains("secret"), "{text}");
+
+    let credential = r#"{\\\"apiVersion\\\":\\\"client.authentication.k8s.io/v1\\\",\\\"kind\\\":\\\"ExecCredential\\\",\\\"status\\\":{\\\"token\\\":\\\"plugin-token\\\"}}"#;
+    write(&format!("echo {credential}"));
+    let _agent = try_start(&address, &api, &flags, &env).await.unwrap();
+    let mut tunnel = broker.tunnel().await;
+    tunnel.ask(vec![head("GET", "/x", &[], Some(0)), trailer()]).await.unwrap();
+    let seen = api.head().await;
+    assert_eq!(seen.headers["authorization"], "Bearer plugin-token");
+    assert_eq!(seen.uri.path(), "/clusters/a/x");
 }

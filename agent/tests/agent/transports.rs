@@ -3,13 +3,14 @@ use crate::{
     fake_broker::{FakeBroker, Via, head, trailer},
     harness::{TOKEN, count_logged, logged, soon, start, start_in},
 };
-use postern_certs::{CertFiles, dev::Ca};
+use postern_certs::{CertFiles, dev::Ca, server::ServerIdentity};
 use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
 };
+use tokio_rustls::TlsAcceptor;
 
 struct Pki {
     _directory: TempDir,
@@ -35,28 +36,48 @@ fn port(at: &str) -> &str {
 
 /// A server that answers every connection with these bytes, after reading a head.
 async fn answers(answer: impl Fn(&str) -> String + Send + 'static) -> String {
+    answers_over(None, answer).await
+}
+
+async fn answers_over(tls: Option<CertFiles>, answer: impl Fn(&str) -> String + Send + 'static) -> String {
+    postern_certs::install_provider();
+    let tls = tls.map(|files| {
+        let identity = ServerIdentity::load(vec![files]).expect("a good certificate");
+        TlsAcceptor::from(identity.config(&[b"http/1.1"]))
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let at = listener.local_addr().expect("bound").to_string();
     let answer = answer(&at);
     tokio::spawn(async move {
         loop {
-            let (mut io, _) = listener.accept().await.expect("the listener lives");
-            let answer = answer.clone();
+            let (io, _) = listener.accept().await.expect("the listener lives");
+            let (answer, tls) = (answer.clone(), tls.clone());
             tokio::spawn(async move {
-                let mut read = Vec::new();
-                while !read.ends_with(b"\r\n\r\n") {
-                    match io.read_u8().await {
-                        Ok(byte) => read.push(byte),
-                        Err(_) => return,
+                match tls {
+                    None => answer_one(io, &answer).await,
+                    Some(tls) => {
+                        if let Ok(io) = tls.accept(io).await {
+                            answer_one(io, &answer).await;
+                        }
                     }
                 }
-                let _ = io.write_all(answer.as_bytes()).await;
-                let _ = io.shutdown().await;
-                let _ = io.read(&mut [0; 64]).await;
             });
         }
     });
     at
+}
+
+async fn answer_one(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: &str) {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        match io.read_u8().await {
+            Ok(byte) => read.push(byte),
+            Err(_) => return,
+        }
+    }
+    let _ = io.write_all(answer.as_bytes()).await;
+    let _ = io.shutdown().await;
+    let _ = io.read(&mut [0; 64]).await;
 }
 
 #[tokio::test]
@@ -148,6 +169,14 @@ async fn a_redirect_that_goes_on_or_out_of_tls_is_refused() {
     let api = FakeApi::start().await;
     let _agent = start(&format!("ws://{at}/"), &api, &[]).await;
     logged(&["dial failed", port(&at), "redirects again"]).await;
+
+    let pki = localhost();
+    let out = |_: &str| {
+        "HTTP/1.1 301 Moved\r\nLocation: http://plain.example/\r\nContent-Length: 0\r\n\r\n".to_owned()
+    };
+    let at = answers_over(Some(pki.files.clone()), out).await;
+    let _agent = start(&format!("wss://{at}/"), &api, &[&pki.ca]).await;
+    logged(&["dial failed", port(&at), "redirects to ws://plain.example/", "not encrypted"]).await;
 }
 
 #[tokio::test]

@@ -32,7 +32,8 @@ pub(super) async fn send(to_agent: &RequestHalf, mut body: Incoming) -> Result<(
 
 /// How many bytes of body the caller's side will read at the most; `None` if only the end of the stream tells.
 pub(super) fn expected(method: &Method, status: StatusCode, headers: &HeaderMap) -> Option<u64> {
-    let bodyless = method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodyless =
+        method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if bodyless { Some(0) } else { length }
 }

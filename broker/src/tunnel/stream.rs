@@ -262,4 +262,4 @@ impl Stream for ToAgent {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

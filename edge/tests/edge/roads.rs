@@ -180,6 +180,90 @@ async fn twenty_thousand_small_messages_pass_beside_a_stalled_stream() {
 }
 
 #[tokio::test]
+async fn megabytes_go_both_ways_at_once_on_one_stream() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+    let client = h2(websocket(tls(&edge, &[]).await).await).await;
+    let payload: Vec<u8> = (0..8_000_000u32).map(|n| (n * n >> 7) as u8).collect();
+    let clients::Call { mut out, response } =
+        call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
+    let sent = Bytes::from(payload.clone());
+    let sending = tokio::spawn(async move {
+        crate::upstreams::send_all(&mut out, sent).await.unwrap();
+        out
+    });
+    let mut body = response.into_body();
+    let mut echoed = Vec::new();
+    while echoed.len() < payload.len() {
+        let data = tokio::time::timeout(DEADLINE, body.data()).await.expect("stuck").unwrap().unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        echoed.extend_from_slice(&data);
+    }
+    assert!(echoed == payload);
+    drop(sending.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_burst_of_streams_shares_few_connections_and_respects_the_brokers_limit() {
+    for (limit, most) in [(1024, 4), (10, 40)] {
+        let agents = Agents::admitting(limit).await;
+        let edge = Edge::start(Setup { agents: vec![agents.address], ..Setup::default() }).await;
+        let client = h2(tcp(edge.plain).await).await;
+        // Each waits for its response's head, so none is parked behind another.
+        let calls = (0..300).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await })
+        });
+        let mut open = Vec::new();
+        for call in calls.collect::<Vec<_>>() {
+            open.push(call.await.unwrap());
+        }
+        let connections = agents.connections.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(connections <= most, "{connections} connections with a limit of {limit}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_at_the_broker_when_its_client_leaves() {
+    let (agents, mut api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+
+    let client = h2(tls(&edge, &[b"h2"]).await).await;
+    let request = Request::get("https://kas.example.com/api/v1/pods?watch=1").body(()).unwrap();
+    let (response, _) = client.clone().ready().await.unwrap().send_request(request, true).unwrap();
+    let mut response = response.await.unwrap();
+    assert_eq!(response.body_mut().data().await.unwrap().unwrap(), "event\n");
+    drop(response);
+    let closed = tokio::time::timeout(DEADLINE, api.watches_closed.wait_for(|closed| *closed == 1)).await;
+    drop(closed.expect("the broker was not told"));
+
+    let mut io = tcp(edge.plain).await;
+    io.write_all(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    let (head, _) = read_head(&mut io).await.unwrap();
+    assert_eq!(status(&head), 200);
+    drop(io);
+    let closed = tokio::time::timeout(DEADLINE, api.watches_closed.wait_for(|closed| *closed == 2)).await;
+    drop(closed.expect("the broker was not told"));
+}
+
+#[tokio::test]
+async fn three_megabytes_are_uploaded_over_http_2() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+    let client = h2(tls(&edge, &[b"h2"]).await).await;
+    let request = Request::post("https://kas.example.com/api/v1/secrets")
+        .header("content-length", 3_000_000)
+        .body(())
+        .unwrap();
+    let (response, mut out) = client.ready().await.unwrap().send_request(request, false).unwrap();
+    crate::upstreams::send_all(&mut out, Bytes::from(vec![7; 3_000_000])).await.unwrap();
+    out.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(tokio::time::timeout(DEADLINE, response).await.expect("stuck").unwrap().status(), 200);
+    let line = edge.access(|line| line["method"] == "POST").await;
+    assert_eq!((&line["bytes_in"], &line["fault"]), (&3_000_000.into(), &"none".into()));
+}
+
+#[tokio::test]
 async fn another_broker_is_asked_when_the_first_cannot_be_reached() {
     let agents = Agents::start().await;
     // Bound and never accepted from would connect; closed refuses.

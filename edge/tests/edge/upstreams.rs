@@ -5,26 +5,35 @@ use h2::server::{self, SendResponse};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Echoes every message; `/stall` reads nothing. Limits as the broker sets them.
 pub(crate) struct Agents {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Vec<Request<()>>>>,
+    pub(crate) connections: Arc<AtomicUsize>,
     kill: CancellationToken,
 }
 
 impl Agents {
     pub(crate) async fn start() -> Self {
+        Self::admitting(1024).await
+    }
+
+    /// With this limit of streams per connection.
+    pub(crate) async fn admitting(streams: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let kill = CancellationToken::new();
         tokio::spawn({
-            let (seen, kill) = (seen.clone(), kill.clone());
+            let (seen, kill, connections) = (seen.clone(), kill.clone(), connections.clone());
             kill.clone().run_until_cancelled_owned(async move {
                 while let Ok((tcp, _)) = listener.accept().await {
                     tokio::spawn(kill.clone().run_until_cancelled_owned(serve(
@@ -35,7 +44,7 @@ impl Agents {
                 }
             })
         });
-        Self { address, seen, kill }
+        Self { address, seen, connections, kill }
     }
 
     /// As kill -9 would: nothing is said, every socket closes.
@@ -48,14 +57,22 @@ impl Agents {
     }
 }
 
-async fn serve(tcp: TcpStream, seen: Arc<Mutex<Vec<Request<()>>>>, kill: CancellationToken) {
+async fn serve(
+    tcp: TcpStream,
+    streams: u32,
+    seen: Arc<Mutex<Vec<Request<()>>>>,
+    connections: Arc<AtomicUsize>,
+    kill: CancellationToken,
+) {
     tcp.set_nodelay(true).unwrap();
     let mut builder = server::Builder::new();
     builder
         .initial_window_size(64 * 1024)
         .initial_connection_window_size(8 << 20)
-        .max_concurrent_streams(1024);
+        .max_concurrent_streams(streams);
+    // Probes connect and say nothing.
     let Ok(mut connection) = builder.handshake::<_, Bytes>(tcp).await else { return };
+    connections.fetch_add(1, Ordering::Relaxed);
     while let Some(Ok((request, respond))) = connection.accept().await {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
@@ -107,25 +124,28 @@ pub(crate) async fn send_all(out: &mut SendStream<Bytes>, mut data: Bytes) -> Re
     Ok(())
 }
 
-/// Answers every request with its own head; echoes bytes after an upgrade.
+/// Answers every request with its own head; echoes bytes after an upgrade; a watch never ends.
 pub(crate) struct KubernetesApi {
     pub(crate) address: SocketAddr,
+    /// Watches whose other side closed.
+    pub(crate) watches_closed: watch::Receiver<usize>,
 }
 
 impl KubernetesApi {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (closed, watches_closed) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(async move { while_requests(tcp).await });
+                tokio::spawn(while_requests(tcp, closed.clone()));
             }
         });
-        Self { address }
+        Self { address, watches_closed }
     }
 }
 
-async fn while_requests(mut tcp: TcpStream) -> Option<()> {
+async fn while_requests(mut tcp: TcpStream, closed: watch::Sender<usize>) -> Option<()> {
     loop {
         let (head, mut rest) = read_head(&mut tcp).await?;
         let lower = head.to_ascii_lowercase();

@@ -9,12 +9,13 @@ pub(crate) fn tunnel(agent: AgentId) -> Box<Tunnel> {
     Box::new(tunnel)
 }
 
-struct Agent {
-    send: mpsc::Sender<Result<ConnectRequest, Status>>,
-    receive: ToAgent,
+/// The other end of a tunnel.
+pub(crate) struct Agent {
+    pub(crate) send: mpsc::Sender<Result<ConnectRequest, Status>>,
+    pub(crate) receive: ToAgent,
 }
 
-fn pair() -> (Tunnel, Agent) {
+pub(crate) fn pair() -> (Tunnel, Agent) {
     let (send, from_agent) = mpsc::channel(8);
     let mut order = ConnectRequestOrder::new();
     order.accept(&says(connect_request::Msg::Descriptor(Default::default())).unwrap()).unwrap();
@@ -24,7 +25,7 @@ fn pair() -> (Tunnel, Agent) {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape of a stream's item")]
-fn says(msg: connect_request::Msg) -> Result<ConnectRequest, Status> {
+pub(crate) fn says(msg: connect_request::Msg) -> Result<ConnectRequest, Status> {
     Ok(ConnectRequest { msg: Some(msg) })
 }
 
@@ -33,7 +34,7 @@ fn data(text: &'static str) -> rpc::Message {
 }
 
 impl Agent {
-    async fn hears(&mut self) -> connect_response::Msg {
+    pub(crate) async fn hears(&mut self) -> connect_response::Msg {
         self.receive.next().await.expect("a message").expect("no status").msg.expect("set")
     }
 }

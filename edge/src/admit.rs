@@ -1,0 +1,97 @@
+//! Everything that can be said before a broker is asked, for both roads alike.
+//!
+//! After `decide`, before `relay` and `proxy`. Reads the head and the token's bucket; answers nothing itself.
+
+use crate::decide::{Decision, Route};
+use crate::limits::Limits;
+use crate::reply::Reason;
+use crate::token::Caller;
+use crate::transport::Connection;
+use crate::upstream::Upstreams;
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use postern_wire::metadata::{HOP_PREFIX, INTERNAL_PREFIX};
+use postern_wire::token::TokenKey;
+use std::time::Instant;
+
+/// Who calls, and whether the request may go on.
+#[derive(Debug)]
+pub struct Admission {
+    pub token: Option<TokenKey>,
+    pub verdict: Result<(), Reason>,
+}
+
+/// Judges one request by its head.
+pub fn admit(
+    upstreams: &Upstreams,
+    limits: &Limits,
+    connection: Option<&Connection>,
+    decision: Decision,
+    version: Version,
+    headers: &HeaderMap,
+) -> Admission {
+    let token = Caller::of(headers).key();
+    let verdict = if decision.route == Route::Agents && version != Version::HTTP_2 {
+        Err(Reason::NeedsHttp2)
+    } else if upstreams.of(decision.route).is_empty() {
+        Err(Reason::NotServed)
+    } else {
+        match token {
+            Some(token) => pay(limits, connection, decision, token),
+            // Who may do what without a token is for the broker and its cluster to say; agents may do nothing.
+            None if decision.route == Route::Agents => Err(Reason::NoToken),
+            None => Ok(()),
+        }
+    };
+    Admission { token, verdict }
+}
+
+fn pay(
+    limits: &Limits,
+    connection: Option<&Connection>,
+    decision: Decision,
+    token: TokenKey,
+) -> Result<(), Reason> {
+    if connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
+        limits
+            .decide(&token, Instant::now())
+            .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
+        if let Some(connection) = connection {
+            connection.paid(decision.purpose, token);
+        }
+    }
+    Ok(())
+}
+
+/// Headers that only our own programs may set, and those that say who is in front of us.
+pub fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with(INTERNAL_PREFIX)
+        || name.starts_with(HOP_PREFIX)
+        || name.starts_with("x-forwarded-")
+        || matches!(name, "forwarded" | "x-real-ip")
+}
+
+/// What the broker shall know about the far end: `x-forwarded-for` and `x-forwarded-proto`.
+pub fn forwarded(connection: &Connection) -> [(&'static str, HeaderValue); 2] {
+    let client = connection.client.ip().to_canonical().to_string();
+    let client = HeaderValue::try_from(client).expect("an IP address is visible ASCII");
+    let proto = if connection.tls { "https" } else { "http" };
+    [("x-forwarded-for", client), ("x-forwarded-proto", HeaderValue::from_static(proto))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_our_own_programs_are_not_believed_from_outside() {
+        for name in
+            ["x-postern-agent", "kas-hop-routing-agent-id", "x-forwarded-for", "forwarded", "x-real-ip"]
+        {
+            assert!(is_ours(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["authorization", "x-gitlab-correlation-id", "impersonate-user", "via"] {
+            assert!(!is_ours(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Serves one HTTP/2 connection, direct or inside a WebSocket, and parts its streams.
+//!
+//! After `accept`. gRPC goes to `relay`, which copies frames; the rest goes through `bridge` to `proxy`. Nothing about
+//! a single request is decided here.
+
+use crate::accept::Worker;
+use crate::decide::{self, Route};
+use crate::transport::{Connection, SocketFacts};
+use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::{bridge, relay};
+use h2::server::{Builder, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Streams that one connection may have open: an agent's pool grows to hundreds.
+const STREAMS: u32 = 1000;
+const HEADER_LIST: u32 = 64 * 1024;
+/// What h2 allows for DATA frames below 256 bytes that nobody has read yet. Its default ends the connection of an
+/// agent that sends a few thousand small messages in one go.
+const SMALL_FRAMES: usize = 64 * 1024 * 1024;
+pub(crate) const SEND_BUFFER: usize = 256 * 1024;
+/// Below the 60 s after which load balancers drop a silent connection. A WebSocket has a ping of its own beneath.
+const PING_EVERY: Duration = Duration::from_secs(45);
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// One stream, as the HTTP/2 server hands it out.
+pub struct Stream {
+    pub request: Request<RecvStream>,
+    pub respond: SendResponse<bytes::Bytes>,
+    pub connection: Arc<Connection>,
+    pub socket: SocketFacts,
+}
+
+/// Serves until the connection closes. After the worker's shutdown it says GOAWAY and finishes what runs.
+pub async fn serve<S>(worker: Arc<Worker>, io: S, connection: Arc<Connection>, socket: SocketFacts)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut server = match handshake(io, worker.timeouts.handshake).await {
+        Ok(server) => server,
+        Err(error) => {
+            tracing::debug!(client = %connection.client, error, "closed during the HTTP/2 handshake");
+            return;
+        }
+    };
+    let ping = server.ping_pong().expect("asked for once");
+    let alive = keepalive(ping, PING_EVERY, PONG_WITHIN);
+    let mut shutdown = worker.shutdown.clone();
+    let idle = sleep(worker.timeouts.idle);
+    tokio::pin!(alive, idle);
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            accepted = server.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let stream =
+                        Stream { request, respond, connection: connection.clone(), socket: socket.clone() };
+                    tokio::spawn(part(worker.clone(), stream));
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(client = %connection.client, %error, "connection ended");
+                    return;
+                }
+                None => return,
+            },
+            () = wait(&mut shutdown), if !closing => {
+                closing = true;
+                server.graceful_shutdown();
+            }
+            () = &mut idle, if !closing => {
+                if server.has_streams() {
+                    idle.as_mut().reset(Instant::now() + worker.timeouts.idle);
+                } else {
+                    closing = true;
+                    server.graceful_shutdown();
+                }
+            }
+            () = &mut alive => {
+                tracing::debug!(client = %connection.client, "closed: no answer to an HTTP/2 ping");
+                return;
+            }
+        }
+    }
+}
+
+async fn handshake<S>(io: S, limit: Duration) -> Result<h2::server::Connection<S, bytes::Bytes>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = Builder::new()
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_LIST)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES)
+        .handshake(io);
+    // Inside a WebSocket nobody has looked for the preface yet.
+    match timeout(limit, handshake).await {
+        Ok(Ok(server)) => Ok(server),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no preface within {limit:?}")),
+    }
+}
+
+async fn wait(shutdown: &mut tokio::sync::watch::Receiver<bool>) {
+    // A closed channel means that the process ends anyway.
+    let _ = shutdown.wait_for(|shutting| *shutting).await;
+}
+
+async fn part(worker: Arc<Worker>, stream: Stream) {
+    let head = &stream.request;
+    let decision = decide::decide(head.version(), head.uri().path(), head.headers());
+    match decision.route {
+        Route::Agents => relay::serve(&worker.shared, &worker.pool, decision, stream).await,
+        Route::KubernetesApi => bridge::serve(&worker, stream).await,
+    }
+}
+
+/// Pings the peer; returns when it does not answer in time, or the connection is over.
+pub(crate) async fn keepalive(mut ping: PingPong, every: Duration, within: Duration) {
+    loop {
+        sleep(every).await;
+        if !matches!(timeout(within, ping.ping(Ping::opaque())).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
