@@ -255,7 +255,8 @@ fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Rea
             Some(Reason::Broken { upstream: format!("broker {address}"), what: what(error) })
         }
         ErrorSource::Downstream => match error.etype() {
-            ErrorType::InvalidHTTPHeader => Some(Reason::Malformed),
+            // A body in chunks that are none, which pingora names only so.
+            ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk") => Some(Reason::Malformed),
             _ => None,
         },
         ErrorSource::Internal | ErrorSource::Unset => Some(Reason::Internal),
@@ -290,6 +291,7 @@ fn what(error: &Error) -> &'static str {
         ErrorType::H2Error | ErrorType::InvalidH2 => "HTTP/2 error",
         ErrorType::H2Downgrade => "HTTP/2 refused",
         ErrorType::InvalidHTTPHeader => "invalid head",
+        ErrorType::Custom("InvalidChunk") => "invalid chunk",
         _ => "failed",
     }
 }

@@ -95,7 +95,7 @@ impl Reason {
             Self::Broken { upstream, what } => {
                 format!("{what}: the connection to {upstream} failed; see the log of that broker")
             }
-            Self::Malformed => "the request cannot be forwarded: its head is malformed".to_owned(),
+            Self::Malformed => "the request cannot be forwarded: its head or body is malformed".to_owned(),
             Self::Internal => "internal error of the edge".to_owned(),
         }
     }

@@ -204,12 +204,14 @@ where
     }
 }
 
-/// One line without what a credential plugin printed, which may well be the credential.
+/// One line without a credential plugin's arguments and output: either may well hold the credential.
 fn explain(error: &(dyn Error + 'static)) -> String {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(AuthError::AuthExecRun { cmd, status, .. }) = error.downcast_ref::<AuthError>() {
-            return format!("credential plugin {cmd} failed: {status}");
+        if let Some(AuthError::AuthExecRun { status, .. }) = error.downcast_ref::<AuthError>() {
+            return format!(
+                "the credential plugin of the kubeconfig failed: {status}; run kubectl with it to see why"
+            );
         }
         cause = error.source();
     }

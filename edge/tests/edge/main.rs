@@ -4,6 +4,8 @@
 
 /// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
 mod clients;
+#![expect(clippy::unwrap_used, reason = "a test may fail right where it stands")]
+
 /// Starts the edge on ports of the system's choice, reads its log, stops it.
 mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).

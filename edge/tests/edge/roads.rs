@@ -184,7 +184,7 @@ async fn megabytes_go_both_ways_at_once_on_one_stream() {
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
     let edge = Edge::before(agents.address, api.address).await;
     let client = h2(websocket(tls(&edge, &[]).await).await).await;
-    let payload: Vec<u8> = (0..8_000_000u32).map(|n| (n * n >> 7) as u8).collect();
+    let payload: Vec<u8> = (0..8_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let clients::Call { mut out, response } =
         call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
     let sent = Bytes::from(payload.clone());

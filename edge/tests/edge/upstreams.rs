@@ -38,7 +38,9 @@ impl Agents {
                 while let Ok((tcp, _)) = listener.accept().await {
                     tokio::spawn(kill.clone().run_until_cancelled_owned(serve(
                         tcp,
+                        streams,
                         seen.clone(),
+                        connections.clone(),
                         kill.clone(),
                     )));
                 }
@@ -157,6 +159,13 @@ async fn while_requests(mut tcp: TcpStream, closed: watch::Sender<usize>) -> Opt
             tcp.write_all(&rest).await.ok()?;
             let (mut read, mut write) = tcp.split();
             tokio::io::copy(&mut read, &mut write).await.ok()?;
+            return None;
+        }
+        if lower.contains("watch=1") {
+            let begin = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nevent\n\r\n";
+            tcp.write_all(begin).await.ok()?;
+            while tcp.read_buf(&mut rest).await.is_ok_and(|read| read > 0) {}
+            closed.send_modify(|closed| *closed += 1);
             return None;
         }
         let length =
