@@ -13,7 +13,7 @@ demo: setup-build build ## start edge, broker and agent here and reach a cluster
 	@$(BIN)/postern demo $(ARGS)
 
 test: setup build ## install what the tests need, then run all of them
-	cargo test --workspace --all-targets
+	cargo test --workspace --lib --bins --tests
 
 check: setup-build ## format, lint and licences, as CI checks them
 	cargo fmt --all --check
@@ -26,8 +26,9 @@ fmt: ## format the code
 gen: ## regenerate wire/src/gen from wire/proto
 	POSTERN_GEN=write cargo test -p postern-wire --test gen
 
-bench: setup build ## measure the road through edge, broker and agent against a direct connection
-	cargo test -p postern-tests --test postern -- --ignored --nocapture bench::
+bench: setup-build ## measure the road through edge, broker and agent against a direct connection
+	cargo build --release --workspace --bins
+	cargo bench -p postern-tests --bench road
 
 build:
 	cargo build --workspace --bins

@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
+#[path = "harness/http.rs"]
 pub(crate) mod http;
 
 /// No single step of any test takes this long unless something is broken.
@@ -195,8 +196,8 @@ impl Process {
 pub(crate) enum Cluster {
     /// The stand-in.
     StandIn(Box<stand_ins::kube_api::KubeApi>),
-    /// A kubeconfig file.
-    Real(PathBuf),
+    /// Whatever the kubeconfig file of the options names.
+    Real,
 }
 
 /// Everything, running.
@@ -348,7 +349,7 @@ impl Field {
         Self::pin_edge(&here, edge_tls, edge_plain, edge_admin);
 
         let cluster = match &options.kubeconfig {
-            Some(file) => Cluster::Real(file.clone()),
+            Some(_) => Cluster::Real,
             None => {
                 let token = Some(cluster_token.clone());
                 let options = stand_ins::kube_api::Options { token, ..Default::default() };
@@ -539,7 +540,7 @@ impl Field {
     pub(crate) fn api(&self) -> &stand_ins::kube_api::KubeApi {
         match &self.cluster {
             Cluster::StandIn(api) => api,
-            Cluster::Real(_) => panic!("this field has a real cluster"),
+            Cluster::Real => panic!("this field has a real cluster"),
         }
     }
 

@@ -252,21 +252,25 @@ async fn a_killed_agent_cuts_what_runs_and_another_takes_its_place() {
     .await;
 }
 
+/// A gauge of the broker's metrics.
+async fn number(field: &Field, metric: &str) -> Option<u64> {
+    let (_, metrics) = http::text(field.addresses.broker_probes, "/metrics").await?;
+    let line = metrics.lines().find(|line| line.contains(metric) && !line.starts_with('#'))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 #[tokio::test]
 async fn a_request_that_waits_for_a_reconnecting_agent_is_served_when_it_is_back() {
     let mut field = Field::start().await;
     let caller = Caller::of(&field);
     field.agent.kill().await;
+    // A request that takes a tunnel before the broker knows would be cut, not kept waiting.
+    until("the broker sees the agent gone", async || number(&field, "tunnels_idle").await.filter(|idle| *idle == 0)).await;
     let asking = tokio::spawn({
         let caller = caller.clone();
         async move { caller.ask().await }
     });
-    until("the request waits", async || {
-        let (_, metrics) = http::text(field.addresses.broker_probes, "/metrics").await?;
-        let waiting = metrics.lines().find(|line| line.contains("waiting") && !line.starts_with('#'))?;
-        waiting.ends_with(" 1").then_some(())
-    })
-    .await;
+    until("the request waits", async || number(&field, "requests_waiting").await.filter(|waiting| *waiting == 1)).await;
     field.restart_agent().await;
     assert_eq!(asking.await.unwrap(), Some(200));
 }

@@ -1,5 +1,7 @@
 //! Whole-system tests: real binaries on port 0, real clients. `tests/README.md` says which kind of test to write.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail right where it stands")]
+
 mod harness;
 
 /// Who is let in and what the others are told.

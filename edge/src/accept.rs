@@ -270,12 +270,8 @@ fn tune(tcp: &TcpStream) {
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
-    let socket = SockRef::from(tcp);
-    let tuned = tcp
-        .set_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
-        // A peer that vanished while bytes were under way is not seen by keepalive.
-        .and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(120))));
+    // No user timeout: it would also cut a client that is alive but reads nothing, as a suspended kubectl.
+    let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
     if let Err(error) = tuned {
         tracing::debug!(%error, "socket options were refused");
     }

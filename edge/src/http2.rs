@@ -53,6 +53,7 @@ where
     let idle = sleep(worker.timeouts.idle);
     tokio::pin!(alive, idle);
     let mut closing = false;
+    let mut mute = false;
     loop {
         tokio::select! {
             accepted = server.accept() => match accepted {
@@ -79,7 +80,12 @@ where
                     server.graceful_shutdown();
                 }
             }
-            () = &mut alive => {
+            () = &mut alive, if !mute => {
+                if !connection.is_agent() {
+                    // A kubectl that was suspended answers nothing, and may go on later.
+                    mute = true;
+                    continue;
+                }
                 tracing::debug!(client = %connection.client, "closed: no answer to an HTTP/2 ping");
                 return;
             }
@@ -116,7 +122,10 @@ async fn part(worker: Arc<Worker>, stream: Stream) {
     let head = &stream.request;
     let decision = decide::decide(head.version(), head.uri().path(), head.headers());
     match decision.route {
-        Route::Agents => relay::serve(&worker.shared, &worker.pool, decision, stream).await,
+        Route::Agents => {
+            stream.connection.note_agent();
+            relay::serve(&worker.shared, &worker.pool, decision, stream).await;
+        }
         Route::KubernetesApi => bridge::serve(&worker, stream).await,
     }
 }

@@ -13,7 +13,6 @@ use crate::relay::pool::Pool;
 use crate::tls::Terminator;
 use crate::upstream::Upstreams;
 use anyhow::Context;
-use pingora::apps::HttpServerApp;
 use socket2::{Domain, Socket, Type};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -165,8 +164,6 @@ async fn work(
             Err(error) => tracing::error!(%error, "a listener cannot be used"),
         }
     }
-    stop.cancelled().await;
-    worker.proxy.http_cleanup().await;
     // Streams go on; the process ends, not the thread.
     std::future::pending::<()>().await;
 }

@@ -17,6 +17,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -33,11 +34,13 @@ pub struct Connection {
     pub tunnelled_for: Option<String>,
     /// The token whose tunnels on this connection were already counted once.
     counted: Mutex<Option<TokenKey>>,
+    /// An agent is at the far end, which answers pings as long as it lives.
+    agent: AtomicBool,
 }
 
 impl Connection {
     pub fn new(client: SocketAddr, tls: bool, tunnelled_for: Option<String>) -> Self {
-        Self { client, tls, tunnelled_for, counted: Mutex::new(None) }
+        Self { client, tls, tunnelled_for, counted: Mutex::new(None), agent: AtomicBool::new(false) }
     }
 
     /// Finds the facts again from inside an HTTP session.
@@ -56,6 +59,15 @@ impl Connection {
         if purpose == Purpose::Tunnel {
             *self.counted() = Some(token);
         }
+    }
+
+    /// An agent's stream came.
+    pub fn note_agent(&self) {
+        self.agent.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_agent(&self) -> bool {
+        self.agent.load(Ordering::Relaxed)
     }
 
     fn counted(&self) -> std::sync::MutexGuard<'_, Option<TokenKey>> {

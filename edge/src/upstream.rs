@@ -157,7 +157,8 @@ impl Broker {
             idle: Duration::from_secs(30),
             interval: Duration::from_secs(10),
             count: 3,
-            user_timeout: Duration::from_secs(60),
+            // The system's: a broker may let an upload wait for as long as the cluster does.
+            user_timeout: Duration::ZERO,
         });
         // Until the first probe says otherwise, a broker is not known to be there.
         Self { address, peer, up: AtomicBool::new(false) }

@@ -168,7 +168,7 @@ fn metadata(
 
 fn other_protocol(address: &Address, first: &[u8]) -> OpenError {
     let (protocol, advice) = if first.starts_with(b"HTTP") {
-        ("HTTP/1.1", "; is it a WebSocket listener, ws:// instead of grpc://, or a web server?")
+        ("HTTP/1.1", "; is it a TLS port (grpcs://), one for WebSockets (ws://), or a web server?")
     } else if first.starts_with(&[0x15, 0x03]) || first.starts_with(&[0x16, 0x03]) {
         ("TLS", "; use grpcs:// or wss://")
     } else {

@@ -23,7 +23,7 @@ macro_rules! section {
 
         impl From<$name> for wire::$wire {
             fn from(written: $name) -> Self {
-                Self { $($field: Meant::meant(written.$field)),*, ..Default::default() }
+                Self { $($field: Meant::meant(written.$field)),* }
             }
         }
     };

@@ -144,7 +144,10 @@ impl Exchange {
         match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn) {
             Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
             // The broker wants no more of it; its response says why.
-            Poll::Ready(Err(Failed::Writing)) => self.up.step = Step::Done,
+            Poll::Ready(Err(Failed::Writing)) => {
+                self.up.chunk.clear();
+                self.up.step = Step::Done;
+            }
             Poll::Ready(Ok(_)) | Poll::Pending => {}
         }
         if let Some(waiting) = response {

@@ -133,6 +133,28 @@ impl Edge {
         asked.await.unwrap_or_else(|_| panic!("{path} never gave {status}"))
     }
 
+    /// Waits until no client is connected.
+    pub(crate) async fn idle(&self) {
+        let idle = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let metrics = get(self.admin, "/metrics").await.1;
+                let open =
+                    |line: &&str| line.starts_with("postern_edge_connections{") && !line.ends_with(" 0");
+                if !metrics.lines().any(|line| open(&line)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        idle.await.expect("connections stay open");
+    }
+
+    /// File descriptors that the edge has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let id = self.child.id().expect("the edge runs");
+        std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().expect("the edge runs").to_string();
         assert!(std::process::Command::new("kill").args(["-s", name, &id]).status().unwrap().success());

@@ -1,7 +1,7 @@
 //! Life: drain, certificate reload, readiness, metrics, `--check`.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
-use crate::harness::{DEADLINE, Edge, Setup, check, token};
+use crate::harness::{DEADLINE, Edge, Setup, check, exchange, token};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;
@@ -135,6 +135,38 @@ async fn metrics_count_streams_and_never_name_a_token() {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
     assert!(!metrics.contains(crate::harness::SECRET));
+}
+
+#[tokio::test]
+async fn after_a_storm_of_every_kind_all_descriptors_are_back() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+    let token = token("agent");
+    let round = async || {
+        for _ in 0..20 {
+            echo(&h2(tcp(edge.plain).await).await, &token).await;
+            echo(&h2(tls(&edge, &[b"h2"]).await).await, &token).await;
+            let tunnels = h2(websocket(tls(&edge, &[]).await).await).await;
+            let mut open = call(&tunnels, grpc(TUNNEL, Some(&token))).await;
+            open.send(b"x").await;
+            exchange(edge.plain, b"GET /api HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+            exchange(edge.plain, b"\x00junk\r\n\r\n").await;
+            drop(tls(&edge, &[]).await);
+            drop(tcp(edge.plain).await);
+        }
+    };
+    // The first round opens what stays open: pooled connections to the broker.
+    round().await;
+    edge.idle().await;
+    let before = edge.descriptors();
+    round().await;
+    edge.idle().await;
+    let back = tokio::time::timeout(DEADLINE, async {
+        while edge.descriptors() > before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    back.await.unwrap_or_else(|_| panic!("{} descriptors, before {before}", edge.descriptors()));
 }
 
 #[tokio::test]

@@ -2,10 +2,10 @@
 //!
 //! Each `mod` line says what belongs there. Anything that needs no process is tested beside the code.
 
-/// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
-mod clients;
 #![expect(clippy::unwrap_used, reason = "a test may fail right where it stands")]
 
+/// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
+mod clients;
 /// Starts the edge on ports of the system's choice, reads its log, stops it.
 mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
