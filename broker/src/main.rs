@@ -5,6 +5,7 @@ use clap::Parser;
 use postern_broker::{
     app::{self, Drained, PROGRAM},
     config::Config,
+    identities::IdentitySource,
 };
 use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,7 @@ struct Flags {
     /// Configuration file (YAML)
     #[arg(long, value_name = "FILE", required_unless_present = "version")]
     configuration_file: Option<PathBuf>,
-    /// Read the configuration file, report every problem, and exit
+    /// Read the configuration and identities files, report every problem, and exit
     #[arg(long)]
     check: bool,
     /// Print the version and exit
@@ -48,6 +49,10 @@ fn run() -> anyhow::Result<ExitCode> {
     let file = flags.configuration_file.context("--configuration-file is required")?;
     let config = Config::load(&file)?;
     if flags.check {
+        IdentitySource::load(config.identities_file.clone())?;
+        for key in &config.not_in_force {
+            println!("{key} is accepted and not in force yet");
+        }
         println!("{} is valid", file.display());
         return Ok(ExitCode::SUCCESS);
     }
