@@ -1,25 +1,26 @@
 //! Junk, oversize and malformed input on every port and in every file: a clear error on the side that is wrong, and
 //! everything as it was afterwards. What a legitimate client of another maker sends is in `foreign.rs`.
 
+/// Request bodies.
+mod bodies;
+/// All of it for long, and what it leaves behind.
+mod leaks;
 /// Files and flags that no program should start with.
 mod start;
 /// WebSocket frames and gRPC messages that break rules once a connection is up.
 mod streams;
 
 use crate::harness::{
-    Field, PATIENCE, Process,
+    Field, Options, PATIENCE,
     http::{self, Client},
     until,
 };
-use futures::future::join_all;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
 
 /// What a port speaks, as far as a stranger can tell.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -204,184 +205,11 @@ async fn assert_everything_works(field: &mut Field) {
     assert_eq!(status, 200, "{}", text(&body));
 }
 
-/// What strangers attack, without the field that it is.
-#[derive(Clone)]
-struct Target {
-    ports: [(&'static str, SocketAddr, Speaks); 7],
-    tls: TlsConnector,
-    bearer: String,
-}
-
-impl Target {
-    fn of(field: &Field) -> Self {
-        let tls = TlsConnector::from(http::tls(field, &[b"http/1.1"]));
-        Self { ports: ports(field), tls, bearer: field.bearer() }
-    }
-
-    /// What only makes sense behind a good handshake.
-    async fn behind_tls(&self) {
-        let body = body_request(&self.bearer, "Transfer-Encoding: chunked", "ZZ\r\n");
-        let text_frame = [streams::upgrade_request("ws-tunnel"), b"\x81\x05hello".to_vec()].concat();
-        for bytes in [long_head(), text_frame, streams::upgrade_request("chat"), body] {
-            let io = dial(self.ports[0].1).await;
-            let mut io = self.tls.connect("localhost".try_into().expect("a name"), io).await.expect("TLS");
-            exchange(&mut io, &bytes).await;
-        }
-    }
-}
-
-/// One of everything, on every port.
-async fn round(target: &Target) {
-    let mut inputs: Vec<Vec<u8>> = junk().into_iter().map(|(bytes, _)| bytes).collect();
-    inputs.extend([
-        long_head(),
-        many_lines(),
-        b"G".to_vec(),
-        Vec::new(),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-    ]);
-    inputs.push(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand then junk that is long enough for a frame".to_vec());
-    inputs.push(streams::upgrade_request("chat"));
-    inputs.push([streams::upgrade_request("ws-tunnel"), b"\x81\x05hello".to_vec()].concat());
-    for bytes in inputs {
-        join_all(target.ports.map(|(_, address, _)| {
-            let bytes = bytes.clone();
-            async move {
-                let mut io = dial(address).await;
-                let _ = io.write_all(&bytes).await;
-                let _ = io.shutdown().await;
-                let mut answer = Vec::new();
-                let end = timeout(PATIENCE, (&mut io).take(1 << 20).read_to_end(&mut answer)).await;
-                assert!(
-                    end.is_ok(),
-                    "{address} keeps a connection that said {:?}",
-                    text(&bytes[..bytes.len().min(80)])
-                );
-            }
-        }))
-        .await;
-    }
-    target.behind_tls().await;
-}
-
-const WORKERS: usize = 6;
-const ROUNDS: usize = 50;
-
-#[tokio::test]
-async fn hundreds_of_rounds_of_it_leave_descriptors_and_memory_where_they_were() {
-    let mut field = Field::start().await;
-    let target = Target::of(&field);
-    // Warm: pools and caches have what they keep.
-    for _ in 0..3 {
-        round(&target).await;
-    }
-    assert_everything_works(&mut field).await;
-    let before = usage(&field).await;
-    let mut workers = JoinSet::new();
-    for _ in 0..WORKERS {
-        let target = target.clone();
-        workers.spawn(async move {
-            for _ in 0..ROUNDS {
-                round(&target).await;
-            }
-        });
-    }
-    while let Some(done) = workers.join_next().await {
-        done.expect("every port answers or closes");
-    }
-    assert_everything_works(&mut field).await;
-    for (process, (name, descriptors, resident)) in
-        [&field.edge, &field.broker, &field.agent].into_iter().zip(before)
-    {
-        let now = until(
-            &format!("{name}'s descriptors go back to {descriptors}, now {}", process.descriptors()),
-            async || {
-                let now = process.descriptors();
-                (now.abs_diff(descriptors) <= 5).then_some(now)
-            },
-        )
-        .await;
-        let after = process.resident();
-        println!(
-            "{name}: {descriptors} -> {now} descriptors, {resident} -> {after} KiB after {} rounds",
-            WORKERS * ROUNDS
-        );
-        assert!(after < resident + resident / 2 + 48 * 1024, "{name} grew from {resident} to {after} KiB");
-    }
-}
-
-/// Descriptors and memory of each process, once connections of earlier tests of strength are gone.
-async fn usage(field: &Field) -> [(&'static str, usize, u64); 3] {
-    let of = async |process: &Process| {
-        let (mut last, mut same) = (0, 0);
-        let descriptors = until("descriptors stand still", async || {
-            let now = process.descriptors();
-            same = if now == last { same + 1 } else { 0 };
-            last = now;
-            (same > 100).then_some(now)
-        })
-        .await;
-        (process.name, descriptors, process.resident())
-    };
-    [of(&field.edge).await, of(&field.broker).await, of(&field.agent).await]
-}
-
-/// A request to the cluster whose head is good.
-fn body_request(bearer: &str, header: &str, body: &str) -> Vec<u8> {
-    format!(
-        "POST /k8s-proxy/sink HTTP/1.1\r\nHost: localhost\r\nAuthorization: {bearer}\r\nConnection: close\r\n{header}\r\n\r\n{body}"
-    )
-    .into_bytes()
-}
-
-#[tokio::test]
-async fn bodies_that_are_malformed_or_cut_short_reach_no_cluster_as_whole_ones() {
-    let mut field = Field::start().await;
-    let cases = [
-        (false, "no number of a chunk", "Transfer-Encoding: chunked", "ZZ\r\n"),
-        (false, "a chunk longer than it says", "Transfer-Encoding: chunked", "2\r\nabc\r\n0\r\n\r\n"),
-        (true, "half a chunk", "Transfer-Encoding: chunked", "a\r\nabc"),
-        (true, "less than it says", "Content-Length: 10", "abc"),
-        (false, "two lengths", "Content-Length: 3\r\nContent-Length: 4", "abcd"),
-        (false, "no length", "Content-Length: three", "abc"),
-        (
-            false,
-            "both at once",
-            "Content-Length: 30\r\nTransfer-Encoding: chunked",
-            "0\r\n\r\nGET /k8s-proxy/smuggled HTTP/1.1\r\n\r\n",
-        ),
-    ];
-    for (leaves, what, header, body) in cases {
-        let mut io = http::connect(&field, &[b"http/1.1"]).await;
-        io.write_all(&body_request(&field.bearer(), header, body)).await.expect("sent");
-        if leaves {
-            let _ = io.shutdown().await;
-        }
-        let answer = text(&exchange(&mut io, b"").await);
-        let status = answer.split(' ').nth(1).unwrap_or_default();
-        println!("{what}: {:?}", answer.lines().next());
-        // The last one may be taken for what its chunks say: no body at all.
-        let empty = what == "both at once" && status == "200" && answer.contains("\"length\":0");
-        assert!(status == "400" || empty || (leaves && status.is_empty()), "{what}: {answer}");
-        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{what}: {answer}");
-    }
-    assert!(field.api().requests().iter().all(|seen| !seen.uri.path().contains("smuggled")));
-    until("the cluster has none of them open", async || (field.api().open_of("sink") == 0).then_some(()))
-        .await;
-    let probes = field.addresses.broker_probes;
-    until("no tunnel is held", async || {
-        let (_, metrics) = http::text(probes, "/metrics").await?;
-        metrics.contains("postern_broker_tunnels_busy 0\n").then_some(())
-    })
-    .await;
-    assert_everything_works(&mut field).await;
-}
-
 /// A stranger that is slow with its first bytes is let go.
 #[tokio::test]
 async fn a_head_that_never_ends_is_given_up() {
     let extra = "timeouts: {head: 1s, handshake: 1s}\n".to_owned();
-    let field = Field::with(crate::harness::Options { edge_extra: extra, ..Default::default() }).await;
+    let field = Field::with(Options { edge_extra: extra, ..Default::default() }).await;
     let start = tokio::time::Instant::now();
     let said = text(&send(field.addresses.edge_plain, b"GET / HTTP/1.1\r\nHost: h\r\n").await);
     assert!(said.starts_with("HTTP/1.1 408"), "{said:?}");

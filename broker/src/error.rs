@@ -57,6 +57,9 @@ impl ApiFailure {
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             StatusCode::GATEWAY_TIMEOUT => "Timeout",
+            // Kubernetes has no words for these two; kubectl prints whatever stands here.
+            StatusCode::NOT_IMPLEMENTED => "NotImplemented",
+            StatusCode::BAD_GATEWAY => "BadGateway",
             _ => "InternalError",
         };
         let message = format!("GitLab Agent Server: {}. Trace ID: {trace_id}", self.message);
@@ -102,7 +105,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_a_kubernetes_status() {
         let table =
-            [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable"), (502, "InternalError")];
+            [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable"), (502, "BadGateway")];
         for (code, reason) in table {
             let failure = ApiFailure::new(StatusCode::from_u16(code).unwrap(), "no");
             let body = failure.into_response("t1").into_body().collect().await.unwrap().to_bytes();
