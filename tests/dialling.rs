@@ -4,11 +4,15 @@
 mod obstacles;
 
 use crate::harness::{
-    Field, Options,
-    http::{Client, probe},
+    Field, Options, PATIENCE, Process,
+    http::{Client, full, probe},
+    until,
 };
+use hyper::{Request, client::conn::http1};
+use hyper_util::rt::TokioIo;
 use obstacles::Obstacle;
 use postern_certs::dev::Ca;
+use tokio::{net::TcpStream, time::timeout};
 
 /// Starts a second agent that cannot connect, and gives the cause that its log names.
 async fn refusal(field: &Field, change: impl FnOnce(&mut Options)) -> String {
@@ -70,6 +74,33 @@ async fn every_scheme_reaches_the_broker_with_and_without_a_trailing_slash() {
         let (status, body) = client.get("/version").await;
         assert_eq!(status, 200, "{address}: {}", String::from_utf8_lossy(&body));
         field.agent.logged("request", |_| true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_with_a_certificate_of_its_own_is_reached_without_an_edge() {
+    let field = Field::with(Options { ready: false, ..Options::default() }).await;
+    let file = field.folder.path().join("kas-tls.yaml");
+    let config = "agent:\n  listen: {address: '127.0.0.1:0', websocket: true, certificate_file: tls.crt, key_file: tls.key}\n  \
+                  kubernetes_api: {listen: {address: '127.0.0.1:0'}, url_path_prefix: /k8s-proxy/}\n\
+                  observability: {listen: {address: '127.0.0.1:0'}}\nembedded: {identities_file: identities.yaml}\n";
+    std::fs::write(&file, config).unwrap();
+    let flags = ["--configuration-file".to_owned(), file.display().to_string()];
+    let mut broker = Process::start("broker-tls", "kas", field.folder.path(), &flags, &[]);
+    let agents = broker.address("listening", |line| line["listener"] == "agents").await.port();
+    let callers = broker.address("listening", |line| line["listener"] == "kubernetes_api").await;
+    for scheme in [format!("grpcs://localhost:{agents}"), format!("wss://localhost:{agents}/")] {
+        let (agent, probes) = field.agent_beside(&Options { scheme, ..Options::default() }).await;
+        until("the agent is ready", async || (probe(probes, "/readiness").await == Some(200)).then_some(()))
+            .await;
+        let stream = TcpStream::connect(callers).await.unwrap();
+        let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("/k8s-proxy/version").header("host", "localhost");
+        let request = request.header("authorization", field.bearer()).body(full("")).unwrap();
+        let response = timeout(PATIENCE, send.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(response.status(), 200, "{}", broker.text());
+        drop(agent);
     }
 }
 

@@ -54,6 +54,15 @@ pub(crate) async fn within<T>(
     }
 }
 
+/// One of our binaries.
+pub(crate) fn binary(name: &str) -> PathBuf {
+    // Test binaries are in target/debug/deps, the binaries one level up.
+    let test = std::env::current_exe().expect("this test has a path");
+    let path = test.ancestors().nth(2).expect("target folder").join(name);
+    assert!(path.exists(), "{} is not built; run `make test`", path.display());
+    path
+}
+
 /// A child process whose standard error is a file of JSON lines.
 pub(crate) struct Process {
     pub(crate) name: &'static str,
@@ -70,10 +79,7 @@ impl Process {
         arguments: &[String],
         env: &[(&str, &str)],
     ) -> Self {
-        // Test binaries are in target/debug/deps, the binaries one level up.
-        let test = std::env::current_exe().expect("this test has a path");
-        let path = test.ancestors().nth(2).expect("target folder").join(binary);
-        assert!(path.exists(), "{} is not built; run `make test`", path.display());
+        let path = self::binary(binary);
         // Not among the files that are watched for changes: at `trace` each line would be a change worth a line.
         let folder = folder.join("logs");
         fs::create_dir_all(&folder).expect("folder of logs");

@@ -156,9 +156,17 @@ async fn logs_exec_attach_cp_and_port_forward_work() {
         kubectl.output(&["exec", "-i", "ticking", "--", "sh", "-c", "cat; exit 7"], b"to and fro").await;
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "to and fro");
     assert_eq!(echoed.status.code(), Some(7));
+    running(&kubectl, "listening", "while read line; do echo got $line; done").await;
+    let mut attached = kubectl.command(&["attach", "-i", "listening"]).spawn().unwrap();
+    let mut stdin = attached.stdin.take().unwrap();
+    let mut lines = BufReader::new(attached.stdout.take().unwrap()).lines();
+    stdin.write_all(b"hello\n").await.unwrap();
+    let line = timeout(COMMAND, lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(line.as_deref(), Some("got hello"));
+    drop((attached, stdin));
     transfer(&kubectl, "ticking").await;
     forward(&kubectl, "ticking", 1).await;
-    kubectl.ok(&["delete", "pod", "ticking", "--grace-period=0", "--force"], b"").await;
+    kubectl.ok(&["delete", "pod", "ticking", "listening", "--grace-period=0", "--force"], b"").await;
 }
 
 /// 20 MB into the pod and back.

@@ -265,12 +265,18 @@ async fn a_request_that_waits_for_a_reconnecting_agent_is_served_when_it_is_back
     let caller = Caller::of(&field);
     field.agent.kill().await;
     // A request that takes a tunnel before the broker knows would be cut, not kept waiting.
-    until("the broker sees the agent gone", async || number(&field, "tunnels_idle").await.filter(|idle| *idle == 0)).await;
+    until("the broker sees the agent gone", async || {
+        number(&field, "tunnels_idle").await.filter(|idle| *idle == 0)
+    })
+    .await;
     let asking = tokio::spawn({
         let caller = caller.clone();
         async move { caller.ask().await }
     });
-    until("the request waits", async || number(&field, "requests_waiting").await.filter(|waiting| *waiting == 1)).await;
+    until("the request waits", async || {
+        number(&field, "requests_waiting").await.filter(|waiting| *waiting == 1)
+    })
+    .await;
     field.restart_agent().await;
     assert_eq!(asking.await.unwrap(), Some(200));
 }

@@ -10,6 +10,8 @@ mod admission;
 mod configuration;
 /// The crate graph is what ARCHITECTURE.md says.
 mod crate_graph;
+/// The scripted tour that a newcomer runs first.
+mod demo;
 /// The four schemes of an agent's dial, TLS and proxies.
 mod dialling;
 /// Clients of other makers: grpcio, grpc-js, websockets.
