@@ -90,7 +90,7 @@ async fn a_broker_with_a_certificate_of_its_own_is_reached_without_an_edge() {
     let agents = broker.address("listening", |line| line["listener"] == "agents").await.port();
     let callers = broker.address("listening", |line| line["listener"] == "kubernetes_api").await;
     for scheme in [format!("grpcs://localhost:{agents}"), format!("wss://localhost:{agents}/")] {
-        let (agent, probes) = field.agent_beside(&Options { scheme, ..Options::default() }).await;
+        let (mut agent, probes) = field.agent_beside(&Options { scheme, ..Options::default() }).await;
         until("the agent is ready", async || (probe(probes, "/readiness").await == Some(200)).then_some(()))
             .await;
         let stream = TcpStream::connect(callers).await.unwrap();
@@ -100,7 +100,7 @@ async fn a_broker_with_a_certificate_of_its_own_is_reached_without_an_edge() {
         let request = request.header("authorization", field.bearer()).body(full("")).unwrap();
         let response = timeout(PATIENCE, send.send_request(request)).await.unwrap().unwrap();
         assert_eq!(response.status(), 200, "{}", broker.text());
-        drop(agent);
+        agent.kill().await;
     }
 }
 

@@ -35,7 +35,9 @@ impl Way {
             Self::Road(client) => client.send("GET", path, full("")).await,
             Self::Direct(send) => {
                 send.ready().await.unwrap();
-                send.send_request(Request::get(path).header("host", "api").body(full("")).unwrap()).await.unwrap()
+                send.send_request(Request::get(path).header("host", "api").body(full("")).unwrap())
+                    .await
+                    .unwrap()
             }
         };
         assert_eq!(response.status(), 200);

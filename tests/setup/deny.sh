@@ -2,7 +2,7 @@
 # Licences, banned crates and sources. Takes cargo-deny from PATH, else builds it once into the cache (some minutes).
 set -euo pipefail
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/postern
-version=0.19.0
+version=0.20.2
 deny=$(command -v cargo-deny || true)
 if [ -z "$deny" ]; then
   deny=$cache/deny-$version/bin/cargo-deny
