@@ -55,7 +55,7 @@ impl AgentConfiguration for ConfigurationService {
         &self,
         request: Request<ConfigurationRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let permit = auth::agent(&self.identities, request.metadata())?;
+        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
         let presence = self.registry.present(permit.agent.id, peer_address(&request), false);
         let request = request.into_inner();
         let meta = request.agent_meta.unwrap_or_default();

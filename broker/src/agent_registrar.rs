@@ -1,6 +1,6 @@
 //! Serves `AgentRegistrar.Register`: a replica says who and what it is, at its start and every five minutes.
 
-use crate::{auth, identities::IdentitySource};
+use crate::{auth, identities::IdentitySource, tunnel::registry::Registry};
 use postern_wire::proto::gitlab::agent::agent_registrar::rpc::{
     RegisterRequest, RegisterResponse, agent_registrar_server::AgentRegistrar,
 };
@@ -12,6 +12,8 @@ use tonic::{Request, Response, Status, async_trait};
 pub struct RegistrarService {
     /// Who may register.
     pub identities: Arc<IdentitySource>,
+    /// Remembers refusals.
+    pub registry: Arc<Registry>,
 }
 
 #[async_trait]
@@ -20,7 +22,7 @@ impl AgentRegistrar for RegistrarService {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
-        let permit = auth::agent(&self.identities, request.metadata())?;
+        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
         let RegisterRequest { agent_meta, pod_id } = request.into_inner();
         let meta = agent_meta.unwrap_or_default();
         tracing::debug!(

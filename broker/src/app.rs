@@ -145,7 +145,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         draining: stop.streams.clone(),
         tasks: tasks.connections.clone(),
     };
-    let registrar = RegistrarService { identities: Arc::clone(&identities) };
+    let registrar = RegistrarService { identities: Arc::clone(&identities), registry: Arc::clone(&registry) };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
     let server = Server::builder()

@@ -4,6 +4,7 @@
 use crate::{
     error::ApiFailure,
     identities::{Agent, Caller, IdentitySource, Verdict},
+    tunnel::registry::Registry,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use postern_wire::{
@@ -32,7 +33,7 @@ impl AgentPermit {
                 match identities.current().agent(&key) {
                     Verdict::Known(now) if now.id == agent.id => {}
                     Verdict::Known(_) | Verdict::Unknown => return unknown_token(),
-                    Verdict::Revoked => return revoked_token(),
+                    Verdict::Revoked(_) => return revoked_token(),
                 }
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -55,15 +56,25 @@ fn revoked_token() -> Status {
     Status::permission_denied("forbidden: the agent token was revoked")
 }
 
-/// Which agent sent this metadata.
-pub fn agent(identities: &Arc<IdentitySource>, metadata: &MetadataMap) -> Result<AgentPermit, Status> {
+/// Which agent sent this metadata; `registry` remembers a refusal for those who ask where the agent is.
+pub fn agent(
+    identities: &Arc<IdentitySource>,
+    registry: &Registry,
+    metadata: &MetadataMap,
+) -> Result<AgentPermit, Status> {
     let missing = || Status::unauthenticated("Request unauthenticated with bearer");
     let value = metadata.get("authorization").ok_or_else(missing)?;
     let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| missing())?;
     let key = TokenKey::of(bearer(&value).ok_or_else(missing)?.as_bytes());
     match identities.current().agent(&key) {
         Verdict::Known(agent) => Ok(AgentPermit { agent, key, identities: Arc::clone(identities) }),
-        Verdict::Revoked => Err(revoked_token()),
+        Verdict::Revoked(owner) => {
+            let status = revoked_token();
+            if let Some(agent) = owner {
+                registry.refused(agent, status.message().to_owned());
+            }
+            Err(status)
+        }
         Verdict::Unknown => Err(unknown_token()),
     }
 }
@@ -131,7 +142,7 @@ pub fn caller(identities: &Arc<IdentitySource>, headers: &HeaderMap) -> Result<C
                 "Forbidden: this token may not reach agent {agent}; the identities file says which it may"
             ),
         )),
-        Verdict::Revoked => Err(refuse("the token was revoked")),
+        Verdict::Revoked(_) => Err(refuse("the token was revoked")),
         Verdict::Unknown => Err(refuse("the token is not known here")),
     }
 }

@@ -45,8 +45,8 @@ pub struct Caller {
 pub enum Verdict<T> {
     /// It is in force.
     Known(Arc<T>),
-    /// It was in force once and is listed as revoked.
-    Revoked,
+    /// It was in force once and is listed as revoked, of this agent if it was an agent's.
+    Revoked(Option<AgentId>),
     /// Nobody has it.
     Unknown,
 }
@@ -56,7 +56,7 @@ pub enum Verdict<T> {
 pub struct Identities {
     agents: HashMap<TokenKey, Arc<Agent>>,
     callers: HashMap<TokenKey, Arc<Caller>>,
-    revoked: HashSet<TokenKey>,
+    revoked: HashMap<TokenKey, Option<AgentId>>,
 }
 
 impl Identities {
@@ -76,8 +76,8 @@ impl Identities {
     }
 
     fn verdict<T>(&self, among: &HashMap<TokenKey, Arc<T>>, key: &TokenKey) -> Verdict<T> {
-        if self.revoked.contains(key) {
-            return Verdict::Revoked;
+        if let Some(owner) = self.revoked.get(key) {
+            return Verdict::Revoked(*owner);
         }
         among.get(key).map_or(Verdict::Unknown, |known| Verdict::Known(Arc::clone(known)))
     }
@@ -205,7 +205,8 @@ fn parse(text: &str, path: &Path) -> Result<Identities, IdentitiesError> {
         for key in keys(&mut problems, &owner, &entry.token_sha256) {
             identities.agents.insert(key, Arc::clone(&agent));
         }
-        identities.revoked.extend(keys(&mut problems, &owner, &entry.revoked_token_sha256));
+        let revoked = keys(&mut problems, &owner, &entry.revoked_token_sha256);
+        identities.revoked.extend(revoked.into_iter().map(|key| (key, Some(AgentId(entry.id)))));
     }
     for entry in file.callers {
         let owner = format!("caller {:?}", entry.name);
@@ -217,7 +218,8 @@ fn parse(text: &str, path: &Path) -> Result<Identities, IdentitiesError> {
         for key in keys(&mut problems, &owner, &entry.token_sha256) {
             identities.callers.insert(key, Arc::clone(&caller));
         }
-        identities.revoked.extend(keys(&mut problems, &owner, &entry.revoked_token_sha256));
+        let revoked = keys(&mut problems, &owner, &entry.revoked_token_sha256);
+        identities.revoked.extend(revoked.into_iter().map(|key| (key, None)));
     }
     if problems.is_empty() {
         Ok(identities)
@@ -308,7 +310,7 @@ mod tests {
         let identities = parse(&text, Path::new("x/ids.yaml")).unwrap();
         let Verdict::Known(agent) = identities.agent(&TokenKey::of(b"a")) else { panic!("known") };
         assert_eq!(agent.id, AgentId(7));
-        assert_eq!(identities.agent(&TokenKey::of(b"old")), Verdict::Revoked);
+        assert_eq!(identities.agent(&TokenKey::of(b"old")), Verdict::Revoked(Some(AgentId(7))));
         assert_eq!(identities.agent(&TokenKey::of(b"c")), Verdict::Unknown);
         let Verdict::Known(caller) = identities.caller(&TokenKey::of(b"c")) else { panic!("known") };
         assert!(caller.agents.contains(&AgentId(7)));

@@ -49,7 +49,7 @@ impl ReverseTunnel for TunnelService {
         &self,
         request: Request<Streaming<ConnectRequest>>,
     ) -> Result<Response<ToAgent>, Status> {
-        let permit = auth::agent(&self.identities, request.metadata())?;
+        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
         let from = peer_address(&request);
         let user_agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
         let version = user_agent.and_then(agent_version);
@@ -119,6 +119,7 @@ impl TunnelService {
                 }
                 () = &mut expiry => return tunnel.close(Ok(())),
                 status = &mut withdrawn => {
+                    self.registry.refused(permit.agent.id, status.message().to_owned());
                     tracing::warn!(agent_id = %permit.agent.id, token = %permit.key(), "tunnel ended: {}", status.message());
                     return tunnel.close(Err(status));
                 }

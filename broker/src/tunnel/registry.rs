@@ -176,7 +176,7 @@ impl Registry {
                 Claimed::Queued { seen } => {
                     let grace = self.started + START_GRACE.min(wait);
                     let until = if seen { deadline } else { grace };
-                    if until <= start {
+                    if !seen && until <= start {
                         return Err(FindError::NeverSeen { agent });
                     }
                     match tokio::time::timeout_at(until, tunnel).await {

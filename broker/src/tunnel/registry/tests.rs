@@ -53,6 +53,18 @@ async fn a_request_waits_for_an_agent_that_was_here_and_says_so_when_it_does_not
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_agent_is_reported_with_the_reason_until_it_is_let_in_again() {
+    let registry = Arc::new(Registry::default());
+    drop(registry.present(AGENT, "here".into(), true));
+    registry.refused(AGENT, "its token was revoked".into());
+    let refused = registry.find(AGENT, Duration::ZERO).await.unwrap_err().to_string();
+    assert!(refused.contains("last refused: its token was revoked"), "{refused}");
+    drop(registry.present(AGENT, "here".into(), true));
+    let gone = registry.find(AGENT, Duration::ZERO).await.unwrap_err().to_string();
+    assert!(!gone.contains("refused"), "{gone}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_waiting_request_gets_the_tunnel_as_it_arrives() {
     let registry = Arc::new(Registry::default());
     let _busy = registry.present(AGENT, "here".into(), true);
