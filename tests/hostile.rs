@@ -15,6 +15,7 @@ use crate::harness::{
     http::{self, Client},
     until,
 };
+use http_body_util::BodyExt;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -144,7 +145,7 @@ async fn heads_that_are_too_long_are_refused_by_every_port() {
 #[tokio::test]
 async fn metadata_that_is_too_long_is_refused_and_the_port_lives() {
     let mut field = Field::start().await;
-    let long = "m".repeat(200 * 1024);
+    let long = "m".repeat(300 * 1024);
     for address in [field.addresses.edge_plain, field.addresses.broker_agents] {
         let (client, connection) = h2::client::handshake(dial(address).await).await.expect("HTTP/2");
         let connection = tokio::spawn(connection);
@@ -166,6 +167,39 @@ async fn metadata_that_is_too_long_is_refused_and_the_port_lives() {
         drop(client);
         connection.abort();
     }
+    assert_everything_works(&mut field).await;
+}
+
+#[tokio::test]
+async fn headers_that_grow_when_they_are_encoded_anew_cost_no_agent_its_tunnels() {
+    let mut field = Field::start().await;
+    let mut watcher = Client::new(&field).await;
+    let mut watch = watcher.send("GET", "/stream-forever", http::full("")).await;
+    assert!(timeout(PATIENCE, watch.frame()).await.expect("a tick").is_some());
+    // Legal bytes whose Huffman code is three and a half times as long as they are.
+    let dear = hyper::header::HeaderValue::from_bytes(&[0xf9; 60 * 1024]).expect("a legal value");
+    // Each worker of the edge has its own connection to the broker; enough strangers meet all of them.
+    for stranger in 0..16 {
+        let (client, connection) =
+            h2::client::handshake(dial(field.addresses.edge_plain).await).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let mut client = client.ready().await.expect("ready");
+        let request =
+            hyper::Request::post("http://h/gitlab.agent.agent_registrar.rpc.AgentRegistrar/Register")
+                .header("content-type", "application/grpc")
+                .header("authorization", format!("Bearer invented-{stranger}"))
+                .header("x-dear", &dear)
+                .body(())
+                .expect("a request");
+        let (response, _body) = client.send_request(request, true).expect("sent");
+        let _ = timeout(PATIENCE, response).await.expect("an answer in time");
+        connection.abort();
+    }
+    for _ in 0..3 {
+        let tick = timeout(PATIENCE, watch.frame()).await.expect("the watch goes on");
+        assert!(tick.expect("the watch is open").is_ok(), "the watch was cut");
+    }
+    drop((watch, watcher));
     assert_everything_works(&mut field).await;
 }
 

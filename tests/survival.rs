@@ -293,6 +293,12 @@ async fn drains(
     assert_eq!(response.status(), 200);
     let mut body = response.into_body();
     let mut length = body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    // And one whose answer has not begun: the stand-in says 408 after three seconds.
+    let mut quiet = Client::new(field).await;
+    let quiet =
+        tokio::spawn(async move { quiet.send("GET", "/never-reads?seconds=3", full("")).await.status() });
+    let api = field.api();
+    until("the cluster has both", async || (api.open_of("never-reads") == 1).then_some(())).await;
     let start = Instant::now();
     process(field).signal("TERM").await;
     until("it says that it is not ready", async || match probe(probes, "/readiness").await {
@@ -305,6 +311,7 @@ async fn drains(
         length += frame.expect("the answer is not cut").into_data().unwrap().len();
     }
     assert_eq!(length, 200_000, "{name} cut the answer");
+    assert_eq!(timeout(PATIENCE, quiet).await.expect("no hang").unwrap(), 408, "{name} cut a request");
     let finished = start.elapsed();
     assert!(finished > Duration::from_secs(1), "the answer was over before {name} drained");
     drop(client);

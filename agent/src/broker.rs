@@ -153,6 +153,7 @@ impl Keeper {
         // The one before, until its successor is there: make before break.
         let mut old: Option<Connection> = None;
         let mut led_to = self.dialler.address.clone();
+        let mut used = None;
         loop {
             let token = self.tokens.borrow_and_update().clone();
             let opened = self.open(&token, &user_agent, &mut led_to).await;
@@ -161,6 +162,10 @@ impl Keeper {
                     let since = Instant::now();
                     let connection = opened.connection.clone();
                     self.current.send_replace(Some(connection.clone()));
+                    // Only now: through an open gate the streams would go to the connection with the old token.
+                    if used.replace(token.key()) != Some(token.key()) {
+                        self.gate.open();
+                    }
                     if let Some(old) = old.replace(connection) {
                         old.retired().cancel();
                     }
@@ -180,7 +185,7 @@ impl Keeper {
             };
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                Ok(()) = self.tokens.changed() => self.gate.open(),
+                Ok(()) = self.tokens.changed() => {}
             }
         }
     }
@@ -232,7 +237,6 @@ impl Keeper {
             }
             Ok(()) = self.tokens.changed() => {
                 info!("connecting anew with the new token");
-                self.gate.open();
                 true
             }
         };

@@ -5,7 +5,6 @@ mod document;
 
 use crate::{
     auth::{self, AgentPermit},
-    identities::IdentitySource,
     listeners::agents::peer_address,
     repositories::{CommitId, Repositories, RepositoryError},
     tunnel::registry::{PresenceGuard, Registry},
@@ -31,8 +30,6 @@ const NO_REPOSITORY: &str = "none";
 /// The service.
 #[derive(Clone, Debug)]
 pub struct ConfigurationService {
-    /// Who may ask.
-    pub identities: Arc<IdentitySource>,
     /// Where documents are.
     pub repositories: Arc<Repositories>,
     /// Counts the stream as a sign of life.
@@ -55,7 +52,7 @@ impl AgentConfiguration for ConfigurationService {
         &self,
         request: Request<ConfigurationRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
+        let permit = auth::permit(&request)?;
         let presence = self.registry.present(permit.agent.id, peer_address(&request), false);
         let request = request.into_inner();
         let meta = request.agent_meta.unwrap_or_default();
@@ -104,12 +101,15 @@ impl Feed {
             return None;
         }
         let (deadline, draining) = (self.deadline, self.service.draining.clone());
-        let withdrawn = self.permit.withdrawn();
+        let (withdrawn, altered) = (self.permit.withdrawn(), self.permit.altered());
         tokio::select! {
-            next = self.changed() => Some(next),
+            biased;
             status = withdrawn => Some(Err(status)),
+            // Another repository or name: the agent asks anew at once and is told the new one's.
+            () = altered => None,
             () = tokio::time::sleep_until(deadline) => None,
             () = draining.cancelled() => None,
+            next = self.changed() => Some(next),
         }
     }
 

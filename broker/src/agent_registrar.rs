@@ -1,20 +1,14 @@
 //! Serves `AgentRegistrar.Register`: a replica says who and what it is, at its start and every five minutes.
 
-use crate::{auth, identities::IdentitySource, tunnel::registry::Registry};
+use crate::auth;
 use postern_wire::proto::gitlab::agent::agent_registrar::rpc::{
     RegisterRequest, RegisterResponse, agent_registrar_server::AgentRegistrar,
 };
-use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 /// The service.
-#[derive(Clone, Debug)]
-pub struct RegistrarService {
-    /// Who may register.
-    pub identities: Arc<IdentitySource>,
-    /// Remembers refusals.
-    pub registry: Arc<Registry>,
-}
+#[derive(Clone, Copy, Debug)]
+pub struct RegistrarService;
 
 #[async_trait]
 impl AgentRegistrar for RegistrarService {
@@ -22,7 +16,7 @@ impl AgentRegistrar for RegistrarService {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
-        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
+        let permit = auth::permit(&request)?;
         let RegisterRequest { agent_meta, pod_id } = request.into_inner();
         let meta = agent_meta.unwrap_or_default();
         tracing::debug!(

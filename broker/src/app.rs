@@ -4,6 +4,7 @@
 use crate::{
     agent_configuration::ConfigurationService,
     agent_registrar::RegistrarService,
+    auth,
     config::{Config, ListenAddress},
     identities::IdentitySource,
     kubernetes_api::KubernetesApi,
@@ -28,7 +29,7 @@ use postern_wire::{
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{codec::CompressionEncoding, transport::Server};
+use tonic::{codec::CompressionEncoding, service::interceptor::InterceptedService, transport::Server};
 
 /// Who this program is on the wire.
 pub const PROGRAM: Program = Program {
@@ -40,15 +41,25 @@ pub const PROGRAM: Program = Program {
     },
 };
 
-/// One stream nobody reads must not stop its siblings: the connection's window holds 256 full streams.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// One stream nobody reads must not stop its siblings, so the connection's window is as large as HTTP/2 allows: what is
+/// held unread is bounded by the streams. h2 derives from it how many small unread frames it bears before it ends the
+/// connection, which is an edge's and so many agents'; the stream's window bounds what one agent can add to that.
+const STREAM_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// More than an edge opens on one connection, so that none of its streams waits for another to end.
 const MAX_STREAMS: u32 = 1024;
 /// kas' own numbers; load balancers cut idle connections after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
 const KEEPALIVE_ACK: Duration = Duration::from_secs(20);
-const MAX_METADATA: u32 = 64 * 1024;
+/// Four times what an edge admits: it encodes headers anew, Huffman code can be 3.5 times as long as the text, and h2
+/// ends a connection whose header block has more frames than this allows for.
+/// For a call's message and the head of its answer; what streams afterwards has no limit. Tunnels wait 20 s themselves.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// The messages of calls that are not tunnels: versions, names, a commit. In bytes.
+const MAX_UNARY: usize = 64 * 1024;
+const MAX_METADATA: u32 = 256 * 1024;
+/// Streams that an edge's clients gave up before the broker got to them; h2's default of 20 ends the connection.
+const MAX_ABANDONED: usize = 1024;
 /// Idle tunnels and configuration streams end after this share of the connection age, as kas' do.
 const STREAM_SHARE: f64 = 0.3;
 /// Time for agents to take their leave after a drain, beyond what running requests got.
@@ -131,7 +142,6 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         tasks.background.clone(),
     ));
     let configuration = ConfigurationService {
-        identities: Arc::clone(&identities),
         repositories,
         registry: Arc::clone(&registry),
         max_file_size: config.agents.max_configuration_file_size,
@@ -139,13 +149,12 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         draining: stop.streams.clone(),
     };
     let tunnels = TunnelService {
-        identities: Arc::clone(&identities),
         registry: Arc::clone(&registry),
         max_idle: stream_age,
         draining: stop.streams.clone(),
         tasks: tasks.connections.clone(),
     };
-    let registrar = RegistrarService { identities: Arc::clone(&identities), registry: Arc::clone(&registry) };
+    let admit = auth::intercept(Arc::clone(&identities), Arc::clone(&registry));
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
     let server = Server::builder()
@@ -155,9 +164,25 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ACK))
         .http2_max_header_list_size(MAX_METADATA)
-        .add_service(AgentConfigurationServer::new(configuration).accept_compressed(gzip))
-        .add_service(AgentRegistrarServer::new(registrar).accept_compressed(gzip))
-        .add_service(ReverseTunnelServer::new(tunnels).accept_compressed(gzip));
+        .http2_max_pending_accept_reset_streams(Some(MAX_ABANDONED))
+        .max_connection_age(config.agents.max_connection_age)
+        .timeout(HEAD_LIMIT)
+        .add_service(InterceptedService::new(
+            AgentConfigurationServer::new(configuration)
+                .accept_compressed(gzip)
+                .max_decoding_message_size(MAX_UNARY),
+            admit.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            AgentRegistrarServer::new(RegistrarService)
+                .accept_compressed(gzip)
+                .max_decoding_message_size(MAX_UNARY),
+            admit.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            ReverseTunnelServer::new(tunnels).accept_compressed(gzip),
+            admit.clone(),
+        ));
     let server_name =
         HeaderValue::try_from(PROGRAM.to_string()).expect("the program's name is visible ASCII");
     let connections = agents::accept(
@@ -165,6 +190,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         config.agents.websocket,
         HeaderMap::from_iter([(header::SERVER, server_name)]),
         stop.accepting.clone(),
+        stop.streams.clone(),
         &tasks.connections,
     );
     let closing = stop.streams.clone().cancelled_owned();
@@ -184,7 +210,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             agent_wait: section.agent_wait,
             program: PROGRAM,
             metrics: Arc::clone(&metrics),
-            tasks: tasks.requests.clone(),
+            under_way: tasks.requests.clone(),
         });
         let connections = tasks.connections.clone();
         tasks.connections.spawn(kubernetes::serve(listener, api, stop.accepting.clone(), connections));

@@ -12,7 +12,7 @@ use postern_wire::{
     token::{TokenKey, bearer},
 };
 use std::{future::Future, sync::Arc};
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Request, Status, metadata::MetadataMap};
 
 /// An agent whose token was good when it was looked at.
 #[derive(Clone, Debug)]
@@ -42,6 +42,19 @@ impl AgentPermit {
         }
     }
 
+    /// Waits until the agent is described otherwise, or the token is no longer good for it.
+    pub fn altered(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.identities.changes();
+        let Self { agent, key, identities } = self.clone();
+        async move {
+            while identities.current().agent(&key) == Verdict::Known(Arc::clone(&agent)) {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
     /// What identifies the token in logs.
     pub fn key(&self) -> TokenKey {
         self.key
@@ -54,6 +67,24 @@ fn unknown_token() -> Status {
 
 fn revoked_token() -> Status {
     Status::permission_denied("forbidden: the agent token was revoked")
+}
+
+/// The permit that the interceptor left with a request.
+pub fn permit<T>(request: &Request<T>) -> Result<AgentPermit, Status> {
+    let permit = request.extensions().get::<AgentPermit>().cloned();
+    permit.ok_or_else(|| Status::internal("no interceptor authenticated this call"))
+}
+
+/// Authenticates a call by its head alone, before any of its body is read.
+pub fn intercept(
+    identities: Arc<IdentitySource>,
+    registry: Arc<Registry>,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
+    move |mut request| {
+        let permit = agent(&identities, &registry, request.metadata())?;
+        request.extensions_mut().insert(permit);
+        Ok(request)
+    }
 }
 
 /// Which agent sent this metadata; `registry` remembers a refusal for those who ask where the agent is.

@@ -52,7 +52,7 @@ pub enum Verdict<T> {
 }
 
 /// One version of the file, as meant.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Identities {
     agents: HashMap<TokenKey, Arc<Agent>>,
     callers: HashMap<TokenKey, Arc<Caller>>,
@@ -268,6 +268,8 @@ impl IdentitySource {
                 return;
             }
         };
+        // What changed between the first reading and the watch.
+        self.reload().await;
         while stop.run_until_cancelled(watch.changed()).await.is_some() {
             self.reload().await;
         }
@@ -277,6 +279,7 @@ impl IdentitySource {
         let path = self.path.clone();
         let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
         match loaded {
+            Ok(Ok(identities)) if identities == *self.current() => {}
             Ok(Ok(identities)) => {
                 tracing::info!(agents = identities.agent_count(), "identities reloaded");
                 self.current.store(Arc::new(identities));

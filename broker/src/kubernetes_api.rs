@@ -33,7 +33,7 @@ use prost::Message;
 use rand::Rng;
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 mod body;
 mod upgrade;
@@ -58,8 +58,8 @@ pub struct KubernetesApi {
     pub program: Program,
     /// Counted here.
     pub metrics: Arc<Metrics>,
-    /// Every request under way, so that a drain can wait for them.
-    pub tasks: TaskTracker,
+    /// Every request under way.
+    pub under_way: TaskTracker,
 }
 
 /// Why an answer did not come, or not whole.
@@ -88,6 +88,7 @@ enum ExchangeError {
 impl From<ExchangeError> for ApiFailure {
     fn from(error: ExchangeError) -> Self {
         match error {
+            ExchangeError::Withdrawn => Self::new(StatusCode::FORBIDDEN, format!("Forbidden: {error}")),
             ExchangeError::Tunnel(error) => error.into(),
             ExchangeError::RequestBody(_) => Self::new(StatusCode::BAD_REQUEST, chain(&error)),
             other => Self::new(StatusCode::BAD_GATEWAY, chain(&other)),
@@ -107,6 +108,8 @@ struct Account {
     sent: u64,
     start: Instant,
     metrics: Arc<Metrics>,
+    /// Counts the request as under way, from its head to its end, so that a drain can wait for it.
+    _under_way: TaskTrackerToken,
 }
 
 impl Drop for Account {
@@ -136,11 +139,12 @@ impl KubernetesApi {
             sent: 0,
             start: Instant::now(),
             metrics: Arc::clone(&self.metrics),
+            _under_way: self.under_way.token(),
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let mut response = match self.exchange(parts, body, upgrade, &mut account).await {
-            Ok(started) => started.respond(account, &self.tasks),
+            Ok(started) => started.respond(account),
             Err(failure) => {
                 account.status = failure.code.as_u16();
                 account.outcome = "refused";
@@ -186,7 +190,11 @@ impl KubernetesApi {
 
         let wants_upgrade = wire_http::upgrade_protocol(&parts.headers).is_some();
         let first = self.first_message(&parts, path, &body, wants_upgrade)?;
-        let tunnel = self.registry.find(permit.agent, self.agent_wait).await?;
+        let tunnel = tokio::select! {
+            biased;
+            () = permit.withdrawn() => return Err(ExchangeError::Withdrawn.into()),
+            tunnel = self.registry.find(permit.agent, self.agent_wait) => tunnel?,
+        };
         if wants_upgrade && !tunnel.carries_upgrades() {
             tunnel.close(Ok(()));
             return Err(ApiFailure::new(
@@ -206,7 +214,7 @@ impl KubernetesApi {
         to_agent.send(first.encode_to_vec().into()).await?;
 
         let mut answer = Answer { from_agent, order: ResponseOrder::new() };
-        let mut upload = self.upload(to_agent, body, wants_upgrade);
+        let mut upload = upload(to_agent, body, wants_upgrade);
         // The answer may come before the request is complete, and a broken request must not wait for an answer.
         let header = tokio::select! {
             header = answer.header() => header?,
@@ -215,6 +223,15 @@ impl KubernetesApi {
         };
         let (status, mut headers) = wire_http::response_head(&header).map_err(ExchangeError::from)?;
         let upgraded = wants_upgrade && status == StatusCode::SWITCHING_PROTOCOLS;
+        if wants_upgrade && !upgraded {
+            // The cluster wants no upgrade, so nothing more comes from the caller; an agent waits to be told.
+            let kept = std::mem::replace(&mut upload.keep, oneshot::channel().1);
+            tokio::spawn(async move {
+                if let Ok(to_agent) = kept.await {
+                    let _ = to_agent.close().await;
+                }
+            });
+        }
         if status.is_informational() && !upgraded {
             return Err(ApiFailure::new(
                 StatusCode::BAD_GATEWAY,
@@ -253,23 +270,23 @@ impl KubernetesApi {
         wire_http::request_header(&parts.method, path, parts.uri.query(), &headers, length, None)
             .map_err(|error| ApiFailure::new(StatusCode::BAD_REQUEST, format!("Bad request: {error}")))
     }
+}
 
-    /// Sends the body in the background, or for an upgrade only says that there is none.
-    fn upload(&self, to_agent: RequestHalf, body: Incoming, upgrade: bool) -> Upload {
-        let (failed, has_failed) = oneshot::channel();
-        let (kept, keep) = oneshot::channel();
-        let task = self.tasks.spawn(async move {
-            match body::send(&to_agent, body).await {
-                // The half stays open for what follows the upgrade.
-                Ok(()) if upgrade => drop(kept.send(to_agent)),
-                Ok(()) => drop(to_agent.close().await),
-                // The answer decides: a cluster may answer early and stop reading.
-                Err(ExchangeError::Tunnel(_)) => {}
-                Err(error) => drop(failed.send(error)),
-            }
-        });
-        Upload { failed: has_failed.fuse(), keep, task: AbortOnDrop(task.abort_handle()) }
-    }
+/// Sends the body in the background, or for an upgrade only says that there is none.
+fn upload(to_agent: RequestHalf, body: Incoming, upgrade: bool) -> Upload {
+    let (failed, has_failed) = oneshot::channel();
+    let (kept, keep) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        match body::send(&to_agent, body).await {
+            // The half stays open for what follows the upgrade.
+            Ok(()) if upgrade => drop(kept.send(to_agent)),
+            Ok(()) => drop(to_agent.close().await),
+            // The answer decides: a cluster may answer early and stop reading.
+            Err(ExchangeError::Tunnel(_)) => {}
+            Err(error) => drop(failed.send(error)),
+        }
+    });
+    Upload { failed: has_failed.fuse(), keep, task: AbortOnDrop(task.abort_handle()) }
 }
 
 fn hop_version(version: Version) -> &'static str {
@@ -335,17 +352,17 @@ struct Started {
 }
 
 impl Started {
-    fn respond(self, mut account: Account, tasks: &TaskTracker) -> Response<Body> {
+    fn respond(self, mut account: Account) -> Response<Body> {
         let Self { status, headers, answer, upload, permit, upgrade } = self;
         account.status = status.as_u16();
         let mut response = match upgrade {
             Some(client) => {
-                tasks.spawn(upgrade::run(client, answer, upload, permit, account));
+                tokio::spawn(upgrade::run(client, answer, upload, permit, account));
                 Response::new(Full::default().map_err(|never| match never {}).boxed_unsync())
             }
             None => {
                 let expected = body::expected(&account.method, status, &headers);
-                Response::new(body::stream(expected, answer, upload, permit, account, tasks))
+                Response::new(body::stream(expected, answer, upload, permit, account))
             }
         };
         *response.status_mut() = status;

@@ -194,10 +194,11 @@ impl Worker {
         carried: &mut Option<HttpPersistentSettings>,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
-        session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
         if let Some(settings) = carried.take() {
             settings.apply_to_session(&mut session);
         }
+        // Last, because the settings carry the keepalive of the time before a drain.
+        session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
         let reused = Box::pin(self.proxy.process_new_http(session, &self.shutdown)).await?;
         let (stream, settings) = reused.consume();
         *carried = settings;
@@ -211,15 +212,15 @@ impl Worker {
         let mut shutdown = self.shutdown.clone();
         tokio::select! {
             biased;
-            read = tokio::time::timeout(self.timeouts.keepalive, socket.read_buf(&mut first)) => {
-                if read.ok()?.ok()? == 0 {
-                    return None;
-                }
-            }
             () = async { shutdown.wait_for(|shutting| *shutting).await.map(drop).unwrap_or(()) } => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;
+            }
+            read = tokio::time::timeout(self.timeouts.keepalive, socket.read_buf(&mut first)) => {
+                if read.ok()?.ok()? == 0 {
+                    return None;
+                }
             }
         }
         Some(put_back(socket, first))

@@ -69,8 +69,8 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
             None => respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }
-    // It sees the pipe close and ends by itself.
-    drop(served);
+    // It sees the pipe close and ends by itself, after its dial at the latest; until then the stream's slot is taken.
+    let _ = served.await;
 }
 
 async fn carry(

@@ -43,7 +43,7 @@ pub enum Purpose {
 pub enum Upgrade {
     None,
     WebSocket,
-    /// SPDY/3.1 of older kubectl, or anything else that is not a WebSocket.
+    /// SPDY/3.1 of older kubectl, or anything else that is not a WebSocket and that `Connection` announces.
     Other,
 }
 
@@ -64,7 +64,9 @@ pub fn decide(version: Version, path: &str, headers: &HeaderMap) -> Decision {
         _ => Purpose::Call,
     };
     let upgrade = match headers.get(UPGRADE) {
-        Some(value) if version == Version::HTTP_11 => {
+        Some(value)
+            if version == Version::HTTP_11 && postern_wire::http::upgrade_protocol(headers).is_some() =>
+        {
             if value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket") {
                 Upgrade::WebSocket
             } else {
@@ -125,7 +127,10 @@ mod tests {
 
     #[test]
     fn upgrades_exist_in_http_1_1_only() {
-        let upgrade = |version, value| of(version, "/", &[("upgrade", value)]).upgrade;
+        let upgrade = |version, value| {
+            of(version, "/", &[("connection", "keep-alive, Upgrade"), ("upgrade", value)]).upgrade
+        };
+        assert_eq!(of(Version::HTTP_11, "/", &[("upgrade", "SPDY/3.1")]).upgrade, Upgrade::None);
         assert_eq!(upgrade(Version::HTTP_11, "WebSocket"), Upgrade::WebSocket);
         assert_eq!(upgrade(Version::HTTP_11, "SPDY/3.1"), Upgrade::Other);
         assert_eq!(upgrade(Version::HTTP_2, "websocket"), Upgrade::None);

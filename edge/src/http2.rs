@@ -9,11 +9,12 @@ use crate::transport::{Connection, SocketFacts};
 use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::{bridge, relay};
 use h2::server::{Builder, SendResponse};
-use h2::{Ping, PingPong, RecvStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Streams that one connection may have open: an agent's pool grows to hundreds.
@@ -52,15 +53,25 @@ where
     let mut shutdown = worker.shutdown.clone();
     let idle = sleep(worker.timeouts.idle);
     tokio::pin!(alive, idle);
+    // h2 frees a stream's slot when the client resets it; what serves it may take longer to notice.
+    let slots = Arc::new(Semaphore::new(STREAMS as usize));
     let mut closing = false;
     let mut mute = false;
     loop {
         tokio::select! {
             accepted = server.accept() => match accepted {
-                Some(Ok((request, respond))) => {
+                Some(Ok((request, mut respond))) => {
+                    let Ok(slot) = slots.clone().try_acquire_owned() else {
+                        respond.send_reset(Reason::REFUSED_STREAM);
+                        continue;
+                    };
                     let stream =
                         Stream { request, respond, connection: connection.clone(), socket: socket.clone() };
-                    tokio::spawn(part(worker.clone(), stream));
+                    let served = part(worker.clone(), stream);
+                    tokio::spawn(async move {
+                        served.await;
+                        drop(slot);
+                    });
                 }
                 Some(Err(error)) => {
                     tracing::debug!(client = %connection.client, %error, "connection ended");
@@ -71,13 +82,19 @@ where
             () = wait(&mut shutdown), if !closing => {
                 closing = true;
                 server.graceful_shutdown();
+                idle.as_mut().reset(Instant::now() + PONG_WITHIN);
             }
-            () = &mut idle, if !closing => {
+            () = &mut idle => {
                 if server.has_streams() {
                     idle.as_mut().reset(Instant::now() + worker.timeouts.idle);
+                } else if closing {
+                    // It was told, and never said that it heard.
+                    tracing::debug!(client = %connection.client, "closed: idle, and no answer to GOAWAY");
+                    return;
                 } else {
                     closing = true;
                     server.graceful_shutdown();
+                    idle.as_mut().reset(Instant::now() + PONG_WITHIN);
                 }
             }
             () = &mut alive, if !mute => {

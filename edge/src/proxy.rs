@@ -6,7 +6,7 @@
 
 use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
-use crate::decide::{self, Decision, Route};
+use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{StreamGuard, Streams};
 use crate::limits::Limits;
 use crate::observability::metrics::Metrics;
@@ -153,12 +153,19 @@ impl ProxyHttp for EdgeProxy {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        _request: &mut Request,
+        request: &mut Request,
     ) -> pingora::Result<()> {
         let internal: Vec<HeaderName> =
             upstream.headers.keys().filter(|name| admit::is_ours(name)).cloned().collect();
         for name in internal {
             upstream.remove_header(&name);
+        }
+        if request.decision.is_some_and(|decision| decision.upgrade == Upgrade::Other) {
+            // pingora passes such a head on as it is; what belongs to this hop must not decide about the next.
+            for name in ["keep-alive", "te", "proxy-authorization", "proxy-connection", "http2-settings"] {
+                upstream.remove_header(name);
+            }
+            upstream.insert_header(http::header::CONNECTION, "Upgrade")?;
         }
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
         for (name, value) in admit::forwarded(connection) {

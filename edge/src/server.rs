@@ -129,16 +129,18 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             stop.cancel();
             // A send fails only when no worker is left, and then there is nothing to tell.
             let _ = shutdown.send(true);
-            let finished = tokio::time::timeout(config.drain.grace, shared.streams.idle()).await;
-            if finished.is_err() {
-                return Ended::Cut(shared.streams.under_way());
-            }
+            let deadline = tokio::time::Instant::now() + config.drain.grace;
             tasks.close();
-            // Idle tunnels stay until the process ends; their agents dial again at once.
-            let _ = tokio::time::timeout(GOODBYE, tasks.wait()).await;
-            match shared.streams.under_way() {
-                UnderWay { busy: 0, .. } => Ended::Drained,
-                busy => Ended::Cut(busy),
+            loop {
+                if tokio::time::timeout_at(deadline, shared.streams.idle()).await.is_err() {
+                    return Ended::Cut(shared.streams.under_way());
+                }
+                // Idle tunnels stay until the process ends; their agents dial again at once. What was sent before the
+                // client had read GOAWAY arrives meanwhile, and is served as well.
+                let _ = tokio::time::timeout(GOODBYE, tasks.wait()).await;
+                if shared.streams.under_way().busy == 0 {
+                    return Ended::Drained;
+                }
             }
         };
         tokio::select! {

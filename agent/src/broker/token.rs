@@ -73,8 +73,12 @@ impl TokenSource {
                 return std::future::pending().await;
             }
         };
+        let mut first = true;
         loop {
-            file.changed().await;
+            // Once without waiting: the file may have changed between its first reading and the watch.
+            if !std::mem::take(&mut first) {
+                file.changed().await;
+            }
             match self.read() {
                 Ok(token) => {
                     let changed = |current: &mut AgentToken| {

@@ -12,7 +12,7 @@ use postern_wire::{
     proto::gitlab::agent::grpctool::{http_request, http_response},
 };
 use std::pin::pin;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tonic::Status;
 
 /// Carries an upgraded connection until the API server ends it.
@@ -25,27 +25,36 @@ pub(super) async fn carry(
     replies.send(&response(http_response::Message::Trailer(http_response::Trailer {}))).await?;
     let (mut from_api, to_api) = tokio::io::split(TokioIo::new(upgraded));
 
+    // Each direction on its own: a caller that writes before it reads must not wait for itself.
     let mut writing = pin!(write(&mut requests, to_api));
+    let mut reading = pin!(read(&mut from_api, &replies));
     let mut written = false;
-    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(MAX_DATA);
         tokio::select! {
-            read = from_api.read_buf(&mut buffer) => match read {
-                Ok(0) => return Ok(()),
-                Ok(_) => {
-                    while !buffer.is_empty() {
-                        let data = buffer.split_to(buffer.len().min(MAX_DATA)).freeze();
-                        let data = http_response::UpgradeData { data };
-                        replies.send(&response(http_response::Message::UpgradeData(data))).await?;
-                    }
-                }
-                Err(cause) => return Err(unavailable(error::chain(&cause))),
-            },
+            ended = &mut reading => return ended,
             result = &mut writing, if !written => {
                 written = true;
                 result?;
             }
+        }
+    }
+}
+
+/// Moves the API server's bytes until it ends the connection.
+async fn read(mut api: impl AsyncRead + Unpin, replies: &Replies) -> Result<(), Status> {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(MAX_DATA);
+        match api.read_buf(&mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {
+                while !buffer.is_empty() {
+                    let data = buffer.split_to(buffer.len().min(MAX_DATA)).freeze();
+                    let data = http_response::UpgradeData { data };
+                    replies.send(&response(http_response::Message::UpgradeData(data))).await?;
+                }
+            }
+            Err(cause) => return Err(unavailable(error::chain(&cause))),
         }
     }
 }

@@ -118,8 +118,13 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>) -> Answer {
             away.headers_mut().insert(header::LOCATION, "/elsewhere".parse().expect("legal"));
             away
         }
-        "/exec" => {
-            tokio::spawn(echo_upgraded(hyper::upgrade::on(&mut request)));
+        "/exec" | "/both-ways" => {
+            let upgrading = hyper::upgrade::on(&mut request);
+            if path == "/exec" {
+                tokio::spawn(echo_upgraded(upgrading));
+            } else {
+                tokio::spawn(talk_and_listen(upgrading));
+            }
             let mut switching = text("");
             *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             switching.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().expect("legal"));
@@ -153,6 +158,19 @@ async fn echo_upgraded(upgrading: hyper::upgrade::OnUpgrade) {
     }
     let _ = io.write_all(b"bye").await;
     let _ = io.shutdown().await;
+}
+
+/// What each side says on `/both-ways`: more than all buffers on the way hold.
+pub(crate) const BOTH_WAYS: usize = 250 * 32 * 1024;
+
+/// Says all it has to say while it hears as much, neither waiting for the other.
+async fn talk_and_listen(upgrading: hyper::upgrade::OnUpgrade) {
+    let io = TokioIo::new(upgrading.await.expect("the client switches too"));
+    let (mut read, mut write) = tokio::io::split(io);
+    let mut heard = vec![0; BOTH_WAYS];
+    let said = vec![b's'; BOTH_WAYS];
+    let (_, _) = tokio::join!(write.write_all(&said), read.read_exact(&mut heard));
+    let _ = write.shutdown().await;
 }
 
 fn text(text: &str) -> Answer {

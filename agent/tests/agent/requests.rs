@@ -1,4 +1,5 @@
 use crate::{
+    fake_api::BOTH_WAYS,
     fake_api::FakeApi,
     fake_broker::{FakeBroker, MAKE_REQUEST, Tunnel, Via, data, head, trailer, upgrade_data},
     harness::{Running, TOKEN, soon, start, try_start},
@@ -195,6 +196,25 @@ async fn an_upgraded_connection_carries_bytes_both_ways_and_its_end() {
     assert_eq!(seen.headers["connection"], "upgrade");
     assert_eq!(seen.headers["upgrade"], "SPDY/3.1");
     assert_eq!(seen.headers["x-stream-protocol-version"], "v4.channel.k8s.io");
+}
+
+#[tokio::test]
+async fn a_caller_that_writes_before_it_reads_does_not_stop_itself() {
+    let mut field = field().await;
+    let mut tunnel = field.broker.tunnel().await;
+    tunnel.call(MAKE_REQUEST).await;
+    let headers = [("Upgrade", "SPDY/3.1"), ("Connection", "Upgrade")];
+    tunnel.say(head("POST", "/both-ways", &headers, Some(0))).await;
+    tunnel.say(trailer()).await;
+    assert_eq!(tunnel.hear_head().await.status_code, 101);
+    let piece = vec![b'c'; 32 * 1024];
+    let writing = async {
+        for _ in 0..BOTH_WAYS / piece.len() {
+            tunnel.say(upgrade_data(&piece)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), writing).await.expect("all of it is taken");
+    assert_eq!(tunnel.hear_all().await.unwrap().body.len(), BOTH_WAYS);
 }
 
 #[tokio::test]

@@ -15,7 +15,6 @@ use postern_wire::{
 use std::io;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::TaskTracker;
 
 /// Sends the body and its trailer message.
 pub(super) async fn send(to_agent: &RequestHalf, mut body: Incoming) -> Result<(), ExchangeError> {
@@ -45,10 +44,9 @@ pub(super) fn stream(
     upload: Upload,
     permit: CallerPermit,
     account: Account,
-    tasks: &TaskTracker,
 ) -> Body {
     let (pieces, taken) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(1);
-    tasks.spawn(pump(pieces, expected, answer, upload, permit, account));
+    tokio::spawn(pump(pieces, expected, answer, upload, permit, account));
     StreamBody::new(ReceiverStream::new(taken).fuse()).boxed_unsync()
 }
 
@@ -94,7 +92,7 @@ async fn pump(
             drop((account, pieces));
             finish(answer).await;
         }
-        Err(error @ (ExchangeError::CallerGone | ExchangeError::RequestBody(_))) => {
+        Err(error @ ExchangeError::CallerGone) => {
             tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "request cancelled");
         }
         Err(error) => {

@@ -47,7 +47,7 @@ async fn broker() -> (Caller, Agent) {
         agent_wait: Duration::ZERO,
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
-        tasks: TaskTracker::new(),
+        under_way: TaskTracker::new(),
     });
     let (near, far) = tokio::io::duplex(64 * 1024);
     let service = service_fn(move |request| {

@@ -47,12 +47,14 @@ impl AgentIo {
     }
 }
 
-/// Accepts until `stop` fires; what it yields is ready for HTTP/2.
+/// Accepts until `stop` fires; what it yields is ready for HTTP/2. It ends only when `closing` fires, for its end
+/// makes the server say GOAWAY on every connection.
 pub fn accept(
     listener: Arc<Listener>,
     websocket: bool,
     server: HeaderMap,
     stop: CancellationToken,
+    closing: CancellationToken,
     tasks: &TaskTracker,
 ) -> Connections {
     let (ready, connections) = mpsc::channel(HANDED_OVER);
@@ -71,6 +73,9 @@ pub fn accept(
                 }
             });
         }
+            drop(listener);
+        closing.cancelled().await;
+        drop(ready);
     });
     Connections(connections)
 }

@@ -3,7 +3,6 @@
 
 use crate::{
     auth::{self, AgentPermit},
-    identities::IdentitySource,
     listeners::agents::peer_address,
     tunnel::{
         registry::{Offer, Registry},
@@ -29,8 +28,6 @@ const DESCRIPTOR_WAIT: Duration = Duration::from_secs(20);
 /// The service.
 #[derive(Clone, Debug)]
 pub struct TunnelService {
-    /// Who may connect.
-    pub identities: Arc<IdentitySource>,
     /// Where idle tunnels are kept.
     pub registry: Arc<Registry>,
     /// How long a tunnel may stay idle.
@@ -49,7 +46,7 @@ impl ReverseTunnel for TunnelService {
         &self,
         request: Request<Streaming<ConnectRequest>>,
     ) -> Result<Response<ToAgent>, Status> {
-        let permit = auth::agent(&self.identities, &self.registry, request.metadata())?;
+        let permit = auth::permit(&request)?;
         let from = peer_address(&request);
         let user_agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
         let version = user_agent.and_then(agent_version);

@@ -20,11 +20,15 @@ const START_GRACE: Duration = Duration::from_secs(3);
 pub enum FindError {
     /// This broker never saw the agent.
     #[error(
-        "agent {agent} has never connected to this broker; is agentk installed in the cluster, and do its --kas-address and token belong here?"
+        "agent {agent} has never connected to this broker{}; is agentk installed in the cluster, and do its \
+         --kas-address and token belong here?",
+        young(*up)
     )]
     NeverSeen {
         /// Whom the request asked for.
         agent: AgentId,
+        /// Since the broker's start.
+        up: Duration,
     },
     /// It was here, and did not come back within the wait.
     #[error("agent {agent} is not connected: waited {waited:?}, last seen {ago:?} ago from {from}{refusal}; see agentk's log in the cluster", refusal = refusal.as_deref().map(|why| format!(", last refused: {why}")).unwrap_or_default())]
@@ -59,6 +63,16 @@ pub enum FindError {
     /// The broker is about to exit.
     #[error("this broker is draining; try again")]
     Draining,
+}
+
+/// Agents pause for up to 20 s between two dials, so that this long a missing one may just be on its way back.
+const YOUNG: Duration = Duration::from_secs(30);
+
+fn young(up: Duration) -> String {
+    if up > YOUNG {
+        return String::new();
+    }
+    format!(", which started {} s ago, so it may still be on its way", up.as_secs())
 }
 
 /// All tunnels of this process, by agent.
@@ -177,7 +191,7 @@ impl Registry {
                     let grace = self.started + START_GRACE.min(wait);
                     let until = if seen { deadline } else { grace };
                     if !seen && until <= start {
-                        return Err(FindError::NeverSeen { agent });
+                        return Err(self.never_seen(agent));
                     }
                     match tokio::time::timeout_at(until, tunnel).await {
                         Ok(Ok(tunnel)) => return Ok(tunnel),
@@ -198,7 +212,7 @@ impl Registry {
         let slot = match slots.agents.get_mut(&agent) {
             Some(slot) => slot,
             None if starting => slots.agents.entry(agent).or_default(),
-            None => return Err(FindError::NeverSeen { agent }),
+            None => return Err(self.never_seen(agent)),
         };
         while let Some((_, idle)) = slot.idle.pop_last() {
             match idle.send(claim) {
@@ -212,19 +226,23 @@ impl Registry {
         }
         let seen = slot.last.is_some();
         if !seen && !starting {
-            return Err(FindError::NeverSeen { agent });
+            return Err(self.never_seen(agent));
         }
         slot.waiting.push_back(claim);
         Ok(Claimed::Queued { seen })
+    }
+
+    fn never_seen(&self, agent: AgentId) -> FindError {
+        FindError::NeverSeen { agent, up: self.started.elapsed() }
     }
 
     fn why_not(&self, agent: AgentId, waited: Duration) -> FindError {
         let slots = self.slots();
         // Rounded: nobody needs nanoseconds in an error.
         let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
-        let Some(slot) = slots.agents.get(&agent) else { return FindError::NeverSeen { agent } };
+        let Some(slot) = slots.agents.get(&agent) else { return self.never_seen(agent) };
         match &slot.last {
-            None => FindError::NeverSeen { agent },
+            None => self.never_seen(agent),
             Some(_) if slot.open > 0 => FindError::Busy { agent, busy: slot.open, waited },
             Some((at, from)) => FindError::Gone {
                 agent,

@@ -7,7 +7,7 @@ use super::{Respond, Trailers};
 use crate::decide::Purpose;
 use crate::drain::StreamGuard;
 use crate::reply::Reason;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason as Reset, RecvStream, SendStream};
 use http::{HeaderMap, Response, StatusCode, header};
@@ -17,6 +17,9 @@ use std::task::{Context, Poll};
 
 /// Chunks copied before other streams of the thread get their turn.
 const TURN: usize = 32;
+/// Chunks below this many bytes are joined with what follows them at once, up to [`JOINED`] bytes.
+const SMALL: usize = 1024;
+const JOINED: usize = 16 * 1024;
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -140,7 +143,8 @@ impl Exchange {
         if self.down.poll_reset(cx).is_ready() {
             return Poll::Ready(Ended::Left);
         }
-        let mut turn = TURN;
+        // One each, so that a busy direction does not starve the other.
+        let (mut turn, mut turn_back) = (TURN, TURN);
         match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn) {
             Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
             // The broker wants no more of it; its response says why.
@@ -169,7 +173,7 @@ impl Exchange {
         }
         let (Some(from), Down::Body(to)) = (from_broker, &mut self.down) else { return Poll::Pending };
         let before = self.back.bytes;
-        let copied = self.back.poll_copy(cx, from, to, &mut turn);
+        let copied = self.back.poll_copy(cx, from, to, &mut turn_back);
         // The first thing a broker sends down a tunnel is a request.
         if before == 0 && self.back.bytes > 0 && self.purpose == Purpose::Tunnel {
             self.guard.wake();
@@ -183,7 +187,7 @@ impl Exchange {
             }
             Poll::Ready(Err(Failed::Reading(error))) => Poll::Ready(broken(&error)),
             Poll::Ready(Err(Failed::Writing)) => Poll::Ready(Ended::Left),
-            Poll::Pending => self.again(cx, turn),
+            Poll::Pending => self.again(cx, turn.min(turn_back)),
         }
     }
 
@@ -272,6 +276,9 @@ impl Half {
                         *turn -= 1;
                         self.bytes += chunk.len();
                         self.chunk = chunk;
+                        if self.chunk.len() < SMALL {
+                            self.join(cx, from, turn)?;
+                        }
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Failed::Reading(error))),
                     Poll::Ready(None) => self.step = Step::Trailers,
@@ -291,6 +298,30 @@ impl Half {
                 },
             }
         }
+    }
+
+    /// Adds what else is ready to a small chunk. The far end bears only so many small frames that nobody has read yet
+    /// on a connection that all agents share, and a sender may make each byte a frame of its own.
+    fn join(&mut self, cx: &mut Context<'_>, from: &mut RecvStream, turn: &mut usize) -> Result<(), Failed> {
+        let mut joined: Option<BytesMut> = None;
+        while *turn > 0 && joined.as_ref().map_or(0, BytesMut::len) < JOINED {
+            let more = match from.poll_data(cx) {
+                Poll::Ready(Some(Ok(more))) => more,
+                Poll::Ready(Some(Err(error))) => return Err(Failed::Reading(error)),
+                Poll::Ready(None) => {
+                    self.step = Step::Trailers;
+                    break;
+                }
+                Poll::Pending => break,
+            };
+            *turn -= 1;
+            self.bytes += more.len();
+            joined.get_or_insert_with(|| BytesMut::from(&self.chunk[..])).extend_from_slice(&more);
+        }
+        if let Some(joined) = joined {
+            self.chunk = joined.freeze();
+        }
+        Ok(())
     }
 
     /// Hands over as much of the chunk as the window admits, and gives the reader's window back by as much.

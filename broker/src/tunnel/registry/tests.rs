@@ -25,7 +25,7 @@ async fn a_request_takes_an_idle_tunnel_of_its_own_agent_only() {
     tokio::time::advance(START_GRACE).await;
     let _guard = idle(&registry, OTHER);
     let refused = registry.find(AGENT, Duration::from_secs(20)).await.unwrap_err();
-    assert_eq!(refused, FindError::NeverSeen { agent: AGENT });
+    assert_eq!(refused, FindError::NeverSeen { agent: AGENT, up: START_GRACE });
     assert_eq!(registry.find(OTHER, Duration::ZERO).await.unwrap().agent(), OTHER);
     assert_eq!(registry.census().idle, 0);
 }
