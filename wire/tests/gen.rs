@@ -14,6 +14,9 @@ const SERVED: &[&str] = &[
     "internal/module/reverse_tunnel/rpc/rpc.proto",
     "internal/tool/grpctool/grpctool.proto",
     "internal/tool/prototool/prototool.proto",
+    "gitaly/commit.proto",
+    "gitaly/shared.proto",
+    "gitaly/smarthttp.proto",
     "google/rpc/status.proto",
     "pkg/agentcfg/agentcfg.proto",
 ];

@@ -3,3 +3,4 @@
 //! that ships depends on this crate except the demo.
 
 pub mod kube_api;
+pub mod rails;

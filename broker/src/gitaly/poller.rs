@@ -1,0 +1,255 @@
+//! Repositories on Gitaly servers, followed: one poller a repository, however many streams read from it, and a file is
+//! fetched once a commit. The same shape as `repositories`, so that one seam can hold both. Before it comes whoever
+//! knows a repository's [`Source`]. It polls nothing that nobody reads.
+
+use super::{Fault, Gitaly, GitalyError, Source};
+use crate::repositories::CommitId;
+use bytes::Bytes;
+use rand::Rng;
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, OnceCell, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+/// For one look at the head, its turn included.
+const LOOK: Duration = Duration::from_secs(30);
+/// For one file, its turn included.
+const READ: Duration = Duration::from_secs(30);
+/// Files of the newest commit that are kept; a project with more agents reads some of them again.
+const FILES_KEPT: usize = 64;
+
+/// The newest commit, or why there is none.
+pub type Head = Result<CommitId, GitalyError>;
+
+/// When to look; the default is what kas does, spread out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Periods {
+    /// At most this long between two looks; each is up to a fifth earlier, so that pollers do not march in step.
+    pub poll: Duration,
+    /// After the first failure; doubled after each further one, plus up to as much again at random.
+    pub retry: Duration,
+    /// At most this long after a failure, before the random part.
+    pub retry_max: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(20),
+            retry: Duration::from_secs(10),
+            retry_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Pollers of repositories, shared by all streams that read from the same one.
+#[derive(Debug)]
+pub struct Pollers {
+    gitaly: Arc<Gitaly>,
+    followed: Mutex<HashMap<Key, Weak<Repository>>>,
+    periods: Periods,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    address: String,
+    token: [u8; 32],
+    storage_name: String,
+    relative_path: String,
+}
+
+/// One repository and its newest commit.
+#[derive(Debug)]
+pub struct Repository {
+    gitaly: Arc<Gitaly>,
+    source: Source,
+    head: watch::Sender<Head>,
+    look: Arc<Notify>,
+    files: Mutex<Files>,
+    _stop: DropGuard,
+}
+
+#[derive(Debug, Default)]
+struct Files {
+    commit: Option<CommitId>,
+    read: HashMap<(String, u64), Arc<OnceCell<Option<Bytes>>>>,
+}
+
+impl Pollers {
+    /// Nothing is polled until somebody follows it, and nothing after `stop`.
+    pub fn new(gitaly: Arc<Gitaly>, periods: Periods, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { gitaly, followed: Mutex::default(), periods, stop, tasks }
+    }
+
+    /// The poller of this repository; started by its first reader, stopped after its last. Waits for the first look.
+    /// A changed address or token makes it another repository; changed features take effect with the next poller.
+    pub async fn follow(&self, source: &Source) -> Arc<Repository> {
+        let repository = self.enter(source);
+        let mut head = repository.head();
+        let first = head.wait_for(|head| !matches!(head, Err(GitalyError::NotAsked)));
+        let _ = self.stop.run_until_cancelled(first).await;
+        repository
+    }
+
+    /// Looks at once at every followed repository of this project, for somebody pushed to it.
+    pub fn pushed(&self, project_path: &str) {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        for repository in followed.values().filter_map(Weak::upgrade) {
+            if repository.source.repository.gl_project_path == project_path {
+                repository.look.notify_one();
+            }
+        }
+    }
+
+    fn enter(&self, source: &Source) -> Arc<Repository> {
+        let key = Key {
+            address: source.server.address.clone(),
+            token: source.server.token.hash(),
+            storage_name: source.repository.storage_name.clone(),
+            relative_path: source.repository.relative_path.clone(),
+        };
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = followed.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        followed.retain(|_, repository| repository.strong_count() > 0);
+        let stop = self.stop.child_token();
+        let repository = Arc::new(Repository {
+            gitaly: Arc::clone(&self.gitaly),
+            source: source.clone(),
+            head: watch::Sender::new(Err(GitalyError::NotAsked)),
+            look: Arc::default(),
+            files: Mutex::default(),
+            _stop: stop.clone().drop_guard(),
+        });
+        followed.insert(key, Arc::downgrade(&repository));
+        let (head, look) = (repository.head.clone(), Arc::clone(&repository.look));
+        let (gitaly, source, periods) = (Arc::clone(&self.gitaly), source.clone(), self.periods);
+        self.tasks.spawn(async move {
+            let name = source.name();
+            let ask = || gitaly.head(&source, Instant::now() + LOOK);
+            stop.run_until_cancelled(poll(name, ask, head, &look, periods)).await;
+        });
+        repository
+    }
+}
+
+impl Repository {
+    /// The newest commit now and at every change. A server that is away for a while does not take back a commit that
+    /// is known.
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.head.subscribe()
+    }
+
+    /// Where it is.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The bytes of a file at a commit; `None` if there is no such file. All who ask for the same file of the newest
+    /// commit share one call; a failure is not kept.
+    ///
+    /// # Errors
+    /// As [`Gitaly::read`].
+    pub async fn read(
+        &self,
+        commit: &CommitId,
+        file: &str,
+        limit: u64,
+    ) -> Result<Option<Bytes>, GitalyError> {
+        let fetch = || self.gitaly.read(&self.source, commit, file, limit, Instant::now() + READ);
+        match self.kept(commit, file, limit) {
+            Some(kept) => kept.get_or_try_init(fetch).await.cloned(),
+            None => fetch().await,
+        }
+    }
+
+    fn kept(&self, commit: &CommitId, file: &str, limit: u64) -> Option<Arc<OnceCell<Option<Bytes>>>> {
+        let newest = self.head.borrow().as_ref().is_ok_and(|head| head == commit);
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.commit.as_ref() != Some(commit) {
+            if !newest {
+                return None;
+            }
+            *files = Files { commit: Some(Arc::clone(commit)), read: HashMap::new() };
+        }
+        let key = (file.to_owned(), limit);
+        let full = files.read.len() >= FILES_KEPT && !files.read.contains_key(&key);
+        (!full).then(|| Arc::clone(files.read.entry(key).or_default()))
+    }
+}
+
+/// Looks again and again, and tells of each change.
+async fn poll<F>(name: &str, ask: impl Fn() -> F, head: watch::Sender<Head>, look: &Notify, periods: Periods)
+where
+    F: Future<Output = Head>,
+{
+    let mut failures = 0_u32;
+    loop {
+        let now = ask().await;
+        let pause = match &now {
+            Ok(_) => {
+                failures = 0;
+                periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+            }
+            Err(error) => {
+                let pause = retry(periods, failures, rand::rng().random_range(0.0..=1.0));
+                let retry_in = tracing::field::debug(pause);
+                // Once, not at every attempt: a server that is down for a night fills no disk.
+                if failures == 0 {
+                    tracing::warn!(repository = name, %error, retry_in, "cannot look for new commits");
+                } else {
+                    tracing::debug!(repository = name, %error, retry_in, failures, "still cannot look for new commits");
+                }
+                failures = failures.saturating_add(1);
+                pause
+            }
+        };
+        head.send_if_modified(|last| tell(name, last, now));
+        tokio::select! {
+            () = sleep(pause) => {}
+            // A push says nothing about a server that does not answer; its pause is kept.
+            () = look.notified(), if failures == 0 => {}
+        }
+    }
+}
+
+fn tell(name: &str, last: &mut Head, now: Head) -> bool {
+    let known = last.is_ok();
+    match &now {
+        Ok(commit) if last.as_ref() != Ok(commit) => {
+            tracing::info!(repository = name, commit_id = %commit, "new commit");
+        }
+        Err(error) if known && keeps_head(error) => return false,
+        _ if *last == now => return false,
+        _ => {}
+    }
+    *last = now;
+    true
+}
+
+/// Whether the last commit is still the best that is known: not where the repository says that it has none.
+fn keeps_head(error: &GitalyError) -> bool {
+    error.fault() == Fault::Transient && !matches!(error, GitalyError::NoDefaultBranch { .. })
+}
+
+/// `random` is between 0 and 1.
+fn retry(periods: Periods, failures: u32, random: f64) -> Duration {
+    let doubled = periods.retry.saturating_mul(2_u32.saturating_pow(failures));
+    doubled.min(periods.retry_max).mul_f64(1.0 + random)
+}
+
+#[cfg(test)]
+mod tests;
