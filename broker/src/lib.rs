@@ -21,6 +21,7 @@ pub mod kubernetes_api;
 pub mod tunnel;
 
 // neighbours
+pub mod gitaly;
 pub mod repositories;
 
 pub mod error;

@@ -13,7 +13,7 @@ use std::time::Duration;
 const DEFAULT_REQUESTS_PER_MINUTE: u32 = 40_000;
 /// About 20 MiB when full.
 const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
-/// A connection costs some 50 KiB, so that a flood ends at about 1 GiB.
+/// An idle connection costs some 50 KiB; one whose bodies nobody takes may hold up to its window.
 const DEFAULT_CONNECTIONS: u32 = 20_000;
 /// A slow client on the other side of the world needs three round trips.
 const DEFAULT_HANDSHAKE: Duration = Duration::from_secs(10);
