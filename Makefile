@@ -12,7 +12,8 @@ menu: ## this menu
 demo: setup-build build ## start edge, broker and agent here and reach a cluster through them (ARGS="--once")
 	@$(BIN)/postern demo $(ARGS)
 
-test: setup build ## install what the tests need, then run all of them
+test: setup ## install what the tests need, then run all of them
+	@# One selection of targets, so that everything is built once; it includes the programs themselves.
 	cargo test --workspace --lib --bins --tests
 
 check: setup-build ## format, lint and licences, as CI checks them
