@@ -36,8 +36,9 @@ use postern_certs::client::ClientTrust;
 use postern_wire::{
     metadata::{CORRELATION_ID, is_reserved},
     proto::gitaly::{
-        FindCommitRequest, GetTreeEntriesRequest, InfoRefsRequest, TreeEntry, commit_service_client::CommitServiceClient,
-        smart_http_service_client::SmartHttpServiceClient, tree_entry::EntryType,
+        FindCommitRequest, GetTreeEntriesRequest, InfoRefsRequest, TreeEntry,
+        commit_service_client::CommitServiceClient, smart_http_service_client::SmartHttpServiceClient,
+        tree_entry::EntryType,
     },
 };
 use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
@@ -139,7 +140,10 @@ impl Gitaly {
         if connection.may_find_commits() {
             match self.found_head(source, &connection, deadline).await {
                 Err(GitalyError::Rpc { code: Code::Unimplemented, .. }) => {
-                    tracing::info!(server = source.server.address, "cannot look up commits; reads references instead");
+                    tracing::info!(
+                        server = source.server.address,
+                        "cannot look up commits; reads references instead"
+                    );
                     connection.cannot_find_commits();
                 }
                 answer => return answer,
@@ -182,14 +186,22 @@ impl Gitaly {
     ///
     /// # Errors
     /// Whatever keeps a call from its answer.
-    pub async fn agent_files(&self, source: &Source, deadline: Instant) -> Result<Vec<AgentFile>, GitalyError> {
+    pub async fn agent_files(
+        &self,
+        source: &Source,
+        deadline: Instant,
+    ) -> Result<Vec<AgentFile>, GitalyError> {
         let mut files = Vec::new();
         self.list(source, HEADS[0], (AGENTS, true), deadline, |entry| {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             if let Some(agent) = agent_of(&path) {
                 files.push(AgentFile { agent: agent.to_owned(), path });
             }
-            if files.len() < AGENT_FILES_MAX { Ok(()) } else { Err(GitalyError::TooManyFiles { limit: files.len() }) }
+            if files.len() < AGENT_FILES_MAX {
+                Ok(())
+            } else {
+                Err(GitalyError::TooManyFiles { limit: files.len() })
+            }
         })
         .await?;
         Ok(files)
@@ -244,8 +256,8 @@ impl Gitaly {
         let call = Call { source, connection, rpc: INFO_REFS, deadline };
         self.turn(&call).await?;
         // Only the repository: with anything more Gitaly cannot answer from its cache.
-        let request =
-            call.request(InfoRefsRequest { repository: Some(source.repository.clone()), ..Default::default() });
+        let request = call
+            .request(InfoRefsRequest { repository: Some(source.repository.clone()), ..Default::default() });
         let mut client = SmartHttpServiceClient::new(connection.channel.clone());
         let mut stream = call.answer(client.info_refs_upload_pack(request)).await?.into_inner();
         let mut advertisement = Advertisement::default();
@@ -346,7 +358,8 @@ impl Call<'_> {
         let metadata = request.metadata_mut();
         let server = &self.source.server;
         for (key, value) in &server.features {
-            match (AsciiMetadataKey::from_bytes(key.as_bytes()), AsciiMetadataValue::try_from(value.as_str())) {
+            match (AsciiMetadataKey::from_bytes(key.as_bytes()), AsciiMetadataValue::try_from(value.as_str()))
+            {
                 (Ok(key), Ok(value)) if !is_reserved(key.as_str()) => drop(metadata.insert(key, value)),
                 _ => tracing::debug!(feature = key, "not a legal metadata key or value; left out"),
             }

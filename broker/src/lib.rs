@@ -22,6 +22,7 @@ pub mod tunnel;
 
 // neighbours
 pub mod gitaly;
+pub mod gitlab;
 pub mod repositories;
 
 pub mod error;

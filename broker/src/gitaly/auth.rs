@@ -31,7 +31,8 @@ impl GitalyToken {
             return None;
         }
         let issued = unix_seconds.to_string();
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes keys of any length");
         mac.update(issued.as_bytes());
         let value = format!("Bearer v2.{}.{issued}", hex::encode(mac.finalize().into_bytes()));
         let mut value = AsciiMetadataValue::try_from(value).expect("hexadecimal and digits are legal");

@@ -17,7 +17,7 @@ const LINK: i32 = 0o120_000;
 pub(super) enum Opened {
     Missing,
     TooLarge,
-    Blob(Blob),
+    Blob(Box<Blob>),
 }
 
 pub(super) struct Blob {
@@ -65,7 +65,8 @@ impl Blob {
             return Ok(Opened::TooLarge);
         }
         let address = call.source.server.address.clone();
-        Ok(Opened::Blob(Self { stream, first: Some(first.data), mode: first.mode, remaining: size, address }))
+        let blob = Self { stream, first: Some(first.data), mode: first.mode, remaining: size, address };
+        Ok(Opened::Blob(Box::new(blob)))
     }
 
     pub(super) fn size(&self) -> u64 {

@@ -69,9 +69,7 @@ impl Service<Uri> for Dialler {
 impl Dialler {
     async fn dial(&self) -> Result<Pin<Box<dyn Io>>, DialError> {
         match &self.address {
-            Address::Unix(path) => {
-                Ok(Box::pin(UnixStream::connect(path).await.map_err(DialError::Connect)?))
-            }
+            Address::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await.map_err(DialError::Connect)?)),
             Address::Tcp { host, port } => Ok(Box::pin(tcp(host, *port).await?)),
             Address::Tls { host, port } => {
                 let name = ServerName::try_from(unbracketed(host).to_owned())

@@ -29,7 +29,9 @@ pub enum GitalyError {
         reason: String,
     },
     /// The server's turn is later than the caller can wait.
-    #[error("{rpc} at Gitaly {address}: rate limited, its turn is in {wait:?}; raise gitlab.gitaly's limits if this lasts")]
+    #[error(
+        "{rpc} at Gitaly {address}: rate limited, its turn is in {wait:?}; raise gitaly.per_server_api_rate_limit or global_api_rate_limit if this lasts"
+    )]
     Throttled {
         /// The server.
         address: String,
@@ -93,7 +95,9 @@ pub enum GitalyError {
         commit: String,
     },
     /// The file is larger than allowed.
-    #[error("{file} at {commit} has more than the {limit} bytes that are allowed; make it smaller or split it")]
+    #[error(
+        "{file} at {commit} has more than the {limit} bytes that are allowed; make it smaller or split it"
+    )]
     TooLarge {
         /// From the repository's root.
         file: String,
@@ -103,7 +107,9 @@ pub enum GitalyError {
         limit: u64,
     },
     /// The files are larger than allowed, together.
-    #[error("the manifests have more than the {limit} bytes that are allowed together, at {file}; select fewer")]
+    #[error(
+        "the manifests have more than the {limit} bytes that are allowed together, at {file}; select fewer"
+    )]
     AllTooLarge {
         /// The first one that does not fit.
         file: String,
@@ -182,7 +188,9 @@ impl GitalyError {
 fn advice(code: Code) -> &'static str {
     match code {
         Code::Unauthenticated => "; the server wants a token, and GitLab hands out none for it",
-        Code::PermissionDenied => "; does GitLab hand out the server's token, and do the clocks agree within 30 s?",
+        Code::PermissionDenied => {
+            "; does GitLab hand out the server's token, and do the clocks agree within 30 s?"
+        }
         Code::NotFound => "; was the repository moved or removed?",
         _ => "",
     }

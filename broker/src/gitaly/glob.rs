@@ -67,13 +67,18 @@ impl Glob {
 
 fn name_matches(tokens: &[Token], part: &str) -> bool {
     let part: Vec<char> = part.chars().collect();
-    wildcard(tokens, &part, |token| matches!(token, Token::Star), |token, &char| match token {
-        Token::Star | Token::One => true,
-        Token::Char(wanted) => *wanted == char,
-        Token::Class { negated, ranges } => {
-            ranges.iter().any(|&(low, high)| (low..=high).contains(&char)) != *negated
-        }
-    })
+    wildcard(
+        tokens,
+        &part,
+        |token| matches!(token, Token::Star),
+        |token, &char| match token {
+            Token::Star | Token::One => true,
+            Token::Char(wanted) => *wanted == char,
+            Token::Class { negated, ranges } => {
+                ranges.iter().any(|&(low, high)| (low..=high).contains(&char)) != *negated
+            }
+        },
+    )
 }
 
 /// Matches all of `items`, where an `any` of the pattern stands for any number of them. Goes back only to the last
@@ -275,9 +280,9 @@ mod tests {
     fn malformed_globs_are_refused() {
         let many = "{a,b}".repeat(7);
         let long = "a".repeat(LENGTH_MAX + 1);
-        for wrong in
-            ["[", "[]", "[a", "[^]", "[a-]", "[-a]", "[a-", "[\\", "{a", "{a,{b}", "a\\", "{[a}", &many, &long]
-        {
+        for wrong in [
+            "[", "[]", "[a", "[^]", "[a-]", "[-a]", "[a-", "[\\", "{a", "{a,{b}", "a\\", "{[a}", &many, &long,
+        ] {
             assert!(Glob::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::repositories::CommitId;
 use bytes::Bytes;
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::Arc,
 };
 use tokio::time::Instant;
@@ -58,7 +58,7 @@ pub struct Manifests {
 
 struct Open {
     file: Arc<str>,
-    blob: Blob,
+    blob: Box<Blob>,
     unread: Bytes,
     handed_out: bool,
 }
@@ -84,12 +84,12 @@ impl Manifests {
         let (mut visited, mut files, mut selected) = (0, VecDeque::new(), HashSet::new());
         for glob in &globs {
             let directory = glob.directory();
-            if !listings.contains_key(&directory) {
-                let deadline = Instant::now() + gitaly.step_timeout;
-                let listing = list(&gitaly, &source, &commit, directory, deadline, limits.files).await?;
-                listings.insert(directory, listing);
-            }
-            let listing = listings.get(&directory).expect("inserted above");
+            let listing = match listings.entry(directory) {
+                Entry::Occupied(listed) => listed.into_mut(),
+                Entry::Vacant(missing) => {
+                    missing.insert(list(&gitaly, &source, &commit, directory, limits.files).await?)
+                }
+            };
             visited += listing.len();
             if visited > limits.files {
                 return Err(GitalyError::TooManyFiles { limit: limits.files });
@@ -147,7 +147,7 @@ impl Manifests {
         }
     }
 
-    async fn open(&self, file: &str, deadline: Instant) -> Result<Blob, GitalyError> {
+    async fn open(&self, file: &str, deadline: Instant) -> Result<Box<Blob>, GitalyError> {
         let limit = self.limits.file_bytes.min(self.remaining);
         match self.gitaly.open(&self.source, &self.commit, file, limit, deadline).await? {
             Opened::Blob(blob) => Ok(blob),
@@ -170,9 +170,9 @@ async fn list(
     source: &Source,
     commit: &CommitId,
     directory: (&str, bool),
-    deadline: Instant,
     limit: usize,
 ) -> Result<Listing, GitalyError> {
+    let deadline = Instant::now() + gitaly.step_timeout;
     let mut listing = Listing::new();
     let visit = |entry: postern_wire::proto::gitaly::TreeEntry| {
         if listing.len() == limit {
@@ -196,9 +196,14 @@ mod tests {
 
     #[test]
     fn only_directories_hide_files() {
-        for (path, hidden) in
-            [("a", false), (".a", false), ("b/.a", false), (".b/a", true), ("c/.b/a", true), ("c/b./a", false)]
-        {
+        for (path, hidden) in [
+            ("a", false),
+            (".a", false),
+            ("b/.a", false),
+            (".b/a", true),
+            ("c/.b/a", true),
+            ("c/b./a", false),
+        ] {
             assert_eq!(is_hidden(path), hidden, "{path}");
         }
     }

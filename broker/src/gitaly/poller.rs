@@ -5,6 +5,10 @@
 use super::{Fault, Gitaly, GitalyError, Source};
 use crate::repositories::CommitId;
 use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use rand::Rng;
 use std::{
     collections::HashMap,
@@ -13,7 +17,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, OnceCell, watch},
+    sync::{Notify, watch},
     time::{Instant, sleep},
 };
 use tokio_util::{
@@ -81,10 +85,17 @@ pub struct Repository {
     _stop: DropGuard,
 }
 
+type Content = Result<Option<Bytes>, GitalyError>;
+type Fetch = BoxFuture<'static, Content>;
+/// Commit, path, limit.
+type FileKey = (CommitId, String, u64);
+
 #[derive(Debug, Default)]
 struct Files {
-    commit: Option<CommitId>,
-    read: HashMap<(String, u64), Arc<OnceCell<Option<Bytes>>>>,
+    /// Of the newest commit only.
+    known: HashMap<FileKey, Option<Bytes>>,
+    /// Gone when the last who waits is.
+    asked: HashMap<FileKey, WeakShared<Fetch>>,
 }
 
 impl Pollers {
@@ -158,36 +169,44 @@ impl Repository {
         &self.source
     }
 
-    /// The bytes of a file at a commit; `None` if there is no such file. All who ask for the same file of the newest
-    /// commit share one call; a failure is not kept.
+    /// The bytes of a file at a commit; `None` if there is no such file. All who ask for the same file at the same time
+    /// share one call and its failure; what was read at the newest commit is kept until there is a newer one.
     ///
     /// # Errors
     /// As [`Gitaly::read`].
-    pub async fn read(
-        &self,
-        commit: &CommitId,
-        file: &str,
-        limit: u64,
-    ) -> Result<Option<Bytes>, GitalyError> {
-        let fetch = || self.gitaly.read(&self.source, commit, file, limit, Instant::now() + READ);
-        match self.kept(commit, file, limit) {
-            Some(kept) => kept.get_or_try_init(fetch).await.cloned(),
-            None => fetch().await,
-        }
-    }
-
-    fn kept(&self, commit: &CommitId, file: &str, limit: u64) -> Option<Arc<OnceCell<Option<Bytes>>>> {
+    pub async fn read(&self, commit: &CommitId, file: &str, limit: u64) -> Content {
+        let key = (Arc::clone(commit), file.to_owned(), limit);
+        let content = match self.known_or_asked(&key) {
+            Ok(known) => return Ok(known),
+            Err(asked) => asked.await?,
+        };
         let newest = self.head.borrow().as_ref().is_ok_and(|head| head == commit);
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if files.commit.as_ref() != Some(commit) {
-            if !newest {
-                return None;
+        if newest {
+            files.known.retain(|(known, ..), _| known == commit);
+            if files.known.len() < FILES_KEPT {
+                files.known.insert(key, content.clone());
             }
-            *files = Files { commit: Some(Arc::clone(commit)), read: HashMap::new() };
         }
-        let key = (file.to_owned(), limit);
-        let full = files.read.len() >= FILES_KEPT && !files.read.contains_key(&key);
-        (!full).then(|| Arc::clone(files.read.entry(key).or_default()))
+        Ok(content)
+    }
+
+    fn known_or_asked(&self, key: &FileKey) -> Result<Option<Bytes>, Shared<Fetch>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = files.known.get(key) {
+            return Ok(known.clone());
+        }
+        if let Some(asked) = files.asked.get(key).and_then(WeakShared::upgrade) {
+            return Err(asked);
+        }
+        let (gitaly, source, deadline) =
+            (Arc::clone(&self.gitaly), self.source.clone(), Instant::now() + READ);
+        let (commit, file, limit) = key.clone();
+        let fetch = async move { gitaly.read(&source, &commit, &file, limit, deadline).await };
+        let asked = fetch.boxed().shared();
+        files.asked.retain(|_, asked| asked.upgrade().is_some());
+        files.asked.extend(asked.downgrade().map(|weak| (key.clone(), weak)));
+        Err(asked)
     }
 }
 

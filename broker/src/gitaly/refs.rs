@@ -107,7 +107,8 @@ impl Advertisement {
 
 /// Of the whole packet; 0 is the flush packet.
 fn packet_length(digits: [u8; 4]) -> Result<usize, Reason> {
-    let digits = std::str::from_utf8(&digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let digits =
+        std::str::from_utf8(&digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()));
     match digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()) {
         Some(length) if length == 0 || length >= 4 => Ok(length),
         Some(_) => Err("a packet of a later version of the protocol"),

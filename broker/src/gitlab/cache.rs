@@ -87,8 +87,7 @@ where
 {
     /// An empty one.
     pub fn new(settings: Settings) -> Self {
-        let state =
-            State { kept: HashMap::new(), expiry: BTreeMap::new(), asking: HashMap::new(), next: 0 };
+        let state = State { kept: HashMap::new(), expiry: BTreeMap::new(), asking: HashMap::new(), next: 0 };
         Self { memory: Arc::new(Memory { settings, state: Mutex::new(state) }) }
     }
 

@@ -63,7 +63,9 @@ pub enum Fault {
     #[error("the caller's deadline passed")]
     Deadline,
     /// Too many wait for their turn to ask GitLab; see `gitlab.api_rate_limit`.
-    #[error("too many requests wait before this one: its turn would come in {0:?}, see gitlab.api_rate_limit")]
+    #[error(
+        "too many requests wait before this one: its turn would come in {0:?}, see gitlab.api_rate_limit"
+    )]
     RateLimited(Duration),
     /// A success whose content makes no sense.
     #[error("the answer is not what it should be: {0}")]
@@ -89,10 +91,7 @@ impl Reason {
         let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
         let message = document.as_ref().and_then(|document| document["message"].as_str());
         Self(message.map(|text| {
-            text.chars()
-                .take(REASON)
-                .map(|letter| if letter.is_control() { ' ' } else { letter })
-                .collect()
+            text.chars().take(REASON).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
         }))
     }
 
@@ -178,7 +177,8 @@ mod tests {
 
     #[test]
     fn each_fault_has_one_status_and_one_time_to_be_remembered() {
-        let jwt = Fault::of(StatusCode::UNAUTHORIZED, Reason(Some("KAS JWT authentication invalid".to_owned())));
+        let jwt =
+            Fault::of(StatusCode::UNAUTHORIZED, Reason(Some("KAS JWT authentication invalid".to_owned())));
         let transport = Fault::Transport { what: "refused".to_owned(), source: None };
         let table = [
             (of(401), Code::Unauthenticated, "unauthenticated", Lasting::Definitive),

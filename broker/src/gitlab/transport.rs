@@ -117,10 +117,15 @@ impl Transport {
         let advice = tls.as_ref().and_then(|(_, trust)| explain(&error, trust.ca_given()));
         let what = match advice {
             // The words are those of an agent's flag; here it is a key of the configuration file.
-            Some(advice) => return Fault::Transport {
-                what: format!("TLS failed: {}", advice.replace("--ca-cert-file", "gitlab.ca_certificate_file")),
-                source: None,
-            },
+            Some(advice) => {
+                return Fault::Transport {
+                    what: format!(
+                        "TLS failed: {}",
+                        advice.replace("--ca-cert-file", "gitlab.ca_certificate_file")
+                    ),
+                    source: None,
+                };
+            }
             None if error.is_connect() => "no connection could be made; is gitlab.address right?",
             None => "the connection broke before the answer",
         };
@@ -181,7 +186,8 @@ impl Server {
     async fn dial(&self) -> io::Result<Stream> {
         let late = |what: &str| io::Error::new(io::ErrorKind::TimedOut, format!("{what} took too long"));
         let connect = TcpStream::connect((self.host.as_str(), self.port));
-        let tcp = tokio::time::timeout(self.limits.connect, connect).await.map_err(|_| late("connecting"))??;
+        let tcp =
+            tokio::time::timeout(self.limits.connect, connect).await.map_err(|_| late("connecting"))??;
         tcp.set_nodelay(true)?;
         let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE);
         socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;

@@ -197,5 +197,6 @@ impl State {
 fn plain(metadata: &MetadataMap) -> BTreeMap<String, String> {
     let headers = metadata.clone().into_headers();
     let told = headers.iter().filter(|(name, _)| *name != http::header::AUTHORIZATION);
-    told.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect()
+    told.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect()
 }

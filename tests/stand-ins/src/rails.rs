@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use faults::Faults;
+pub use faults::{Faults, HangUp, Truncated};
 pub use fixtures::{Agent, Job, Project, User};
 use record::Records;
 pub use record::{Endpoint, Seen};

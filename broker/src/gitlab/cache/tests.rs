@@ -79,9 +79,9 @@ async fn a_hundred_callers_are_one_question() {
             Ok(49)
         })
     });
-    let all = tokio::spawn(futures::future::join_all(callers.collect::<Vec<_>>().into_iter().map(Box::pin)));
-    go.notify_one();
-    assert_eq!(all.await.unwrap(), vec![Ok(49); 100]);
+    // The question waits until all have asked.
+    let (answers, ()) = tokio::join!(futures::future::join_all(callers), async { go.notify_one() });
+    assert_eq!(answers, vec![Ok(49); 100]);
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 

@@ -25,10 +25,7 @@ const HANDSHAKES_MAX: usize = 64;
 type Connections = ReceiverStream<io::Result<Connection>>;
 
 /// The address that clients are to use, and who connects to it.
-pub(super) async fn listen(
-    options: &Options,
-    stop: CancellationToken,
-) -> io::Result<(String, Connections)> {
+pub(super) async fn listen(options: &Options, stop: CancellationToken) -> io::Result<(String, Connections)> {
     let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
     let connections = ReceiverStream::new(connections);
     if let Some(path) = &options.socket {
@@ -107,11 +104,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.0.as_mut().poll_write(cx, bytes)
     }
 

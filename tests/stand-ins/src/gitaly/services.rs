@@ -51,9 +51,11 @@ impl SmartHttpService for State {
         data.extend_from_slice(&references);
         let data = Bytes::from(data);
         let chunks = (0..data.len()).step_by(REFS_CHUNK);
-        messages(chunks.map(move |from| InfoRefsResponse {
-            data: data.slice(from..data.len().min(from + REFS_CHUNK)),
-        }))
+        messages(
+            chunks.map(move |from| InfoRefsResponse {
+                data: data.slice(from..data.len().min(from + REFS_CHUNK)),
+            }),
+        )
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Faults {
     /// Wait this long before anything else.
     pub delay: Option<Duration>,
     /// Close the connection without an answer.
-    pub drop_connection: Option<Drop>,
+    pub drop_connection: Option<HangUp>,
     /// Answer this status with `{"message": "stand-in"}` and check nothing.
     pub status: Option<StatusCode>,
     /// Redirect (302) there.
@@ -36,7 +36,7 @@ pub struct Faults {
 
 /// Where a connection ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Drop {
+pub enum HangUp {
     /// After the request was read, before any answer.
     BeforeAnswer,
 }

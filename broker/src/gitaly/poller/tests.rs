@@ -1,0 +1,136 @@
+//! The poller's loop on paused time, with answers made here.
+
+use super::*;
+use tonic::Code;
+
+const PERIODS: Periods = Periods {
+    poll: Duration::from_secs(20),
+    retry: Duration::from_secs(10),
+    retry_max: Duration::from_secs(60),
+};
+
+struct Polled {
+    looks: Arc<Mutex<Vec<Instant>>>,
+    answer: Arc<Mutex<Head>>,
+    head: watch::Sender<Head>,
+    look: Arc<Notify>,
+    _stop: DropGuard,
+}
+
+fn polled(answer: Head) -> Polled {
+    let (looks, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(answer)));
+    let head = watch::Sender::new(Err(GitalyError::NotAsked));
+    let (look, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    let task = {
+        let (looks, answer, head, look) =
+            (Arc::clone(&looks), Arc::clone(&answer), head.clone(), Arc::clone(&look));
+        async move {
+            let ask = || {
+                looks.lock().unwrap().push(Instant::now());
+                std::future::ready(answer.lock().unwrap().clone())
+            };
+            poll("group/config", ask, head, &look, PERIODS).await;
+        }
+    };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(task));
+    Polled { looks, answer, head, look, _stop: stop.drop_guard() }
+}
+
+impl Polled {
+    fn answers(&self, answer: Head) {
+        *self.answer.lock().unwrap() = answer;
+    }
+
+    fn gaps(&self) -> Vec<Duration> {
+        self.looks.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+}
+
+fn commit(id: &str) -> Head {
+    Ok(id.into())
+}
+
+fn down() -> Head {
+    let address = "tcp://gitaly:8075".to_owned();
+    Err(GitalyError::Rpc { address, rpc: "FindCommit", code: Code::Unavailable, message: String::new() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_are_at_most_a_period_apart_and_not_in_step() {
+    let polled = polled(commit("a"));
+    sleep(Duration::from_secs(600)).await;
+    let gaps = polled.gaps();
+    assert!(gaps.len() >= 29, "{gaps:?}");
+    let millisecond = Duration::from_millis(2);
+    assert!(gaps.iter().all(|gap| (PERIODS.poll.mul_f64(0.8)..=PERIODS.poll + millisecond).contains(gap)));
+    assert!(gaps.iter().any(|gap| *gap != gaps[0]), "{gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_slow_it_down_and_an_answer_speeds_it_up() {
+    let polled = polled(down());
+    sleep(Duration::from_secs(1_800)).await;
+    let gaps = polled.gaps();
+    for (gap, least) in gaps.iter().zip([10, 20, 40, 60, 60, 60]) {
+        let least = Duration::from_secs(least);
+        assert!((least..=least * 2 + Duration::from_millis(2)).contains(gap), "{gap:?} {least:?}");
+    }
+    polled.answers(commit("a"));
+    sleep(Duration::from_secs(121)).await;
+    let before = polled.gaps().len();
+    sleep(Duration::from_secs(100)).await;
+    assert!(polled.gaps().len() >= before + 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_are_told_of_changes_only() {
+    let polled = polled(commit("a"));
+    let mut head = polled.head.subscribe();
+    head.wait_for(Result::is_ok).await.unwrap();
+    sleep(Duration::from_secs(100)).await;
+    assert!(!head.has_changed().unwrap());
+    polled.answers(commit("b"));
+    head.changed().await.unwrap();
+    assert_eq!(*head.borrow_and_update(), commit("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_away_does_not_take_back_a_commit_but_an_emptied_repository_does() {
+    let polled = polled(commit("a"));
+    let mut head = polled.head.subscribe();
+    head.wait_for(Result::is_ok).await.unwrap();
+    polled.answers(down());
+    sleep(Duration::from_secs(300)).await;
+    assert!(!head.has_changed().unwrap());
+    let empty = Err(GitalyError::NoDefaultBranch { repository: "group/config".to_owned() });
+    polled.answers(empty.clone());
+    head.changed().await.unwrap();
+    assert_eq!(*head.borrow_and_update(), empty);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_is_looked_at_at_once_unless_the_server_is_failing() {
+    let polled = polled(commit("a"));
+    let mut head = polled.head.subscribe();
+    head.wait_for(Result::is_ok).await.unwrap();
+    let start = Instant::now();
+    polled.answers(commit("b"));
+    polled.look.notify_one();
+    head.wait_for(|head| *head == commit("b")).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    polled.answers(down());
+    polled.look.notify_one();
+    sleep(Duration::from_secs(1)).await;
+    let looks = polled.looks.lock().unwrap().len();
+    for _ in 0..100 {
+        polled.look.notify_one();
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(polled.looks.lock().unwrap().len(), looks);
+}
+
+#[test]
+fn retries_never_overflow() {
+    assert_eq!(retry(PERIODS, u32::MAX, 1.0), PERIODS.retry_max * 2);
+    assert_eq!(retry(PERIODS, 0, 0.0), PERIODS.retry);
+}

@@ -1,0 +1,235 @@
+//! An agent's own request to a module of GitLab: streamed there and back, verbatim but for what must not pass. Before it:
+//! an agent's `GitlabAccess.MakeRequest`. After it: Rails, as the agent. An agent cannot leave its module's path, and no
+//! credential, address or internal header that it sends is believed.
+
+use super::{
+    Call, RailsError,
+    error::Fault,
+    transport::{BoxError, RequestBody},
+};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use postern_wire::{http::strip_hop_by_hop, metadata::INTERNAL_PREFIX, token::AgentToken};
+use std::sync::Arc;
+
+/// Everything but letters, digits and what RFC 3986 leaves alone.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Set here, decided by the hop, or believed by servers behind us.
+const NOT_FORWARDED: &[&str] = &[
+    "authorization",
+    "content-length",
+    "cookie",
+    "deploy-token",
+    "expect",
+    "forwarded",
+    "host",
+    "job-token",
+    "private-token",
+    "x-real-ip",
+];
+const NOT_FORWARDED_PREFIXES: &[&str] = &["gitlab-", "x-forwarded-", "x-gitlab-", INTERNAL_PREFIX];
+
+/// What an agent asks of a module.
+pub struct ModuleRequest {
+    /// The module's name; escaped here.
+    pub module: String,
+    /// As the agent sent it.
+    pub method: Method,
+    /// Path below the module, beginning with a slash, and query; percent-encoded.
+    pub target: String,
+    /// As the agent sent them.
+    pub headers: HeaderMap,
+    /// See [`no_body`] and [`streamed`].
+    pub body: RequestBody,
+}
+
+/// What the module answers, whatever the status.
+#[derive(Debug)]
+pub struct ModuleAnswer {
+    pub status: StatusCode,
+    /// Without those about one hop.
+    pub headers: HeaderMap,
+    pub body: AnswerBody,
+}
+
+/// An answer's body; nothing more is read from GitLab than was asked for here. Dropping it ends the request.
+#[derive(Debug)]
+pub struct AnswerBody {
+    pub(super) body: Incoming,
+    pub(super) host: Arc<str>,
+}
+
+impl AnswerBody {
+    /// The next piece, or `None` after the last. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Bytes, RailsError>> {
+        loop {
+            match self.body.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Some(Ok(data)),
+                    // Trailers have no place in the messages.
+                    _ => {}
+                },
+                Err(error) => {
+                    let what = "the answer broke off".to_owned();
+                    let fault = Fault::Transport { what, source: Some(Arc::new(error)) };
+                    return Some(Err(RailsError { call: "modules", host: Arc::clone(&self.host), fault }));
+                }
+            }
+        }
+    }
+}
+
+/// The body of a request that has none.
+pub fn no_body() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body in pieces: the next one is taken when GitLab has room for it. An error ends the request.
+pub fn streamed<E: Into<BoxError>>(
+    pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> RequestBody {
+    StreamBody::new(pieces.map(|piece| piece.map(Frame::data).map_err(Into::into))).boxed_unsync()
+}
+
+/// The path below GitLab's address, and the query.
+fn target(module: &str, below: &str) -> Result<String, Fault> {
+    let (path, query) = match below.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (below, None),
+    };
+    if !path.starts_with('/') {
+        return Err(Fault::Illegal("the path does not begin with a slash"));
+    }
+    if module.is_empty() || module == "." || module == ".." {
+        return Err(Fault::Illegal("the module has no name"));
+    }
+    // Servers differ in how often they decode; a path that climbs after two rounds climbs somewhere.
+    let once = percent_decode_str(path).decode_utf8_lossy();
+    let twice = percent_decode_str(&once).decode_utf8_lossy();
+    if [path, &once, &twice].iter().any(|path| path.split(['/', '\\']).any(is_dots)) {
+        return Err(Fault::Illegal("the path leaves the module"));
+    }
+    let module = utf8_percent_encode(module, SEGMENT);
+    let mut target = format!("api/v4/internal/kubernetes/modules/{module}{path}");
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
+    }
+    Ok(target)
+}
+
+/// Path parameters (`..;x`) are cut off by some servers before they climb.
+fn is_dots(segment: &str) -> bool {
+    matches!(segment.split(';').next(), Some("." | ".."))
+}
+
+fn forwarded(mut headers: HeaderMap) -> HeaderMap {
+    strip_hop_by_hop(&mut headers, false);
+    let refused = |name: &str| {
+        NOT_FORWARDED.contains(&name) || NOT_FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let names: Vec<HeaderName> = headers.keys().filter(|name| refused(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+    headers
+}
+
+impl super::Rails {
+    /// Sends an agent's request to a module, as that agent. Every status is an answer; an error means there was none.
+    /// The deadline ends with the head of the answer.
+    pub async fn module_request(
+        &self,
+        token: &AgentToken,
+        request: ModuleRequest,
+        call: &Call,
+    ) -> Result<ModuleAnswer, RailsError> {
+        self.module_answer(token, request, call).await.map_err(|fault| self.error("modules", fault))
+    }
+
+    async fn module_answer(
+        &self,
+        token: &AgentToken,
+        request: ModuleRequest,
+        call: &Call,
+    ) -> Result<ModuleAnswer, Fault> {
+        let uri = self.uri(&target(&request.module, &request.target)?)?;
+        let mut outgoing = http::Request::new(request.body);
+        *outgoing.method_mut() = request.method;
+        *outgoing.uri_mut() = uri;
+        *outgoing.headers_mut() = forwarded(request.headers);
+        // Whole before the body: a stream may be as long as it likes.
+        let head = async {
+            self.turn(call).await?;
+            self.as_agent(outgoing.headers_mut(), token);
+            self.as_kas(outgoing.headers_mut(), call);
+            self.transport.send(outgoing).await
+        };
+        let answer = match call.deadline {
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline, head).await.map_err(|_| Fault::Deadline)??
+            }
+            None => head.await?,
+        };
+        let (parts, body) = answer.into_parts();
+        let mut headers = parts.headers;
+        strip_hop_by_hop(&mut headers, false);
+        headers.remove(header::TRAILER);
+        let body = AnswerBody { body, host: Arc::clone(&self.host) };
+        Ok(ModuleAnswer { status: parts.status, headers, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_cannot_leave_its_module() {
+        let modules = "api/v4/internal/kubernetes/modules";
+        assert_eq!(target("cilium_alert", "/").unwrap(), format!("{modules}/cilium_alert/"));
+        assert_eq!(target("a/../b", "/x?y=../z").unwrap(), format!("{modules}/a%2F..%2Fb/x?y=../z"));
+        assert_eq!(target("a", "/x..y/%20").unwrap(), format!("{modules}/a/x..y/%20"));
+        for bad in [
+            "/../agent_info",
+            "/x/%2e%2E/y",
+            "/x/%252e%252e/y",
+            "/x%2f..%2fy",
+            "/..\\y",
+            "/..;a/y",
+            "/.",
+            "x",
+            "",
+            "//../y",
+        ] {
+            assert!(target("a", bad).is_err(), "{bad}");
+        }
+        for module in ["", ".", ".."] {
+            assert!(target(module, "/").is_err(), "{module}");
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_of_credentials_and_addresses_does_not_pass() {
+        let mut headers = HeaderMap::new();
+        for name in NOT_FORWARDED.iter().chain(&[
+            "gitlab-kas-api-request",
+            "gitlab-agent-api-request",
+            "x-forwarded-for",
+            "x-postern-agent",
+            "connection",
+            "transfer-encoding",
+        ]) {
+            headers.insert(HeaderName::from_static(name), header::HeaderValue::from_static("x"));
+        }
+        headers.insert("content-type", header::HeaderValue::from_static("text/plain"));
+        let passed: Vec<_> = forwarded(headers).keys().map(|name| name.as_str().to_owned()).collect();
+        assert_eq!(passed, ["content-type"]);
+    }
+}
