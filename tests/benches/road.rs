@@ -25,7 +25,7 @@ const ROUNDS: usize = 3;
 
 /// A connection by either way.
 enum Way {
-    Direct(http1::SendRequest<harness::http::Body>),
+    Direct { send: http1::SendRequest<harness::http::Body>, bearer: String },
     Road(Client),
 }
 
@@ -33,11 +33,10 @@ impl Way {
     async fn get(&mut self, path: &str) -> usize {
         let response = match self {
             Self::Road(client) => client.send("GET", path, full("")).await,
-            Self::Direct(send) => {
+            Self::Direct { send, bearer } => {
                 send.ready().await.unwrap();
-                send.send_request(Request::get(path).header("host", "api").body(full("")).unwrap())
-                    .await
-                    .unwrap()
+                let request = Request::get(path).header("host", "api").header("authorization", &*bearer);
+                send.send_request(request.body(full("")).unwrap()).await.unwrap()
             }
         };
         assert_eq!(response.status(), 200);
@@ -58,7 +57,7 @@ async fn way(field: &Field, road: bool) -> Way {
     stream.set_nodelay(true).unwrap();
     let (send, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    Way::Direct(send)
+    Way::Direct { send, bearer: format!("Bearer {}", field.cluster_token) }
 }
 
 /// The median time of one request after another.
