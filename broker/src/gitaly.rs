@@ -12,24 +12,25 @@ mod glob;
 mod manifests;
 pub mod poller;
 mod pool;
-mod rate;
 mod refs;
 #[cfg(test)]
 mod tests;
+
+/// No call waits longer than this for its turn, whatever its deadline: so no more wait at all than fit into it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub use self::{
     auth::GitalyToken,
     error::{Fault, GitalyError},
     manifests::{Limits as ManifestLimits, Manifests, PIECE_MAX, Piece},
-    rate::Rate,
 };
 
 use self::{
     blob::{Blob, Opened},
     pool::{Connection, Pool},
-    rate::Bucket,
     refs::Advertisement,
 };
+use crate::rate::{Bucket, Rate, TooLong};
 use crate::repositories::CommitId;
 use bytes::{Bytes, BytesMut};
 use postern_certs::client::ClientTrust;
@@ -96,8 +97,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             user_agent: format!("gitlab-kas/v{}/unknown", env!("CARGO_PKG_VERSION")),
-            global: Rate { per_second: 10, burst: 50 },
-            per_server: Rate { per_second: 5, burst: 10 },
+            global: Rate { per_second: 10.0, burst: 50 },
+            per_server: Rate { per_second: 5.0, burst: 10 },
             step_timeout: Duration::from_secs(60),
         }
     }
@@ -124,7 +125,7 @@ impl Gitaly {
     pub fn new(options: Options, trust: Arc<ClientTrust>) -> Self {
         Self {
             pool: Pool::new(trust, options.user_agent, options.per_server),
-            global: Bucket::new(options.global),
+            global: Bucket::new(options.global, PATIENCE),
             step_timeout: options.step_timeout,
         }
     }
@@ -328,7 +329,7 @@ impl Gitaly {
     /// Waits until both limits let one more call through.
     async fn turn(&self, call: &Call<'_>) -> Result<(), GitalyError> {
         for bucket in [&call.connection.bucket, &self.global] {
-            bucket.take(call.deadline).await.map_err(|wait| GitalyError::Throttled {
+            bucket.wait(Some(call.deadline)).await.map_err(|TooLong { wait }| GitalyError::Throttled {
                 address: call.source.server.address.clone(),
                 rpc: call.rpc,
                 wait,

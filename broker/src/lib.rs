@@ -23,6 +23,7 @@ pub mod tunnel;
 // neighbours
 pub mod gitaly;
 pub mod gitlab;
+pub mod rate;
 pub mod repositories;
 
 pub mod error;

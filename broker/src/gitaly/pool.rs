@@ -1,13 +1,8 @@
 //! One HTTP/2 connection for each server and token, opened by the first call and kept; calls share it. Bounded: Rails
 //! decides which servers there are, but a mistake there must not exhaust this process. It makes no calls itself.
 
-use super::{
-    Server,
-    address::Address,
-    dial::Dialler,
-    error::GitalyError,
-    rate::{Bucket, Rate},
-};
+use super::{Server, address::Address, dial::Dialler, error::GitalyError};
+use crate::rate::{Bucket, Rate};
 use postern_certs::client::ClientTrust;
 use std::{
     collections::HashMap,
@@ -102,7 +97,7 @@ impl Pool {
         let dialler = Dialler { address, trust: Arc::clone(&self.trust) };
         Ok(Connection {
             channel: endpoint.connect_with_connector_lazy(dialler),
-            bucket: Bucket::new(self.rate),
+            bucket: Bucket::new(self.rate, super::PATIENCE),
             used: Mutex::new(Instant::now()),
             lacks_find_commit: Mutex::default(),
         })
@@ -116,7 +111,7 @@ mod tests {
 
     fn pool() -> Pool {
         postern_certs::install_provider();
-        let rate = Rate { per_second: 1, burst: 1 };
+        let rate = Rate { per_second: 1.0, burst: 1 };
         let ca = postern_certs::dev::Ca::new();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");

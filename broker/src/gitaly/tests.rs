@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
+use crate::rate::Rate;
 use postern_certs::dev::Ca;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
 use std::{
@@ -43,7 +44,7 @@ impl Field {
         options.token = Some(SECRET.to_owned());
         adjust(&mut options, &ca);
         let server = stand_in::Gitaly::start(options).await.unwrap();
-        let fast = Rate { per_second: 10_000, burst: 10_000 };
+        let fast = Rate { per_second: 1e4, burst: 10_000 };
         let options = Options {
             user_agent: "gitlab-kas/v1.2.3/abc".to_owned(),
             global: fast,
@@ -291,7 +292,7 @@ async fn a_server_that_is_gone_is_unreachable() {
 async fn calls_past_the_rate_wait_or_are_turned_away() {
     let field = Field::start().await;
     let commit = field.commit();
-    let slow = Rate { per_second: 1, burst: 2 };
+    let slow = Rate { per_second: 1.0, burst: 2 };
     let options = Options { per_server: slow, ..Options::default() };
     let trust = ClientTrust::load(Some(field.folder.path().join("ca.pem"))).unwrap();
     let client = Gitaly::new(options, trust);

@@ -1,4 +1,4 @@
-//! How often GitLab may be asked: a token bucket in which callers wait for their turn, in order. Before it: a call. After
+//! How often a neighbour (GitLab, Gitaly) may be asked: a token bucket in which callers wait for their turn, in order. Before it: a call. After
 //! it: the request. A turn that a caller's deadline cannot wait for is refused at once, and one that its caller gave up
 //! goes back.
 
@@ -18,7 +18,7 @@ pub struct Rate {
 }
 
 impl Default for Rate {
-    /// What a kas of 14.1 does unless its configuration says otherwise.
+    /// What a kas of 14.1 does towards GitLab unless its configuration says otherwise.
     fn default() -> Self {
         Self { per_second: 10.0, burst: 50 }
     }
@@ -26,12 +26,13 @@ impl Default for Rate {
 
 /// There are too many before this caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooLong {
+pub(crate) struct TooLong {
     /// How long the wait would have been.
-    pub(super) wait: Duration,
+    pub(crate) wait: Duration,
 }
 
-pub(super) struct Bucket {
+#[derive(Debug)]
+pub(crate) struct Bucket {
     interval: Duration,
     /// What may be taken ahead of time.
     ahead: Duration,
@@ -54,7 +55,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Bucket {
-    pub(super) fn new(rate: Rate, patience: Duration) -> Self {
+    pub(crate) fn new(rate: Rate, patience: Duration) -> Self {
         let interval = Duration::from_secs_f64(1.0 / rate.per_second.clamp(0.001, 1e6));
         Self {
             interval,
@@ -69,7 +70,7 @@ impl Bucket {
     }
 
     /// Waits for this caller's turn. Dropping the future gives the turn back.
-    pub(super) async fn wait(&self, deadline: Option<Instant>) -> Result<(), TooLong> {
+    pub(crate) async fn wait(&self, deadline: Option<Instant>) -> Result<(), TooLong> {
         let (mut turn, at) = self.reserve(deadline)?;
         if let Some(at) = at {
             tokio::time::sleep_until(at).await;
