@@ -6,9 +6,10 @@ mod document;
 use crate::{
     auth::{self, AgentPermit},
     listeners::agents::peer_address,
-    repositories::{CommitId, Repositories, RepositoryError},
+    repositories::{CommitId, Head, ReadError, Repositories, Repository},
     tunnel::registry::{PresenceGuard, Registry},
 };
+use bytes::Bytes;
 use futures::{Stream, stream};
 use postern_wire::{
     ids::AgentId,
@@ -85,10 +86,7 @@ struct Feed {
     permit: AgentPermit,
     /// The commit the agent has processed.
     last: Option<String>,
-    repository: Option<(
-        Arc<crate::repositories::Repository>,
-        tokio::sync::watch::Receiver<crate::repositories::Head>,
-    )>,
+    repository: Option<(Repository, Head)>,
     over: bool,
     deadline: tokio::time::Instant,
     _presence: PresenceGuard,
@@ -115,36 +113,35 @@ impl Feed {
 
     async fn changed(&mut self) -> Result<ConfigurationResponse, Status> {
         let agent = Arc::clone(&self.permit.agent);
-        let Some(path) = &agent.repository else {
-            if self.last.as_deref() == Some(NO_REPOSITORY) {
-                std::future::pending::<()>().await;
-            }
-            self.last = Some(NO_REPOSITORY.to_owned());
-            return Ok(self.response(agentcfg::ConfigurationFile::default(), NO_REPOSITORY));
-        };
         let (repository, head) = match &mut self.repository {
             Some(known) => known,
-            none => {
-                let repository = self.service.repositories.follow(path).await;
-                let head = repository.head();
-                none.insert((repository, head))
-            }
+            none => match self.service.repositories.follow(&agent.repository).await {
+                Some(repository) => {
+                    let head = repository.head();
+                    none.insert((repository, head))
+                }
+                None => {
+                    if self.last.as_deref() == Some(NO_REPOSITORY) {
+                        std::future::pending::<()>().await;
+                    }
+                    self.last = Some(NO_REPOSITORY.to_owned());
+                    return Ok(self.response(agentcfg::ConfigurationFile::default(), NO_REPOSITORY));
+                }
+            },
         };
         loop {
-            let now = head.borrow_and_update().clone();
-            match now {
-                Ok(commit) if self.last.as_deref() != Some(&*commit) => {
-                    let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
-                    let limit = u64::from(self.service.max_file_size);
-                    let read = repository.read(&commit, &file, limit).await;
-                    let parsed = parse(agent.id, &file, &commit, read)?;
-                    self.last = Some(commit.to_string());
-                    return Ok(self.response(parsed, &commit));
-                }
-                // Not the agent's fault and perhaps mended soon: the stream stays, the follower's log says why.
-                Ok(_) | Err(_) => {}
+            // No commit is not the agent's fault and perhaps mended soon: the stream stays, the follower's log says why.
+            if let Some(commit) = head.now()
+                && self.last.as_deref() != Some(&*commit)
+            {
+                let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
+                let limit = u64::from(self.service.max_file_size);
+                let read = repository.read(&commit, &file, limit).await;
+                let parsed = parse(agent.id, &file, &commit, read)?;
+                self.last = Some(commit.to_string());
+                return Ok(self.response(parsed, &commit));
             }
-            if head.changed().await.is_err() {
+            if !head.changed().await {
                 return Err(Status::unavailable("unavailable: the repository is no longer followed"));
             }
         }
@@ -174,7 +171,7 @@ fn parse(
     agent: AgentId,
     file: &str,
     commit: &CommitId,
-    read: Result<Option<Vec<u8>>, RepositoryError>,
+    read: Result<Option<Bytes>, ReadError>,
 ) -> Result<agentcfg::ConfigurationFile, Status> {
     let refuse = |why: String| {
         tracing::warn!(agent_id = %agent, commit_id = %commit, error = why, "configuration refused");
@@ -186,9 +183,7 @@ fn parse(
         Ok(Some(bytes)) => {
             document::parse(&bytes).map_err(|error| refuse(format!("{file} at {commit}: {error}")))
         }
-        Err(error @ (RepositoryError::TooLarge { .. } | RepositoryError::NotAFile { .. })) => {
-            Err(refuse(error.to_string()))
-        }
+        Err(error) if error.is_users() => Err(refuse(error.to_string())),
         Err(error) => {
             tracing::error!(agent_id = %agent, %error, "configuration unreadable");
             Err(Status::unavailable("unavailable: the repository cannot be read; see the broker's log"))

@@ -1,12 +1,13 @@
 //! The wiring page: everything the broker runs, bound and started in one place, and drained in the order that
 //! `drain` lists. `main.rs` and the tests use the same door.
 
+mod providers;
+
 use crate::{
     agent_configuration::ConfigurationService,
     agent_registrar::RegistrarService,
-    auth,
+    auth::Admission,
     config::{Config, ListenAddress},
-    identities::IdentitySource,
     kubernetes_api::KubernetesApi,
     listeners::{
         agents, kubernetes,
@@ -14,7 +15,6 @@ use crate::{
         socket::Listener,
     },
     observability::{Metrics, Readiness},
-    repositories::Repositories,
     tunnel::{connect::TunnelService, registry::Registry},
 };
 use http::{HeaderMap, HeaderValue, header};
@@ -26,10 +26,11 @@ use postern_wire::{
         reverse_tunnel::rpc::reverse_tunnel_server::ReverseTunnelServer,
     },
 };
+use providers::Providers;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{codec::CompressionEncoding, service::interceptor::InterceptedService, transport::Server};
+use tonic::{codec::CompressionEncoding, transport::Server};
 
 /// Who this program is on the wire.
 pub const PROGRAM: Program = Program {
@@ -111,7 +112,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     for path in &config.not_in_force {
         tracing::warn!(key = path, "this configuration key is accepted and not in force yet");
     }
-    let identities = IdentitySource::load(config.identities_file.clone())?;
+    let (stop, tasks) = (Stops::default(), Tasks::default());
+    let Providers { identities, repositories, gitlab: _ } =
+        Providers::open(&config, &stop.background, &tasks.background)?;
     let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
     let kubernetes_listener = match &config.kubernetes_api {
         Some(api) => Some(Arc::new(Listener::bind(&api.listen, "kubernetes_api").await?)),
@@ -119,7 +122,6 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     };
     let probes_listener = Arc::new(Listener::bind(&config.observability.listen, "observability").await?);
 
-    let (stop, tasks) = (Stops::default(), Tasks::default());
     let (registry, metrics, readiness) =
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
     let addresses = (
@@ -128,7 +130,6 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         probes_listener.address.clone(),
     );
 
-    tasks.background.spawn(Arc::clone(&identities).keep_fresh(stop.background.clone()));
     for listener in [Some(&agents_listener), kubernetes_listener.as_ref()].into_iter().flatten() {
         if let Some(identity) = &listener.identity {
             tasks.background.spawn(Arc::clone(identity).keep_fresh(stop.background.clone()));
@@ -136,11 +137,6 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     }
 
     let stream_age = config.agents.max_connection_age.mul_f64(STREAM_SHARE);
-    let repositories = Arc::new(Repositories::new(
-        config.agents.poll_period,
-        stop.background.clone(),
-        tasks.background.clone(),
-    ));
     let configuration = ConfigurationService {
         repositories,
         registry: Arc::clone(&registry),
@@ -154,7 +150,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         draining: stop.streams.clone(),
         tasks: tasks.connections.clone(),
     };
-    let admit = auth::intercept(Arc::clone(&identities), Arc::clone(&registry));
+    let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry) };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
     let server = Server::builder()
@@ -167,22 +163,21 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         .http2_max_pending_accept_reset_streams(Some(MAX_ABANDONED))
         .max_connection_age(config.agents.max_connection_age)
         .timeout(HEAD_LIMIT)
-        .add_service(InterceptedService::new(
-            AgentConfigurationServer::new(configuration)
-                .accept_compressed(gzip)
-                .max_decoding_message_size(MAX_UNARY),
-            admit.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            AgentRegistrarServer::new(RegistrarService)
-                .accept_compressed(gzip)
-                .max_decoding_message_size(MAX_UNARY),
-            admit.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            ReverseTunnelServer::new(tunnels).accept_compressed(gzip),
-            admit.clone(),
-        ));
+        .add_service(
+            admission.guard(
+                AgentConfigurationServer::new(configuration)
+                    .accept_compressed(gzip)
+                    .max_decoding_message_size(MAX_UNARY),
+            ),
+        )
+        .add_service(
+            admission.guard(
+                AgentRegistrarServer::new(RegistrarService)
+                    .accept_compressed(gzip)
+                    .max_decoding_message_size(MAX_UNARY),
+            ),
+        )
+        .add_service(admission.guard(ReverseTunnelServer::new(tunnels).accept_compressed(gzip)));
     let server_name =
         HeaderValue::try_from(PROGRAM.to_string()).expect("the program's name is visible ASCII");
     let connections = agents::accept(

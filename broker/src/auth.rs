@@ -3,40 +3,74 @@
 
 use crate::{
     error::ApiFailure,
+    gitlab::{AgentInfo, Call, Remembered, standing::Standing},
     identities::{Agent, Caller, IdentitySource, Verdict},
+    repositories::Place,
     tunnel::registry::Registry,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use futures::future::BoxFuture;
+use http::{HeaderMap, StatusCode, header};
 use postern_wire::{
     ids::AgentId,
-    token::{TokenKey, bearer},
+    metadata::CORRELATION_ID,
+    token::{AgentToken, TokenKey, bearer},
 };
-use std::{future::Future, sync::Arc};
-use tonic::{Request, Status, metadata::MetadataMap};
+use std::{
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::sync::watch;
+use tonic::{Status, server::NamedService};
+
+/// Who says who is who.
+#[derive(Clone, Debug)]
+pub enum Identities {
+    /// A file of hashed tokens.
+    File(Arc<IdentitySource>),
+    /// GitLab.
+    GitLab(Arc<Remembered>),
+}
 
 /// An agent whose token was good when it was looked at.
 #[derive(Clone, Debug)]
 pub struct AgentPermit {
     /// Who it is.
     pub agent: Arc<Agent>,
+    /// For what is asked in the agent's name.
+    pub token: AgentToken,
     key: TokenKey,
-    identities: Arc<IdentitySource>,
+    standing: AgentStanding,
+}
+
+/// What a permit rests on.
+#[derive(Clone, Debug)]
+enum AgentStanding {
+    File(Arc<IdentitySource>),
+    GitLab(Standing<AgentInfo>),
 }
 
 impl AgentPermit {
     /// Waits until the token is no longer good for this agent: a stream that holds the permit then ends with this.
     pub fn withdrawn(&self) -> impl Future<Output = Status> + Send + 'static {
-        let mut changes = self.identities.changes();
-        let Self { agent, key, identities } = self.clone();
+        let Self { agent, key, standing, .. } = self.clone();
         async move {
-            loop {
-                match identities.current().agent(&key) {
-                    Verdict::Known(now) if now.id == agent.id => {}
-                    Verdict::Known(_) | Verdict::Unknown => return unknown_token(),
-                    Verdict::Revoked(_) => return revoked_token(),
+            match standing {
+                AgentStanding::File(identities) => {
+                    let withdrawn = |_: &u64| match identities.current().agent(&key) {
+                        Verdict::Known(now) if now.id == agent.id => None,
+                        Verdict::Known(_) | Verdict::Unknown => Some(unknown_token()),
+                        Verdict::Revoked(_) => Some(revoked_token()),
+                    };
+                    followed(identities.changes(), withdrawn).await
                 }
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+                AgentStanding::GitLab(standing) => {
+                    followed(standing.watch(), |now| match now {
+                        Ok(info) if info.agent_id == agent.id => None,
+                        Ok(_) => Some(unknown_token()),
+                        Err(error) => Some(error.for_agent()),
+                    })
+                    .await
                 }
             }
         }
@@ -44,12 +78,20 @@ impl AgentPermit {
 
     /// Waits until the agent is described otherwise, or the token is no longer good for it.
     pub fn altered(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut changes = self.identities.changes();
-        let Self { agent, key, identities } = self.clone();
+        let Self { agent, key, standing, .. } = self.clone();
         async move {
-            while identities.current().agent(&key) == Verdict::Known(Arc::clone(&agent)) {
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+            match standing {
+                AgentStanding::File(identities) => {
+                    let same = Verdict::Known(agent);
+                    let differs = |_: &u64| (identities.current().agent(&key) != same).then_some(());
+                    followed(identities.changes(), differs).await;
+                }
+                AgentStanding::GitLab(standing) => {
+                    followed(standing.watch(), |now| match now {
+                        Ok(info) if described(info) == *agent => None,
+                        _ => Some(()),
+                    })
+                    .await;
                 }
             }
         }
@@ -61,6 +103,31 @@ impl AgentPermit {
     }
 }
 
+/// Looks now and at every change until `found` finds something; for ever if nothing changes any more.
+async fn followed<T, R>(mut changes: watch::Receiver<T>, found: impl Fn(&T) -> Option<R>) -> R {
+    loop {
+        let now = found(&changes.borrow_and_update());
+        if let Some(result) = now {
+            return result;
+        }
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// An agent as GitLab describes it.
+fn described(info: &AgentInfo) -> Agent {
+    let source = info.project.source();
+    Agent {
+        id: info.agent_id,
+        name: info.agent_name.clone(),
+        project_id: info.project.project_id,
+        project_path: source.repository.gl_project_path.clone(),
+        repository: Place::Gitaly(Arc::new(source)),
+    }
+}
+
 fn unknown_token() -> Status {
     Status::unauthenticated("unauthenticated: the agent token is not known here")
 }
@@ -69,44 +136,110 @@ fn revoked_token() -> Status {
     Status::permission_denied("forbidden: the agent token was revoked")
 }
 
-/// The permit that the interceptor left with a request.
-pub fn permit<T>(request: &Request<T>) -> Result<AgentPermit, Status> {
+/// The permit that [`Guarded`] left with a request.
+pub fn permit<T>(request: &tonic::Request<T>) -> Result<AgentPermit, Status> {
     let permit = request.extensions().get::<AgentPermit>().cloned();
-    permit.ok_or_else(|| Status::internal("no interceptor authenticated this call"))
+    permit.ok_or_else(|| Status::internal("nobody authenticated this call"))
 }
 
-/// Authenticates a call by its head alone, before any of its body is read.
-pub fn intercept(
-    identities: Arc<IdentitySource>,
-    registry: Arc<Registry>,
-) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
-    move |mut request| {
-        let permit = agent(&identities, &registry, request.metadata())?;
-        request.extensions_mut().insert(permit);
-        Ok(request)
+/// Authenticates the agents of every service it guards.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Who is asked.
+    pub identities: Identities,
+    /// Remembers refusals for those who ask where an agent is.
+    pub registry: Arc<Registry>,
+}
+
+impl Admission {
+    /// Puts this before a service.
+    pub fn guard<S>(&self, inner: S) -> Guarded<S> {
+        Guarded { inner, admission: self.clone() }
+    }
+
+    /// Which agent sent this head.
+    pub async fn agent(&self, headers: &HeaderMap) -> Result<AgentPermit, Status> {
+        let missing = || Status::unauthenticated("Request unauthenticated with bearer");
+        let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
+        let token = AgentToken::new(bearer(value).ok_or_else(missing)?).map_err(|_| missing())?;
+        let key = token.key();
+        match &self.identities {
+            Identities::File(identities) => match identities.current().agent(&key) {
+                Verdict::Known(agent) => {
+                    let standing = AgentStanding::File(Arc::clone(identities));
+                    Ok(AgentPermit { agent, token, key, standing })
+                }
+                Verdict::Revoked(owner) => {
+                    let status = revoked_token();
+                    if let Some(agent) = owner {
+                        self.registry.refused(agent, status.message().to_owned());
+                    }
+                    Err(status)
+                }
+                Verdict::Unknown => Err(unknown_token()),
+            },
+            Identities::GitLab(gitlab) => {
+                let correlation_id = headers.get(CORRELATION_ID).and_then(|value| value.to_str().ok());
+                let call = Call { deadline: None, correlation_id: correlation_id.map(str::to_owned) };
+                let standing = gitlab.agent(&token, &call).await;
+                let known = standing.and_then(|standing| Ok((standing.now()?, standing)));
+                match known {
+                    Ok((info, standing)) => {
+                        let agent = Arc::new(described(&info));
+                        Ok(AgentPermit { agent, token, key, standing: AgentStanding::GitLab(standing) })
+                    }
+                    Err(error) => {
+                        tracing::warn!(token = %key, error = %crate::error::chain(&error), "agent turned away");
+                        Err(error.for_agent())
+                    }
+                }
+            }
+        }
     }
 }
 
-/// Which agent sent this metadata; `registry` remembers a refusal for those who ask where the agent is.
-pub fn agent(
-    identities: &Arc<IdentitySource>,
-    registry: &Registry,
-    metadata: &MetadataMap,
-) -> Result<AgentPermit, Status> {
-    let missing = || Status::unauthenticated("Request unauthenticated with bearer");
-    let value = metadata.get("authorization").ok_or_else(missing)?;
-    let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| missing())?;
-    let key = TokenKey::of(bearer(&value).ok_or_else(missing)?.as_bytes());
-    match identities.current().agent(&key) {
-        Verdict::Known(agent) => Ok(AgentPermit { agent, key, identities: Arc::clone(identities) }),
-        Verdict::Revoked(owner) => {
-            let status = revoked_token();
-            if let Some(agent) = owner {
-                registry.refused(agent, status.message().to_owned());
+/// A service for agents only: a call is authenticated by its head alone, before any of its body is read.
+#[derive(Clone, Debug)]
+pub struct Guarded<S> {
+    inner: S,
+    admission: Admission,
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, B> tower_service::Service<http::Request<B>> for Guarded<S>
+where
+    S: tower_service::Service<http::Request<B>, Response = http::Response<tonic::body::Body>>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        // The one that was polled ready is the one to call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let admission = self.admission.clone();
+        Box::pin(async move {
+            match admission.agent(request.headers()).await {
+                Ok(permit) => {
+                    request.extensions_mut().insert(permit);
+                    inner.call(request).await
+                }
+                Err(status) => Ok(status.into_http()),
             }
-            Err(status)
-        }
-        Verdict::Unknown => Err(unknown_token()),
+        })
     }
 }
 
@@ -141,7 +274,7 @@ impl CallerPermit {
 }
 
 /// Which caller sent these headers, and which agent it wants: `Authorization: Bearer postern:<agent id>:<token>`.
-pub fn caller(identities: &Arc<IdentitySource>, headers: &HeaderMap) -> Result<CallerPermit, ApiFailure> {
+pub async fn caller(identities: &Identities, headers: &HeaderMap) -> Result<CallerPermit, ApiFailure> {
     let refuse =
         |message: &str| ApiFailure::new(StatusCode::UNAUTHORIZED, format!("Unauthorized: {message}"));
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -161,6 +294,9 @@ pub fn caller(identities: &Arc<IdentitySource>, headers: &HeaderMap) -> Result<C
     if token.is_empty() {
         return Err(refuse("Authorization header: empty token"));
     }
+    let Identities::File(identities) = identities else {
+        return Err(refuse("Authorization header: unknown token type"));
+    };
     let key = TokenKey::of(token.as_bytes());
     match identities.current().caller(&key) {
         Verdict::Known(caller) if caller.agents.contains(&agent) => {
@@ -181,30 +317,31 @@ pub fn caller(identities: &Arc<IdentitySource>, headers: &HeaderMap) -> Result<C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
     use std::io::Write;
 
-    fn source(text: &str) -> (tempfile::NamedTempFile, Arc<IdentitySource>) {
+    fn source(text: &str) -> (tempfile::NamedTempFile, Identities) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let source = IdentitySource::load(file.path().to_owned()).unwrap();
-        (file, source)
+        (file, Identities::File(source))
     }
 
-    #[test]
-    fn callers_are_refused_with_the_reason_and_without_the_token() {
+    #[tokio::test]
+    async fn callers_are_refused_with_the_reason_and_without_the_token() {
         let hash = TokenKey::of(b"SECRET").to_hex();
         let (_file, identities) = source(&format!(
             "agents: [{{id: 1, name: a, token_sha256: []}}, {{id: 2, name: b, token_sha256: []}}]\n\
              callers: [{{name: ci, agents: [1], token_sha256: [{hash}]}}]"
         ));
-        let ask = |value: Option<&str>| {
+        let ask = async |value: Option<&str>| {
             let mut headers = HeaderMap::new();
             if let Some(value) = value {
                 headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
             }
-            caller(&identities, &headers).map(|permit| permit.caller.name.clone())
+            caller(&identities, &headers).await.map(|permit| permit.caller.name.clone())
         };
-        assert_eq!(ask(Some("Bearer postern:1:SECRET")), Ok("ci".to_owned()));
+        assert_eq!(ask(Some("Bearer postern:1:SECRET")).await, Ok("ci".to_owned()));
         for (value, code, words) in [
             (None, 401, "no valid credentials"),
             (Some("Basic SECRET"), 401, "expecting Bearer"),
@@ -216,7 +353,7 @@ mod tests {
             (Some("Bearer postern:2:SECRET"), 403, "may not reach agent 2"),
             (Some("Bearer postern:3:SECRET"), 403, "may not reach agent 3"),
         ] {
-            let failure = ask(value).unwrap_err();
+            let failure = ask(value).await.unwrap_err();
             assert_eq!(failure.code.as_u16(), code, "{value:?}");
             assert!(failure.message.contains(words), "{failure:?}");
             assert!(!failure.message.contains("SECRET"));

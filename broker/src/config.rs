@@ -3,6 +3,7 @@
 
 mod file;
 
+use crate::{gitaly::ManifestLimits, gitlab, rate::Rate};
 use file::{File, NOT_IN_FORCE, Span};
 use postern_certs::CertFiles;
 use std::{
@@ -11,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use url::Url;
 
 /// kas' defaults; the addresses are its documented ones.
 const AGENTS: &str = "127.0.0.1:8150";
@@ -34,14 +36,66 @@ pub struct Config {
     pub kubernetes_api: Option<KubernetesApiConfig>,
     /// Probes and metrics.
     pub observability: ObservabilityConfig,
-    /// The YAML file of agents and callers.
-    pub identities_file: PathBuf,
+    /// Who says who is who, and where repositories are.
+    pub provider: Provider,
+    /// Where GitLab Rails connects; absent: off.
+    pub api: Option<ApiConfig>,
+    /// How often usage counters go to GitLab; absent: never.
+    pub usage_reporting_period: Option<Duration>,
     /// How long running requests may take to finish once the broker drains.
     pub shutdown_grace: Duration,
     /// How long new connections are still accepted after readiness was turned off.
     pub listen_grace: Duration,
     /// Keys of the file that are accepted and change nothing yet, as dotted paths.
     pub not_in_force: Vec<String>,
+}
+
+/// Who says who is who, and where repositories are: one of two, since agents of both could have the same id.
+#[derive(Debug)]
+pub enum Provider {
+    /// A YAML file of agents and callers; repositories are local.
+    Embedded {
+        /// The file.
+        identities_file: PathBuf,
+    },
+    /// GitLab Rails and Gitaly.
+    GitLab(Box<GitLabConfig>),
+}
+
+/// GitLab's Rails and Gitaly, and what is asked of them how often.
+#[derive(Debug)]
+pub struct GitLabConfig {
+    /// `http` or `https`; a path in it stays in front of the API's own.
+    pub address: Url,
+    /// As browsers know GitLab; requests of its pages are served (CORS).
+    pub external_url: Option<Url>,
+    /// Shared with Rails.
+    pub authentication_secret_file: PathBuf,
+    /// Trusted beside the system's roots.
+    pub ca_certificate_file: Option<PathBuf>,
+    /// Calls to Rails.
+    pub rate: Rate,
+    /// How long answers about agents, projects and jobs are good for.
+    pub periods: gitlab::Periods,
+    /// Calls to all Gitaly servers together.
+    pub gitaly_rate: Rate,
+    /// Calls to one Gitaly server.
+    pub gitaly_rate_per_server: Rate,
+    /// How often manifest repositories are looked at.
+    pub gitops_poll_period: Duration,
+    /// What one agent may ask for at a time.
+    pub manifests: ManifestLimits,
+}
+
+/// The listener for GitLab Rails.
+#[derive(Debug)]
+pub struct ApiConfig {
+    /// The socket.
+    pub listen: ListenConfig,
+    /// What Rails signs its JWTs with, base64.
+    pub authentication_secret_file: PathBuf,
+    /// Upper bound for connections.
+    pub max_connection_age: Duration,
 }
 
 /// A socket to listen on.
@@ -277,7 +331,9 @@ impl Reader<'_> {
             agents,
             kubernetes_api,
             observability,
-            identities_file: self.base.join(identities_file?),
+            provider: Provider::Embedded { identities_file: self.base.join(identities_file?) },
+            api: None,
+            usage_reporting_period: None,
             shutdown_grace,
             listen_grace,
             not_in_force,
@@ -423,7 +479,9 @@ mod tests {
         let config = parse("embedded: {identities_file: ids.yaml}").unwrap();
         assert_eq!(config.agents.listen.address.to_string(), "127.0.0.1:8150");
         assert_eq!(config.observability.listen.address.to_string(), "127.0.0.1:8151");
-        assert_eq!(config.identities_file, Path::new("/etc/kas/ids.yaml"));
+        assert!(
+            matches!(config.provider, Provider::Embedded { identities_file } if identities_file == Path::new("/etc/kas/ids.yaml"))
+        );
         assert!(config.kubernetes_api.is_none());
         assert!(!config.agents.websocket);
     }

@@ -1,7 +1,6 @@
 //! GitLab Rails, asked over its internal REST API as a kas asks it. Before it: whoever must know who an agent, a job or a
-//! user is. After it: GitLab. This is a complete client with tests of its own; the identities of [`crate::auth`] still come
-//! from a file alone, and later steps put this behind the same seam. It never shows a token, follows no redirect and
-//! tries nothing twice: those who call know whether it is worth it.
+//! user is, mostly [`crate::auth`]. After it: GitLab. It never shows a token, follows no redirect and tries nothing twice:
+//! those who call know whether it is worth it.
 
 mod answers;
 pub mod cache;
@@ -10,6 +9,7 @@ mod error;
 mod module_request;
 mod remembered;
 mod secret;
+pub mod standing;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -1,6 +1,7 @@
 //! Who may connect and who may call, from a YAML file: the embedded provider beside GitLab's. Reloaded when the
 //! file changes; a bad change keeps the last good one. It holds hashes of tokens, never a token.
 
+use crate::repositories::Place;
 use arc_swap::ArcSwap;
 use postern_certs::watch::FileWatch;
 use postern_wire::{
@@ -16,7 +17,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// An agent as the file describes it.
+/// An agent, whoever says so: this file or GitLab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// Positive and unique.
@@ -27,8 +28,8 @@ pub struct Agent {
     pub project_id: ProjectId,
     /// `group/project`.
     pub project_path: String,
-    /// A local git repository, bare or not; absent: an empty configuration.
-    pub repository: Option<PathBuf>,
+    /// Of its configuration.
+    pub repository: Place,
 }
 
 /// A caller of the Kubernetes API.
@@ -200,7 +201,7 @@ fn parse(text: &str, path: &Path) -> Result<Identities, IdentitiesError> {
             name: entry.name,
             project_id: ProjectId(entry.project.id),
             project_path: entry.project.path,
-            repository: entry.repository.map(|repository| base.join(repository)),
+            repository: entry.repository.map_or(Place::Nowhere, |path| Place::Local(base.join(path))),
         });
         for key in keys(&mut problems, &owner, &entry.token_sha256) {
             identities.agents.insert(key, Arc::clone(&agent));

@@ -5,9 +5,8 @@
 //! cancels the request at the cluster. No body is ever held whole.
 
 use crate::{
-    auth::{self, CallerPermit},
+    auth::{self, CallerPermit, Identities},
     error::{ApiFailure, chain},
-    identities::IdentitySource,
     observability::Metrics,
     tunnel::{
         registry::Registry,
@@ -47,7 +46,7 @@ const METHOD: &str = "/gitlab.agent.kubernetes_api.rpc.KubernetesApi/MakeRequest
 #[derive(Debug)]
 pub struct KubernetesApi {
     /// Who may call.
-    pub identities: Arc<IdentitySource>,
+    pub identities: Identities,
     /// Where tunnels are.
     pub registry: Arc<Registry>,
     /// Begins and ends with a slash; what follows it is the path in the cluster.
@@ -184,7 +183,7 @@ impl KubernetesApi {
             let message = format!("Bad request: URL does not start with expected prefix {prefix}");
             ApiFailure::new(StatusCode::BAD_REQUEST, message)
         })?;
-        let permit = auth::caller(&self.identities, &parts.headers)?;
+        let permit = auth::caller(&self.identities, &parts.headers).await?;
         account.caller.clone_from(&permit.caller.name);
         account.agent = Some(permit.agent.0);
 

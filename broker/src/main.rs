@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Parser;
 use postern_broker::{
     app::{self, Drained, PROGRAM},
-    config::Config,
+    config::{Config, Provider},
     identities::IdentitySource,
 };
 use std::{path::PathBuf, process::ExitCode};
@@ -49,7 +49,9 @@ fn run() -> anyhow::Result<ExitCode> {
     let file = flags.configuration_file.context("--configuration-file is required")?;
     let config = Config::load(&file)?;
     if flags.check {
-        IdentitySource::load(config.identities_file.clone())?;
+        if let Provider::Embedded { identities_file } = &config.provider {
+            IdentitySource::load(identities_file.clone())?;
+        }
         for key in &config.not_in_force {
             println!("{key} is accepted and not in force yet");
         }

@@ -11,7 +11,7 @@ use std::{
 use tonic::metadata::AsciiMetadataValue;
 
 /// A Gitaly server's token, as Rails hands it out; empty where the server asks for none.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct GitalyToken(Arc<str>);
 
 impl GitalyToken {

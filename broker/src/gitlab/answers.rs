@@ -1,13 +1,11 @@
 //! What GitLab answers, as types. Before it: JSON of any generation; unknown fields are ignored, missing ones empty. After
 //! it: whoever asked. What names folders or decides about rights is checked here, before anything uses it.
 
+use crate::gitaly::{self, GitalyToken};
 use postern_wire::ids::{AgentId, ProjectId};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::collections::{BTreeMap, HashMap};
 
 /// An answer that may be unusable although it is JSON.
 pub(super) trait Check {
@@ -18,6 +16,10 @@ pub(super) trait Check {
 /// `null` is as good as nothing, as in Go.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+fn gitaly_token<'de, D: Deserializer<'de>>(from: D) -> Result<GitalyToken, D::Error> {
+    Ok(GitalyToken::new(nullable::<D, String>(from)?))
 }
 
 /// The id of something in GitLab.
@@ -35,21 +37,11 @@ pub struct GitalyInfo {
     #[serde(default, deserialize_with = "nullable")]
     pub address: String,
     /// Empty: no authentication.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "gitaly_token")]
     pub token: GitalyToken,
     /// Whole gRPC metadata keys and their values.
     #[serde(default, deserialize_with = "nullable")]
     pub features: BTreeMap<String, String>,
-}
-
-/// The secret that Gitaly's HMAC is made with. Its `Debug` shows nothing.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct GitalyToken(pub String);
-
-impl fmt::Debug for GitalyToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "GitalyToken(none)" } else { "GitalyToken(..)" })
-    }
 }
 
 /// A repository in Gitaly's terms; copied as it is.
@@ -74,6 +66,27 @@ pub struct ProjectInfo {
     pub gitaly_repository: GitalyRepository,
     /// Old Rails do not say.
     pub default_branch: Option<String>,
+}
+
+impl ProjectInfo {
+    /// Where its repository is, in the terms of the client that asks there.
+    pub fn source(&self) -> gitaly::Source {
+        let repository = self.gitaly_repository.clone();
+        gitaly::Source {
+            server: gitaly::Server {
+                address: self.gitaly_info.address.clone(),
+                token: self.gitaly_info.token.clone(),
+                features: self.gitaly_info.features.clone(),
+            },
+            repository: gitaly::GitalyRepository {
+                storage_name: repository.storage_name,
+                relative_path: repository.relative_path,
+                gl_repository: repository.gl_repository,
+                gl_project_path: repository.gl_project_path,
+                ..Default::default()
+            },
+        }
+    }
 }
 
 /// Who an agent is, and the project of its configuration.
@@ -389,7 +402,7 @@ mod tests {
 
     #[test]
     fn gitalys_token_cannot_be_printed() {
-        let info = GitalyInfo { token: GitalyToken("SECRET".to_owned()), ..GitalyInfo::default() };
+        let info = GitalyInfo { token: GitalyToken::new("SECRET"), ..GitalyInfo::default() };
         assert!(!format!("{info:?}").contains("SECRET"));
     }
 }

@@ -97,7 +97,22 @@ where
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
-        match self.plan(key, ask) {
+        self.follow(self.plan(key, ask, false)).await
+    }
+
+    /// What `ask` finds out now, whatever is known; it is then known to all. If somebody asks already, that is joined.
+    pub async fn renew<F>(&self, key: K, ask: impl FnOnce() -> F) -> Result<V, E>
+    where
+        F: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        self.follow(self.plan(key, ask, true)).await
+    }
+
+    async fn follow<F>(&self, plan: Plan<V, E, impl FnOnce() -> F>) -> Result<V, E>
+    where
+        F: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        match plan {
             Plan::Known(result) => result,
             Plan::Join(asking) => asking.await,
             Plan::Alone(ask) => ask().await,
@@ -121,13 +136,14 @@ where
         self.len() == 0
     }
 
-    fn plan<F, A>(&self, key: K, ask: A) -> Plan<V, E, A>
+    fn plan<F, A>(&self, key: K, ask: A, anew: bool) -> Plan<V, E, A>
     where
         A: FnOnce() -> F,
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
         let mut state = self.memory.lock();
         if let Some(kept) = state.kept.get(&key)
+            && !anew
             && kept.until.0 > Instant::now()
         {
             return Plan::Known(kept.result.clone());

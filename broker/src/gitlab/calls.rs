@@ -6,7 +6,10 @@ use super::{
     Rails, RailsError, Usage, UsageForm, answers::InfoDocument,
 };
 use http::{HeaderMap, Method};
-use postern_wire::{ids::AgentId, token::AgentToken};
+use postern_wire::{
+    ids::AgentId,
+    token::{AgentToken, TokenKey},
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{collections::HashMap, fmt};
@@ -22,6 +25,20 @@ pub enum ProxyAccess {
     SessionCookie { key: String, csrf_token: String },
     /// A personal access token.
     PersonalAccessToken { key: String },
+}
+
+impl ProxyAccess {
+    /// Tells credentials apart without keeping them; what separates the parts is in none of them.
+    pub(super) fn key(&self) -> TokenKey {
+        match self {
+            Self::SessionCookie { key, csrf_token } => {
+                TokenKey::of(format!("session_cookie\0{key}\0{csrf_token}").as_bytes())
+            }
+            Self::PersonalAccessToken { key } => {
+                TokenKey::of(format!("personal_access_token\0{key}").as_bytes())
+            }
+        }
+    }
 }
 
 impl fmt::Debug for ProxyAccess {

@@ -1,13 +1,18 @@
-//! The client's questions behind caches: who an agent is, what it may read, what a job may reach. Before it: every request
-//! of every agent and job. After it: GitLab, once per token and period. Each caller waits no longer than its own
-//! deadline, while the question itself depends on no caller.
+//! The client's questions behind memories: who an agent is, what it may read, what a job or a user may reach. Before it:
+//! every request of every agent and caller. After it: GitLab, once per token and period. Each caller waits no longer than
+//! its own deadline, while the question itself depends on no caller.
 
 use super::{
-    AgentInfo, AllowedAgents, Call, Fault, JobToken, ProjectInfo, Rails, RailsError,
+    AgentInfo, AllowedAgents, Call, Fault, JobToken, ProjectInfo, ProxyAccess, ProxyUser, Rails, RailsError,
     cache::{Cache, Settings},
+    standing::{Standing, Standings},
 };
-use postern_wire::token::{AgentToken, TokenKey};
-use std::{sync::Arc, time::Duration};
+use postern_wire::{
+    ids::AgentId,
+    token::{AgentToken, TokenKey},
+};
+use std::{fmt, sync::Arc, time::Duration};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long answers are good for.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +21,8 @@ pub struct Periods {
     pub agents: Settings,
     /// Projects of agents.
     pub projects: Settings,
-    /// CI jobs; the bound within which one that ended is noticed.
-    pub jobs: Settings,
+    /// CI jobs and users; the bound within which a job that ended is noticed.
+    pub callers: Settings,
 }
 
 impl Default for Periods {
@@ -31,27 +36,38 @@ impl Default for Periods {
         Self {
             agents: settings(50_000, 300, 60),
             projects: settings(50_000, 300, 60),
-            jobs: settings(50_000, 60, 10),
+            callers: settings(50_000, 60, 10),
         }
     }
 }
 
+/// A user's credential and the agent it was shown for, as hashes.
+type UserKey = (AgentId, TokenKey);
+
 /// The client and what it learnt.
 pub struct Remembered {
     rails: Arc<Rails>,
-    agents: Cache<TokenKey, Arc<AgentInfo>, RailsError>,
+    agents: Standings<TokenKey, AgentInfo>,
     projects: Cache<(TokenKey, String), Arc<ProjectInfo>, RailsError>,
-    jobs: Cache<TokenKey, Arc<AllowedAgents>, RailsError>,
+    jobs: Standings<TokenKey, AllowedAgents>,
+    users: Standings<UserKey, ProxyUser>,
+}
+
+impl fmt::Debug for Remembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remembered").field("rails", &self.rails).finish_non_exhaustive()
+    }
 }
 
 impl Remembered {
-    /// With nothing learnt yet.
-    pub fn new(rails: Arc<Rails>, periods: Periods) -> Self {
+    /// With nothing learnt yet. Tokens in use are asked for again until `stop`.
+    pub fn new(rails: Arc<Rails>, periods: Periods, stop: &CancellationToken, tasks: &TaskTracker) -> Self {
         Self {
             rails,
-            agents: Cache::new(periods.agents),
+            agents: Standings::new(periods.agents, stop.clone(), tasks.clone()),
             projects: Cache::new(periods.projects),
-            jobs: Cache::new(periods.jobs),
+            jobs: Standings::new(periods.callers, stop.clone(), tasks.clone()),
+            users: Standings::new(periods.callers, stop.clone(), tasks.clone()),
         }
     }
 
@@ -61,12 +77,13 @@ impl Remembered {
     }
 
     /// [`Rails::agent_info`].
-    pub async fn agent_info(&self, token: &AgentToken, call: &Call) -> Result<Arc<AgentInfo>, RailsError> {
-        let answer = self.agents.get(token.key(), || {
-            let (rails, token, call) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+    pub async fn agent(&self, token: &AgentToken, call: &Call) -> Result<Standing<AgentInfo>, RailsError> {
+        let (rails, own, again) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+        let standing = self.agents.of(token.key(), move || {
+            let (rails, token, call) = (Arc::clone(&rails), own.clone(), again.clone());
             async move { rails.agent_info(&token, &call).await.map(Arc::new) }
         });
-        self.within(call, "agent_info", answer).await
+        self.within(call, "agent_info", standing).await
     }
 
     /// [`Rails::project_info`].
@@ -85,26 +102,28 @@ impl Remembered {
     }
 
     /// [`Rails::allowed_agents`].
-    pub async fn allowed_agents(
-        &self,
-        token: &JobToken,
-        call: &Call,
-    ) -> Result<Arc<AllowedAgents>, RailsError> {
-        let answer = self.jobs.get(token.key(), || {
-            let (rails, token, call) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+    pub async fn job(&self, token: &JobToken, call: &Call) -> Result<Standing<AllowedAgents>, RailsError> {
+        let (rails, own, again) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+        let standing = self.jobs.of(token.key(), move || {
+            let (rails, token, call) = (Arc::clone(&rails), own.clone(), again.clone());
             async move { rails.allowed_agents(&token, &call).await.map(Arc::new) }
         });
-        self.within(call, "allowed_agents", answer).await
+        self.within(call, "allowed_agents", standing).await
     }
 
-    /// The next question about this agent goes to GitLab.
-    pub fn forget_agent(&self, token: &TokenKey) {
-        self.agents.forget(token);
-    }
-
-    /// The next question about this job goes to GitLab.
-    pub fn forget_job(&self, token: &TokenKey) {
-        self.jobs.forget(token);
+    /// [`Rails::authorize_proxy_user`].
+    pub async fn user(
+        &self,
+        agent: AgentId,
+        access: &Arc<ProxyAccess>,
+        call: &Call,
+    ) -> Result<Standing<ProxyUser>, RailsError> {
+        let (rails, own, again) = (Arc::clone(&self.rails), Arc::clone(access), call.for_all());
+        let standing = self.users.of((agent, access.key()), move || {
+            let (rails, access, call) = (Arc::clone(&rails), Arc::clone(&own), again.clone());
+            async move { rails.authorize_proxy_user(agent, &access, &call).await.map(Arc::new) }
+        });
+        self.within(call, "authorize_proxy_user", standing).await
     }
 
     async fn within<T>(

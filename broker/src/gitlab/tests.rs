@@ -12,6 +12,7 @@ use std::{
     collections::BTreeSet,
     time::{Duration, UNIX_EPOCH},
 };
+use tokio_util::task::TaskTracker;
 
 const TOKEN: &str = "glagent-SECRET-1";
 const JOB: &str = "glcbt-SECRET-2";
@@ -256,28 +257,31 @@ async fn usage_configuration_and_events_are_reported() {
     assert_eq!(field.gitlab.calls(Endpoint::AgentEvents), 1);
 }
 
+fn remembered(field: &Field) -> Remembered {
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    Remembered::new(Arc::clone(&field.client), Periods::default(), &stop, &tasks)
+}
+
 #[tokio::test]
-async fn a_hundred_streams_of_one_agent_ask_once_and_a_forgotten_agent_is_asked_about_again() {
+async fn a_hundred_streams_of_one_agent_ask_once_and_a_refusal_is_remembered() {
     let field = Field::new().await;
-    let remembered = Remembered::new(Arc::clone(&field.client), Periods::default());
+    let remembered = remembered(&field);
     let (agent, around) = (token(), call());
-    let asks = (0..100).map(|_| remembered.agent_info(&agent, &around));
+    let asks = (0..100).map(|_| remembered.agent(&agent, &around));
     for answer in futures::future::join_all(asks).await {
-        assert_eq!(answer.unwrap().agent_id, AgentId(1));
+        assert_eq!(answer.unwrap().now().unwrap().agent_id, AgentId(1));
     }
     assert_eq!(field.gitlab.calls(Endpoint::AgentInfo), 1);
-    field.gitlab.revoke(TOKEN);
-    assert!(remembered.agent_info(&agent, &around).await.is_ok());
-    remembered.forget_agent(&agent.key());
+    let unknown = AgentToken::new("glagent-SECRET-unknown").unwrap();
     for _ in 0..2 {
-        let error = remembered.agent_info(&agent, &around).await.unwrap_err();
+        let error = remembered.agent(&unknown, &around).await.unwrap_err();
         assert_eq!(error.for_agent().code(), tonic::Code::Unauthenticated);
     }
     assert_eq!(field.gitlab.calls(Endpoint::AgentInfo), 2, "a definitive refusal is remembered");
     let job = JobToken::new(JOB).unwrap();
     for _ in 0..2 {
-        remembered.allowed_agents(&job, &around).await.unwrap();
-        remembered.project_info(&agent, "group/public", &around).await.unwrap_err();
+        remembered.job(&job, &around).await.unwrap();
+        remembered.project_info(&agent, "group/public", &around).await.unwrap();
     }
     assert_eq!(field.gitlab.calls(Endpoint::AllowedAgents), 1);
     assert_eq!(field.gitlab.calls(Endpoint::ProjectInfo), 1);

@@ -41,7 +41,7 @@ async fn broker() -> (Caller, Agent) {
         claimed.await.unwrap().send(Box::new(tunnel)).unwrap();
     });
     let api = Arc::new(KubernetesApi {
-        identities: IdentitySource::load(file.path().to_owned()).unwrap(),
+        identities: Identities::File(IdentitySource::load(file.path().to_owned()).unwrap()),
         registry,
         url_path_prefix: "/k8s/".into(),
         agent_wait: Duration::ZERO,

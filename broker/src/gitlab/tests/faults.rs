@@ -113,13 +113,13 @@ async fn a_caller_with_little_time_does_not_stop_the_question_for_the_others() {
     let field = Field::new().await;
     let delay = Some(Duration::from_millis(300));
     field.gitlab.set_faults(Endpoint::AgentInfo, Faults { delay, ..Faults::default() });
-    let remembered = Remembered::new(Arc::clone(&field.client), Periods::default());
+    let remembered = remembered(&field);
     let hurried = Call { deadline: Some(Instant::now() + Duration::from_millis(50)), ..Call::default() };
     let (agent, patient) = (token(), call());
     let (hurried, patient) =
-        tokio::join!(remembered.agent_info(&agent, &hurried), remembered.agent_info(&agent, &patient));
+        tokio::join!(remembered.agent(&agent, &hurried), remembered.agent(&agent, &patient));
     assert!(matches!(hurried.unwrap_err().fault, Fault::Deadline));
-    assert_eq!(patient.unwrap().agent_id, AgentId(1));
+    assert_eq!(patient.unwrap().now().unwrap().agent_id, AgentId(1));
     assert_eq!(field.gitlab.calls(Endpoint::AgentInfo), 1);
 }
 
@@ -128,10 +128,10 @@ async fn a_gitlab_in_trouble_is_not_stormed() {
     let field = Field::new().await;
     let down = Faults { status: Some(StatusCode::BAD_GATEWAY), ..Faults::default() };
     field.gitlab.set_faults(Endpoint::AgentInfo, down);
-    let remembered = Remembered::new(Arc::clone(&field.client), Periods::default());
+    let remembered = remembered(&field);
     let begin = Instant::now();
     for _ in 0..200 {
-        remembered.agent_info(&token(), &call()).await.unwrap_err();
+        remembered.agent(&token(), &call()).await.unwrap_err();
     }
     let allowed = 1 + begin.elapsed().as_millis() / 1_800;
     assert!(u128::from(field.gitlab.calls(Endpoint::AgentInfo)) <= allowed);

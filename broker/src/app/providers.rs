@@ -1,0 +1,103 @@
+//! Opens what says who is who and where repositories are, as the config wants it: files on this machine, or GitLab's
+//! Rails and Gitaly. `app.rs` comes before it; it connects to nothing yet.
+
+use super::PROGRAM;
+use crate::{
+    auth::Identities,
+    config::{Config, GitLabConfig, Provider},
+    gitaly::{
+        self, Gitaly,
+        poller::{self, Pollers},
+    },
+    gitlab::{self, Rails, Remembered},
+    identities::IdentitySource,
+    repositories::{Repositories, local},
+};
+use anyhow::Context;
+use postern_certs::client::ClientTrust;
+use std::{sync::Arc, time::Duration};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A kas' own for GitOps; a manifest repository that cannot be read is looked at less and less often.
+const GITOPS_RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// Everything that is asked.
+pub(super) struct Providers {
+    pub(super) identities: Identities,
+    /// Of agents' configurations.
+    pub(super) repositories: Arc<Repositories>,
+    /// What only GitLab offers.
+    #[expect(dead_code, reason = "the services that need it come next")]
+    pub(super) gitlab: Option<GitLab>,
+}
+
+/// What only GitLab offers.
+pub(super) struct GitLab {
+    pub(super) rails: Arc<Remembered>,
+    pub(super) gitaly: Arc<Gitaly>,
+    /// Of manifest projects, which are looked at in periods of their own.
+    #[expect(dead_code, reason = "the services that need it come next")]
+    pub(super) manifests: Arc<Pollers>,
+}
+
+impl Providers {
+    pub(super) fn open(
+        config: &Config,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> anyhow::Result<Self> {
+        let local = local::Repositories::new(config.agents.poll_period, stop.clone(), tasks.clone());
+        match &config.provider {
+            Provider::Embedded { identities_file } => {
+                let identities = IdentitySource::load(identities_file.clone())?;
+                tasks.spawn(Arc::clone(&identities).keep_fresh(stop.clone()));
+                let repositories = Arc::new(Repositories { local, gitaly: None });
+                Ok(Self { identities: Identities::File(identities), repositories, gitlab: None })
+            }
+            Provider::GitLab(section) => {
+                let gitlab = GitLab::open(section, stop, tasks)?;
+                let periods = poller::Periods { poll: config.agents.poll_period, ..Default::default() };
+                let pollers = Pollers::new(Arc::clone(&gitlab.gitaly), periods, stop.clone(), tasks.clone());
+                let repositories = Arc::new(Repositories { local, gitaly: Some(pollers) });
+                let identities = Identities::GitLab(Arc::clone(&gitlab.rails));
+                Ok(Self { identities, repositories, gitlab: Some(gitlab) })
+            }
+        }
+    }
+}
+
+impl GitLab {
+    fn open(section: &GitLabConfig, stop: &CancellationToken, tasks: &TaskTracker) -> anyhow::Result<Self> {
+        let trust =
+            ClientTrust::load(section.ca_certificate_file.clone()).context("gitlab.ca_certificate_file")?;
+        if section.ca_certificate_file.is_some() {
+            let (trust, stop) = (Arc::clone(&trust), stop.clone());
+            tasks.spawn(trust.keep_fresh(stop));
+        }
+        let rails = Rails::new(gitlab::Config {
+            address: section.address.clone(),
+            authentication_secret_file: section.authentication_secret_file.clone(),
+            trust: Arc::clone(&trust),
+            program: PROGRAM,
+            rate: section.rate,
+            limits: gitlab::Limits::default(),
+        })?;
+        tasks.spawn(rails.keep_fresh(stop.clone()));
+        let rails = Arc::new(Remembered::new(Arc::new(rails), section.periods, stop, tasks));
+        let options = gitaly::Options {
+            user_agent: PROGRAM.to_string(),
+            global: section.gitaly_rate,
+            per_server: section.gitaly_rate_per_server,
+            ..gitaly::Options::default()
+        };
+        // Gitaly of an installation with a CA of its own has a certificate of that CA, too.
+        let gitaly = Arc::new(Gitaly::new(options, trust));
+        let periods = poller::Periods {
+            poll: section.gitops_poll_period,
+            retry_max: GITOPS_RETRY_MAX,
+            ..Default::default()
+        };
+        let manifests = Arc::new(Pollers::new(Arc::clone(&gitaly), periods, stop.clone(), tasks.clone()));
+        Ok(Self { rails, gitaly, manifests })
+    }
+}
