@@ -3,7 +3,7 @@
 
 use crate::harness::{
     AGENT, Field, Options, PATIENCE, Process,
-    http::{Client, full, probe},
+    http::{Client, full, get, probe, status},
     until,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -121,27 +121,6 @@ async fn a_running_agent_moves_to_a_new_token_loses_a_revoked_one_and_returns_wi
     replace(&file, third);
     field.ready().await;
     assert_eq!(Client::new(&field).await.get("/version").await.0, 200);
-}
-
-/// Sends a GET with these headers and no others, on a connection of its own.
-async fn get(field: &Field, path: &str, headers: &[(&str, &str)]) -> Response<Incoming> {
-    let mut client = Client::new(field).await;
-    let mut request = Request::builder().uri(format!("/k8s-proxy{path}")).header("host", "localhost");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    client.raw(request.body(full("")).unwrap()).await.expect("an answer")
-}
-
-/// Checks that an answer is a Kubernetes `Status` of that code; returns its message.
-async fn status(response: Response<Incoming>, code: u16, reason: &str) -> String {
-    assert_eq!(response.status().as_u16(), code, "{response:?}");
-    assert_eq!(response.headers()["content-type"], "application/json");
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    let status: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((&status["kind"], &status["apiVersion"]), (&"Status".into(), &"v1".into()), "{status}");
-    assert_eq!((&status["code"], &status["reason"]), (&code.into(), &reason.into()), "{status}");
-    status["message"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]

@@ -9,18 +9,15 @@ mod small_messages;
 pub(crate) mod tunnel;
 
 use crate::harness::{
-    AGENT, Field, Options, PATIENCE, Process, cache,
+    AGENT, Field, Options, PATIENCE, Process,
     http::{self, full},
+    program::Program,
     until,
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use std::{path::Path, process::Stdio};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
-    time::timeout,
-};
+use std::path::Path;
+use tokio::time::timeout;
 
 const REGISTER: &str = "/gitlab.agent.agent_registrar.rpc.AgentRegistrar/Register";
 const MAKE_REQUEST: &str = "/gitlab.agent.kubernetes_api.rpc.KubernetesApi/MakeRequest";
@@ -68,71 +65,11 @@ enum Maker {
     GrpcJs,
 }
 
-/// A program of `clients/`, driven a line at a time; gone when dropped.
-struct Program {
-    _child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Program {
-    fn start(program: &Path, script: &str, arguments: &[&str]) -> Self {
-        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
-        let mut command = Command::new(program);
-        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
-            command.env_remove(proxy);
-        }
-        command
-            .arg(clients.join(script))
-            .args(arguments)
-            .env("NODE_PATH", cache().join("node/node_modules"))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command.spawn().unwrap_or_else(|error| {
-            panic!("{} does not start ({error}); run `make test`", program.display())
-        });
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped")).lines();
-        Self { _child: child, input, output }
-    }
-
-    fn python(script: &str, arguments: &[&str]) -> Self {
-        Self::start(&cache().join("python/bin/python"), script, arguments)
-    }
-
-    /// An agent of another maker.
-    fn agent(maker: Maker, setup: &Value) -> Self {
-        match maker {
-            Maker::Grpcio => Self::python("grpcio_agent.py", &[&setup.to_string()]),
-            Maker::GrpcJs => Self::start(Path::new("node"), "grpc_js_agent.cjs", &[&setup.to_string()]),
-        }
-    }
-
-    async fn line(&mut self) -> String {
-        let line = timeout(PATIENCE, self.output.next_line()).await.expect("an answer in time");
-        line.expect("readable").expect("the client ended; its own words are above")
-    }
-
-    /// Sends a command and returns the answer.
-    async fn tell(&mut self, command: Value) -> Value {
-        self.order(command).await;
-        self.answer().await
-    }
-
-    async fn order(&mut self, command: Value) {
-        self.input.write_all(format!("{command}\n").as_bytes()).await.expect("the client listens");
-    }
-
-    async fn answer(&mut self) -> Value {
-        serde_json::from_str(&self.line().await).expect("JSON")
-    }
-
-    async fn expect_code(&mut self, command: Value, code: u32) -> Value {
-        let answer = self.tell(command.clone()).await;
-        assert_eq!(answer["code"], code, "{command} -> {answer}");
-        answer
+/// An agent of another maker.
+fn agent(maker: Maker, setup: &Value) -> Program {
+    match maker {
+        Maker::Grpcio => Program::python("grpcio_agent.py", &[&setup.to_string()]),
+        Maker::GrpcJs => Program::start(Path::new("node"), "grpc_js_agent.cjs", &[&setup.to_string()]),
     }
 }
 
@@ -225,7 +162,7 @@ async fn is_served(maker: Maker) {
     let mut field = field_without_agent().await;
     let mut sizes = Vec::new();
     for gzip in [false, true] {
-        let mut agent = Program::agent(maker, &setup(&field, gzip));
+        let mut agent = agent(maker, &setup(&field, gzip));
         let calls = field.edge.lines().iter().filter(|line| line["method"] == REGISTER).count();
         agent.expect_code(json!({"do": "register", "pod": "p".repeat(LONG)}), code::OK).await;
         sizes.push(bytes_in(&mut field.edge, REGISTER, calls).await);
@@ -261,7 +198,7 @@ async fn grpcio_with_a_url_as_authority_is_served_through_websockets_in_odd_size
         for authority in URLS {
             let setup =
                 json!({"target": target, "token": field.agent_token, "gzip": gzip, "authority": authority});
-            let mut agent = Program::agent(Maker::Grpcio, &setup);
+            let mut agent = agent(Maker::Grpcio, &setup);
             plays_an_agent(&field, &mut agent, 500).await;
         }
     }
@@ -269,7 +206,7 @@ async fn grpcio_with_a_url_as_authority_is_served_through_websockets_in_odd_size
     let (_bridge, target) = bridge(&straight, None).await;
     for authority in URLS {
         let setup = json!({"target": target, "token": field.agent_token, "authority": authority});
-        let mut agent = Program::agent(Maker::Grpcio, &setup);
+        let mut agent = agent(Maker::Grpcio, &setup);
         agent.expect_code(json!({"do": "register"}), code::OK).await;
         agent.expect_code(json!({"do": "register", "token": null}), code::UNAUTHENTICATED).await;
     }

@@ -16,8 +16,12 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
+#[path = "harness/gitlab.rs"]
+pub(crate) mod gitlab;
 #[path = "harness/http.rs"]
 pub(crate) mod http;
+#[path = "harness/program.rs"]
+pub(crate) mod program;
 
 /// No single step of any test takes this long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -256,6 +260,10 @@ pub(crate) struct Options {
     pub(crate) configuration: &'static str,
     /// `POSTERN_LOG` of all three, instead of the usual one.
     pub(crate) log: Option<&'static str>,
+    /// The whole of kas.yaml, instead of one with the embedded provider; its first three addresses have port 0.
+    pub(crate) kas: Option<String>,
+    /// What callers say after `Bearer`, instead of a token of the embedded provider.
+    pub(crate) credentials: Option<String>,
 }
 
 impl Options {
@@ -278,11 +286,13 @@ impl Default for Options {
             agent_token: None,
             configuration: "observability: {logging: {level: debug}}\n",
             log: None,
+            kas: None,
+            credentials: None,
         }
     }
 }
 
-fn random() -> String {
+pub(crate) fn random() -> String {
     (0..32).map(|_| char::from(rand::Rng::sample(&mut rand::rng(), rand::distr::Alphanumeric))).collect()
 }
 
@@ -326,16 +336,15 @@ impl Field {
         git(&repository, &["add", "."]);
         git(&repository, &["commit", "-qm", "first"]);
 
-        fs::write(
-            here.join("kas.yaml"),
+        let kas = options.kas.clone().unwrap_or_else(|| {
             format!(
                 "agent:\n  listen: {{address: '127.0.0.1:0', websocket: true}}\n  kubernetes_api:\n    \
                  listen: {{address: '127.0.0.1:0'}}\n    url_path_prefix: /k8s-proxy/\n    agent_wait: {}\n\
                  observability: {{listen: {{address: '127.0.0.1:0'}}}}\nembedded: {{identities_file: identities.yaml}}\n",
                 options.agent_wait
-            ),
-        )
-        .expect("written");
+            )
+        });
+        fs::write(here.join("kas.yaml"), kas).expect("written");
         let (mut broker, broker_agents, broker_kubernetes, broker_probes) =
             Self::start_broker(&here, &options).await;
         Self::pin_broker(&here, broker_agents, broker_kubernetes, broker_probes);
@@ -552,7 +561,12 @@ impl Field {
 
     /// What a caller puts into `Authorization`.
     pub(crate) fn bearer(&self) -> String {
-        format!("Bearer postern:{AGENT}:{}", self.caller_token)
+        format!("Bearer {}", self.credentials())
+    }
+
+    fn credentials(&self) -> String {
+        let given = self.options.credentials.clone();
+        given.unwrap_or_else(|| format!("postern:{AGENT}:{}", self.caller_token))
     }
 
     /// A kubeconfig for callers, through the edge.
@@ -561,11 +575,11 @@ impl Field {
         let file = self.folder.path().join("caller.kubeconfig");
         let text = format!(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster: {{server: 'https://localhost:{}/k8s-proxy', \
-             certificate-authority-data: {}}}\nusers:\n- name: u\n  user: {{token: 'postern:{AGENT}:{}'}}\ncontexts:\n\
+             certificate-authority-data: {}}}\nusers:\n- name: u\n  user: {{token: '{}'}}\ncontexts:\n\
              - name: x\n  context: {{cluster: c, user: u}}\ncurrent-context: x\n",
             self.addresses.edge_tls.port(),
             BASE64_STANDARD.encode(self.ca.pem()),
-            self.caller_token
+            self.credentials()
         );
         fs::write(&file, text).expect("written");
         file

@@ -16,6 +16,8 @@ mod demo;
 mod dialling;
 /// Clients of other makers: grpcio, grpc-js, websockets.
 mod foreign;
+/// The broker as GitLab's kas: Rails, Gitaly and Redis beside it.
+mod gitlab;
 /// Junk, oversize and malformed input on every port.
 mod hostile;
 /// Real kubectl against the real control plane.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream, rustls};
@@ -34,6 +35,38 @@ pub(crate) async fn text(address: SocketAddr, path: &str) -> Option<(u16, String
         Some((status, String::from_utf8_lossy(&body).into_owned()))
     });
     got.await.ok()?
+}
+
+/// Sends a GET with these headers and no others to a path of the cluster, on a connection of its own.
+pub(crate) async fn get(field: &Field, path: &str, headers: &[(&str, &str)]) -> Response<Incoming> {
+    ask(field, "GET", path, headers).await
+}
+
+/// As [`get`], with another method.
+pub(crate) async fn ask(
+    field: &Field,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Response<Incoming> {
+    let mut client = Client::new(field).await;
+    let uri = format!("/k8s-proxy{path}");
+    let mut request = Request::builder().method(method).uri(uri).header("host", "localhost");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.raw(request.body(full("")).expect("a request")).await.expect("an answer")
+}
+
+/// Checks that an answer is a Kubernetes `Status` of that code; returns its message.
+pub(crate) async fn status(response: Response<Incoming>, code: u16, reason: &str) -> String {
+    assert_eq!(response.status().as_u16(), code, "{response:?}");
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let body = response.into_body().collect().await.expect("whole").to_bytes();
+    let status: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!((&status["kind"], &status["apiVersion"]), (&"Status".into(), &"v1".into()), "{status}");
+    assert_eq!((&status["code"], &status["reason"]), (&code.into(), &reason.into()), "{status}");
+    status["message"].as_str().expect("text").to_owned()
 }
 
 /// A TLS client configuration that trusts the field's CA.

@@ -47,6 +47,8 @@ pub struct Options {
     pub secret: [u8; 32],
     /// `None`: plain HTTP.
     pub tls: Option<Tls>,
+    /// Listens there, as one that was restarted; `None`: on a free port of 127.0.0.1.
+    pub address: Option<SocketAddr>,
     /// Where GitLab is installed below the host, such as `/gitlab`; empty for the root.
     pub relative_path: String,
     /// Agents, by their tokens.
@@ -76,6 +78,7 @@ impl Default for Options {
         Options {
             secret: std::array::from_fn(|index| u8::try_from(index).unwrap_or_default()),
             tls: None,
+            address: None,
             relative_path: String::new(),
             agents: Vec::new(),
             projects: Vec::new(),
@@ -91,7 +94,7 @@ impl Default for Options {
 /// Why the stand-in did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No loopback port could be had.
+    /// No loopback port could be had, or not the one that was asked for.
     #[error("the stand-in GitLab cannot listen on 127.0.0.1")]
     Listen(#[source] io::Error),
     /// The certificate or key is not PEM.
@@ -136,10 +139,11 @@ impl State {
 }
 
 impl Rails {
-    /// Listens on a free port of 127.0.0.1 and serves until dropped. Must be called in a Tokio runtime.
+    /// Listens and serves until dropped. Must be called in a Tokio runtime.
     pub async fn start(options: Options) -> Result<Rails, StartError> {
         let acceptor = options.tls.as_ref().map(acceptor).transpose()?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(StartError::Listen)?;
+        let wanted = options.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
+        let listener = TcpListener::bind(wanted).await.map_err(StartError::Listen)?;
         let address = listener.local_addr().map_err(StartError::Listen)?;
         let stop = CancellationToken::new();
         let changing = Changing {
