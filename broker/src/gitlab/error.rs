@@ -130,6 +130,17 @@ impl Fault {
 }
 
 impl RailsError {
+    /// The status that GitLab answered, if it answered one that is no success.
+    pub fn status(&self) -> Option<StatusCode> {
+        match &self.fault {
+            Fault::Unauthorized { .. } => Some(StatusCode::UNAUTHORIZED),
+            Fault::Forbidden { .. } => Some(StatusCode::FORBIDDEN),
+            Fault::NotFound { .. } => Some(StatusCode::NOT_FOUND),
+            Fault::Other { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
     /// What an agent is told when its own identity could not be had. The words are a kas': agents and people know them.
     pub fn for_agent(&self) -> Status {
         match &self.fault {
