@@ -3,11 +3,7 @@
 
 use crate::{
     error::ApiFailure,
-    gitlab::{
-        AgentInfo, Call, RailsError, Remembered,
-        cache::{Lasting, Remember},
-        standing::Standing,
-    },
+    gitlab::{AgentInfo, Call, RailsError, Remembered, standing::Standing},
     identities::{Agent, Caller, IdentitySource, Verdict},
     repositories::Place,
     tunnel::registry::Registry,
@@ -228,7 +224,9 @@ where
     loop {
         let pause = AGAIN.mul_f64(rand::rng().random_range(1.0..2.0));
         match ask().await {
-            Err(error) if error.lasting() != Lasting::Definitive && Instant::now() + pause < until => {
+            Err(error)
+                if error.status().is_none_or(|s| s.is_server_error()) && Instant::now() + pause < until =>
+            {
                 sleep(pause).await;
             }
             settled => return settled,
