@@ -2,6 +2,7 @@
 //! whenever a commit changes it. It reads from `repositories.rs`; what an agent does with it is the agent's.
 
 mod document;
+pub mod report;
 
 use crate::{
     auth::{self, AgentPermit},

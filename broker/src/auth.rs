@@ -3,7 +3,7 @@
 
 use crate::{
     error::ApiFailure,
-    gitlab::{AgentInfo, Call, Remembered, standing::Standing},
+    gitlab::{AgentInfo, Call, RailsError, Remembered, standing::Standing},
     identities::{Agent, Caller, IdentitySource, Verdict},
     repositories::Place,
     tunnel::registry::Registry,
@@ -15,13 +15,23 @@ use postern_wire::{
     metadata::CORRELATION_ID,
     token::{AgentToken, TokenKey, bearer},
 };
+use rand::Rng;
 use std::{
     future::Future,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tonic::{Status, server::NamedService};
+
+/// How long an agent's call is held while GitLab cannot say who it is; less than any agent waits.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two questions meanwhile; up to twice that.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Who says who is who.
 #[derive(Clone, Debug)]
@@ -181,9 +191,7 @@ impl Admission {
             Identities::GitLab(gitlab) => {
                 let correlation_id = headers.get(CORRELATION_ID).and_then(|value| value.to_str().ok());
                 let call = Call { deadline: None, correlation_id: correlation_id.map(str::to_owned) };
-                let standing = gitlab.agent(&token, &call).await;
-                let known = standing.and_then(|standing| Ok((standing.now()?, standing)));
-                match known {
+                match patiently(|| ask(gitlab, &token, &call)).await {
                     Ok((info, standing)) => {
                         let agent = Arc::new(described(&info));
                         Ok(AgentPermit { agent, token, key, standing: AgentStanding::GitLab(standing) })
@@ -194,6 +202,34 @@ impl Admission {
                     }
                 }
             }
+        }
+    }
+}
+
+async fn ask(
+    gitlab: &Remembered,
+    token: &AgentToken,
+    call: &Call,
+) -> Result<(Arc<AgentInfo>, Standing<AgentInfo>), RailsError> {
+    let standing = gitlab.agent(token, call).await?;
+    Ok((standing.now()?, standing))
+}
+
+/// Asks again for a while where GitLab has trouble: agents that are turned away stay away for minutes.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, RailsError>
+where
+    F: Future<Output = Result<T, RailsError>>,
+{
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let pause = AGAIN.mul_f64(rand::rng().random_range(1.0..2.0));
+        match ask().await {
+            Err(error)
+                if error.status().is_none_or(|s| s.is_server_error()) && Instant::now() + pause < until =>
+            {
+                sleep(pause).await;
+            }
+            settled => return settled,
         }
     }
 }

@@ -130,6 +130,17 @@ impl Fault {
 }
 
 impl RailsError {
+    /// The status that GitLab answered, if it answered one that is no success.
+    pub fn status(&self) -> Option<StatusCode> {
+        match &self.fault {
+            Fault::Unauthorized { .. } => Some(StatusCode::UNAUTHORIZED),
+            Fault::Forbidden { .. } => Some(StatusCode::FORBIDDEN),
+            Fault::NotFound { .. } => Some(StatusCode::NOT_FOUND),
+            Fault::Other { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
     /// What an agent is told when its own identity could not be had. The words are a kas': agents and people know them.
     pub fn for_agent(&self) -> Status {
         match &self.fault {
@@ -153,6 +164,10 @@ impl Remember for RailsError {
         match &self.fault {
             // Our own credential: right again as soon as the secret or the clock is.
             Fault::Unauthorized { reason } if reason.is_about_our_jwt() => Lasting::Transient,
+            // These calls name nothing that could be missing: all of GitLab's side is switched off, or not GitLab's.
+            Fault::NotFound { .. } if matches!(self.call, "agent_info" | "allowed_agents") => {
+                Lasting::Transient
+            }
             Fault::Unauthorized { .. } | Fault::Forbidden { .. } | Fault::NotFound { .. } => {
                 Lasting::Definitive
             }
@@ -184,7 +199,7 @@ mod tests {
             (of(401), Code::Unauthenticated, "unauthenticated", Lasting::Definitive),
             (jwt, Code::Unauthenticated, "unauthenticated", Lasting::Transient),
             (of(403), Code::PermissionDenied, "forbidden", Lasting::Definitive),
-            (of(404), Code::NotFound, "agent not found", Lasting::Definitive),
+            (of(404), Code::NotFound, "agent not found", Lasting::Transient),
             (of(302), Code::Unavailable, "unavailable", Lasting::Transient),
             (of(429), Code::Unavailable, "unavailable", Lasting::Transient),
             (of(500), Code::Unavailable, "unavailable", Lasting::Transient),
@@ -202,6 +217,8 @@ mod tests {
             assert_eq!((status.code(), status.message()), (code, message), "{error:?}");
             assert_eq!(error.lasting(), lasting, "{error:?}");
         }
+        let missing = RailsError { call: "project_info", host: "h:1".into(), fault: of(404) };
+        assert_eq!(missing.lasting(), Lasting::Definitive, "a project may be missing");
     }
 
     #[test]
