@@ -8,7 +8,6 @@ use crate::harness::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http_body_util::BodyExt;
-use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::{fs, net::SocketAddr, path::Path};
@@ -269,7 +268,7 @@ async fn an_identity_that_the_agent_already_takes_on_cannot_be_exchanged_by_a_ca
 }
 
 /// Every form in which a token could slip into a log.
-fn forms(secret: &str) -> Vec<String> {
+pub(crate) fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned(), hex(secret.as_bytes()), format!("{:?}", secret.as_bytes())];
     forms[2] = forms[2].trim_matches(['[', ']']).to_owned();
     // In base64 the neighbours decide about the ends; what stays is the same for one of three beginnings.

@@ -21,14 +21,14 @@ use tokio::{
 const COMMAND: Duration = Duration::from_secs(120);
 
 /// A kubectl that goes through the tunnel, in a working directory of its own.
-struct Kubectl {
+pub(crate) struct Kubectl {
     binary: PathBuf,
     kubeconfig: PathBuf,
     home: tempfile::TempDir,
 }
 
 impl Kubectl {
-    fn new(field: &Field) -> Self {
+    pub(crate) fn new(field: &Field) -> Self {
         let binary = cache().join("kubectl/usr/bin/kubectl");
         assert!(binary.exists(), "{} is missing; run `make test`", binary.display());
         Self { binary, kubeconfig: field.kubeconfig(), home: tempfile::tempdir().unwrap() }
@@ -63,7 +63,7 @@ impl Kubectl {
     }
 
     /// Runs a command that must succeed; its standard output.
-    async fn ok(&self, arguments: &[&str], input: &[u8]) -> String {
+    pub(crate) async fn ok(&self, arguments: &[&str], input: &[u8]) -> String {
         let output = self.output(arguments, input).await;
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {arguments:?}: {error}");

@@ -120,7 +120,9 @@ def main():
         client = Client(generate(folder))
         print(json.dumps({"services": sorted(client.services)}), flush=True)
         for line in sys.stdin:
-            print(json.dumps(client.call(json.loads(line))), flush=True)
+            command = json.loads(line)
+            answer = {"jwt": token(**command["sign"])} if "sign" in command else client.call(command)
+            print(json.dumps(answer), flush=True)
 
 
 main()

@@ -1,7 +1,7 @@
 //! A field whose broker asks GitLab: stand-ins of Rails and Gitaly in this process, git repositories on disk, and a
 //! kas.yaml that names them. What there is, who may reach what and with which token is in [`World`].
 
-use super::{AGENT, Field, Options, PATIENCE, git, program::Program, random};
+use super::{AGENT, Field, Options, PATIENCE, Process, git, program::Program, random};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use stand_ins::{
@@ -298,6 +298,17 @@ impl GitLabField {
         head(&folder(self.repositories.path(), project))
     }
 
+    /// Another pod of the agent.
+    pub(crate) async fn replica(&self) -> Process {
+        self.agent_with(&self.tokens.agent).await
+    }
+
+    /// An agent beside the first one, with this token; nobody waits for it to be ready.
+    pub(crate) async fn agent_with(&self, token: &str) -> Process {
+        let options = Options { agent_token: Some(token.to_owned()), ..self.field.options.clone() };
+        self.field.agent_beside(&options).await.0
+    }
+
     /// A client with stubs of its own.
     pub(crate) async fn grpcio(&self) -> Grpcio {
         let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wire/proto");
@@ -320,6 +331,12 @@ impl Grpcio {
     /// As Rails signs it: an audience, integers, a minute.
     pub(crate) fn claims() -> Value {
         json!({"iss": "gitlab.example.com", "aud": "gitlab-kas", "iat": 0, "nbf": -5, "exp": 60})
+    }
+
+    /// A JWT of Rails with these claims.
+    pub(crate) async fn sign(&mut self, claims: Value) -> String {
+        let command = json!({"sign": {"secret": self.secret, "claims": claims}});
+        self.program.tell(command).await["jwt"].as_str().expect("a JWT").to_owned()
     }
 
     /// A call of Rails; how it ended and what was answered.
