@@ -28,3 +28,12 @@ async fn the_tour_works_with_a_real_control_plane() {
     let said = tour(&["--cluster", "control-plane"]).await;
     assert!(said.contains("the watch sees it go"), "{said}");
 }
+
+#[tokio::test]
+async fn the_tour_works_with_gitlab_stand_ins() {
+    let said = tour(&["--gitlab"]).await;
+    for step in ["stand-ins for Rails", "kas.yaml", "list", "watch", "delete", "refuse a wrong token", "429"]
+    {
+        assert!(said.contains(step), "{step} in {said}");
+    }
+}

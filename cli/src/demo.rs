@@ -7,6 +7,7 @@ mod child;
 mod client;
 mod cluster;
 mod field;
+mod gitlab;
 mod place;
 mod repository;
 mod tour;
@@ -23,7 +24,8 @@ use child::{Child, ChildError};
 use client::Server;
 use cluster::Cluster;
 use field::{Field, Programs};
-use place::Place;
+use gitlab::GitLab;
+use place::{Callers, Place};
 
 /// For one program to finish what it is doing; longer than the drains that `place` configures.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
@@ -41,6 +43,10 @@ pub(crate) struct Options {
     /// Which cluster to reach
     #[arg(long, value_enum, default_value_t = Choice::StandIn)]
     cluster: Choice,
+    /// Lets the broker be the kas of a GitLab: small imitations of Rails and Gitaly in this process say who is who, and
+    /// the cluster is reached as a CI job
+    #[arg(long)]
+    gitlab: bool,
     /// Keeps all files here instead of in a temporary directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -81,12 +87,14 @@ async fn demo(options: Options) -> anyhow::Result<ExitCode> {
     };
 
     let programs = Programs::find()?;
-    let mut place = Place::open(options.dir.as_deref())?;
+    let callers = if options.gitlab { Callers::GitLab } else { Callers::File };
+    let mut place = Place::open(options.dir.as_deref(), callers)?;
     let mut children = Vec::new();
-    // Outlives the children: what they still do during their drain may need it.
+    // These outlive the children: what they still do during their drain may need them.
     let mut cluster = None;
+    let gitlab = if options.gitlab { Some(GitLab::start(&place).await?) } else { None };
     let walked = tokio::select! {
-        walked = walk(&options, &programs, &place, &mut cluster, &mut children) => walked,
+        walked = walk(&options, &programs, &place, &mut cluster, gitlab.as_ref(), &mut children) => walked,
         () = asked_to_end() => Ok(Ended::Interrupted),
     };
     if let Ok(Ended::Interrupted) = walked {
@@ -135,6 +143,7 @@ async fn walk(
     programs: &Programs,
     place: &Place,
     cluster: &mut Option<Cluster>,
+    gitlab: Option<&GitLab>,
     children: &mut Vec<Child>,
 ) -> anyhow::Result<Ended> {
     let mut began = Instant::now();
@@ -149,11 +158,26 @@ async fn walk(
         }
     });
     println!("Cluster:     {}", cluster.what);
-    let field = Field::start(programs, place, cluster, options.once, children).await?;
+    if let Some(gitlab) = gitlab {
+        println!(
+            "GitLab:      small stand-ins for Rails ({}) and Gitaly ({})",
+            gitlab.address(),
+            gitlab.gitaly()
+        );
+    }
+    let field = Field::start(programs, place, cluster, gitlab, options.once, children).await?;
     let edge = Server::tls(field.edge, &place.ca.pem());
     println!("Running:     edge, broker and agent; ready after {:.1?}", began.elapsed());
+    if gitlab.is_some() {
+        println!("Broker:      a kas, by its configuration file {}", field.config.display());
+    }
     if options.once {
-        let visitor = tour::Visitor { edge, token: place.your_token(), hasty_token: place.hasty_token() };
+        let visitor = tour::Visitor {
+            edge,
+            token: place.your_token(),
+            hasty_token: place.hasty_token(),
+            wrong_token: place.wrong_token(),
+        };
         tour::run(&visitor).await?;
         return Ok(Ended::Toured);
     }

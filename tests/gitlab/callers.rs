@@ -257,7 +257,8 @@ async fn a_user_with_a_personal_access_token_comes_as_that_user() {
         format!("Bearer postern:{AGENT}:{}", field.tokens.pat),
         format!("Bearer {}", field.tokens.pat),
     ] {
-        let message = status(get(&field, "/version", &[("authorization", &wrong)]).await, 401, "Unauthorized").await;
+        let message =
+            status(get(&field, "/version", &[("authorization", &wrong)]).await, 401, "Unauthorized").await;
         assert!(!message.contains(&field.tokens.pat), "{message}");
     }
     assert_eq!(field.api().requests().len(), before, "the cluster heard of it");
@@ -265,8 +266,7 @@ async fn a_user_with_a_personal_access_token_comes_as_that_user() {
 
 #[tokio::test]
 async fn a_browser_with_a_session_cookie_comes_as_its_user_from_gitlabs_own_pages_only() {
-    let field =
-        GitLabField::with(Setup { external_url: Some(GITLAB), ..Setup::default() }).await;
+    let field = GitLabField::with(Setup { external_url: Some(GITLAB), ..Setup::default() }).await;
     let cookie = format!("other=1; _gitlab_kas={}; more=2", field.tokens.cookie);
     let agent = AGENT.to_string();
     let usual = [
@@ -310,8 +310,12 @@ async fn a_browser_with_a_session_cookie_comes_as_its_user_from_gitlabs_own_page
     carries_no_secret(&field, &request);
 
     let before = field.api().requests().len();
-    for origin in ["https://evil.example.com", "https://gitlab.example.com.evil.com", "null", "http://gitlab.example.com"]
-    {
+    for origin in [
+        "https://evil.example.com",
+        "https://gitlab.example.com.evil.com",
+        "null",
+        "http://gitlab.example.com",
+    ] {
         for method in ["GET", "OPTIONS", "POST"] {
             let mut foreign = usual;
             foreign[3].1 = origin;
@@ -347,10 +351,14 @@ async fn a_browser_with_a_session_cookie_comes_as_its_user_from_gitlabs_own_page
 async fn each_request_leaves_one_line_that_says_who_what_and_how_it_went() {
     let mut field = GitLabField::start().await;
     let wrong = "glcbt-wrong-0123456789";
-    assert_eq!(get(&field, "/api/v1/pods?limit=5", &[("authorization", &field.bearer())]).await.status(), 200);
+    assert_eq!(
+        get(&field, "/api/v1/pods?limit=5", &[("authorization", &field.bearer())]).await.status(),
+        200
+    );
     assert_eq!(get(&field, "/api/v1/nodes", &[("authorization", &ci(wrong))]).await.status(), 401);
-    let line =
-        field.broker.logged("request", |line| line["path"].as_str().is_some_and(|path| path.ends_with("/pods")));
+    let line = field
+        .broker
+        .logged("request", |line| line["path"].as_str().is_some_and(|path| path.ends_with("/pods")));
     let line = line.await;
     for (key, value) in [
         ("status", json!(200)),
@@ -366,8 +374,9 @@ async fn each_request_leaves_one_line_that_says_who_what_and_how_it_went() {
     }
     assert!(line["duration_ms"].is_u64(), "{line}");
     assert!(!line.to_string().contains("limit=5"), "a query can hold a secret: {line}");
-    let line =
-        field.broker.logged("request", |line| line["path"].as_str().is_some_and(|path| path.ends_with("/nodes")));
+    let line = field
+        .broker
+        .logged("request", |line| line["path"].as_str().is_some_and(|path| path.ends_with("/nodes")));
     let line = line.await;
     assert_eq!((&line["status"], &line["decision"]), (&json!(401), &json!("refused")), "{line}");
     let pods = |line: &&Value| {

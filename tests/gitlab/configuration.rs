@@ -34,7 +34,8 @@ async fn a_push_that_rails_announces_reaches_the_agent_within_a_second() {
     received(&mut field.agent, &first).await;
     let mut rails = field.grpcio().await;
     let method = "notifications.rpc.Notifications/GitPushEvent";
-    let event = |id: i64, path: &str| json!({"event": {"project": {"id": id.to_string(), "full_path": path}}});
+    let event =
+        |id: i64, path: &str| json!({"event": {"project": {"id": id.to_string(), "full_path": path}}});
     // Of another project first, and of one that nobody reads.
     for (id, path) in [(2, "secret/config"), (99, "group/unknown")] {
         let answer = rails.rails(method, event(id, path)).await;
@@ -60,8 +61,7 @@ async fn three_replicas_get_each_content_and_rails_hears_of_it_once() {
     let mut replicas = [field.replica().await, field.replica().await];
     let said = json!({"observability": {"logging": {"level": "debug"}}});
     let told = async |field: &GitLabField, calls: u64, said: &serde_json::Value| {
-        let known =
-            async || (field.rails().configuration(AGENT).as_ref() == Some(said)).then_some(());
+        let known = async || (field.rails().configuration(AGENT).as_ref() == Some(said)).then_some(());
         until("Rails knows the configuration", known).await;
         assert_eq!(field.rails().calls(Endpoint::AgentConfiguration), calls);
     };
@@ -106,7 +106,8 @@ async fn a_broken_file_shows_the_agent_every_problem_with_its_line() {
     let commit = field.commit(1, &[(FILE, Some(broken))]);
     let line = field.agent.logged("no configuration", |_| true).await;
     let error = line["error"].as_str().unwrap();
-    for word in ["FailedPrecondition", FILE, &commit, "levle", "line 3", "prunes", "line 7", "sometimes", "line 11"]
+    for word in
+        ["FailedPrecondition", FILE, &commit, "levle", "line 3", "prunes", "line 7", "sometimes", "line 11"]
     {
         assert!(error.contains(word), "{word:?} is missing in: {error}");
     }

@@ -219,5 +219,8 @@ async fn events_are_off_unless_they_are_asked_for() {
     let mut rails = field.grpcio().await;
     let authorization = format!("Bearer {}", rails.sign(Grpcio::claims()).await);
     let answer = read(field.api, EVENTS, Some(&authorization)).await;
-    assert_ne!(answer.headers().get("content-type").map(|value| value.as_bytes()), Some(&b"text/event-stream"[..]));
+    assert_ne!(
+        answer.headers().get("content-type").map(|value| value.as_bytes()),
+        Some(&b"text/event-stream"[..])
+    );
 }

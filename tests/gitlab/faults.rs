@@ -60,7 +60,8 @@ fn newcomer(field: &GitLabField, token: &str) -> JoinHandle<Result<String, Statu
         let mut request = Request::new(ConfigurationRequest::default());
         let bearer = MetadataValue::try_from(bearer.as_bytes()).unwrap();
         request.metadata_mut().insert("authorization", bearer);
-        let mut stream = AgentConfigurationClient::new(channel).get_configuration(request).await?.into_inner();
+        let mut stream =
+            AgentConfigurationClient::new(channel).get_configuration(request).await?.into_inner();
         Ok(stream.message().await?.expect("a configuration").commit_id)
     })
 }
@@ -118,7 +119,10 @@ async fn while_rails_is_unwell_what_runs_goes_on_and_what_is_new_is_told_so() {
         set(&field, &faults);
         let (code, message) = new_request(&field, job).await;
         assert_eq!(code, expected, "Rails {what}: {message}");
-        assert!(!message.contains(&field.rails().address().to_string()), "where Rails is, is not for all: {message}");
+        assert!(
+            !message.contains(&field.rails().address().to_string()),
+            "where Rails is, is not for all: {message}"
+        );
         let mut newcomer = newcomer(&field, agent);
         match told {
             Some(code) => {
@@ -161,7 +165,11 @@ async fn a_token_that_rails_refuses_is_refused_alone() {
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
     newcomer(&field, &field.tokens.spare_agents[1]).await.unwrap().expect("it is served");
     // A refusal is remembered: twenty requests within its second or so are one question, or two.
-    assert!(field.rails().calls(Endpoint::AllowedAgents) <= 8, "{}", field.rails().calls(Endpoint::AllowedAgents));
+    assert!(
+        field.rails().calls(Endpoint::AllowedAgents) <= 8,
+        "{}",
+        field.rails().calls(Endpoint::AllowedAgents)
+    );
     watch.goes_on().await;
 }
 
@@ -195,12 +203,9 @@ fn outage() -> Duration {
 
 #[tokio::test]
 async fn an_outage_of_rails_is_survived_without_a_storm() {
-    let mut field = GitLabField::with(Setup {
-        info_cache_ttl: "2s",
-        allowed_agent_cache_ttl: "2s",
-        ..Setup::default()
-    })
-    .await;
+    let mut field =
+        GitLabField::with(Setup { info_cache_ttl: "2s", allowed_agent_cache_ttl: "2s", ..Setup::default() })
+            .await;
     let known = field.bearer();
     let mut watch = Running::open(&field, &known).await;
     let hang_up = Faults { drop_connection: Some(HangUp::BeforeAnswer), ..Faults::default() };
@@ -217,7 +222,8 @@ async fn an_outage_of_rails_is_survived_without_a_storm() {
         newcomers.spawn(async move {
             loop {
                 let bearer = AgentToken::new(token.clone()).unwrap().bearer();
-                let channel = Target::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+                let channel =
+                    Target::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
                 let mut request = Request::new(ConfigurationRequest::default());
                 let bearer = MetadataValue::try_from(bearer.as_bytes()).unwrap();
                 request.metadata_mut().insert("authorization", bearer);
@@ -289,7 +295,10 @@ async fn a_slow_rails_holds_up_those_who_are_new_and_nobody_else() {
         let ((code, _), quick) = tokio::join!(waiting, meanwhile);
         (code, quick)
     };
-    println!("a new request was answered {code} after {:?}; the slowest of the known took {quick:?}", start.elapsed());
+    println!(
+        "a new request was answered {code} after {:?}; the slowest of the known took {quick:?}",
+        start.elapsed()
+    );
     assert_eq!(code, 500);
     assert!(start.elapsed() < Duration::from_secs(28), "{:?}", start.elapsed());
     assert!(quick < Duration::from_secs(3), "{quick:?}");

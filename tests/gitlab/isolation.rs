@@ -122,11 +122,13 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
     assert_eq!(answer["code"], "OK", "{answer}");
     let head = &answer["answers"][0]["header"]["response"];
     assert_eq!(head["status_code"], 200, "{answer}");
-    let echoed: String = answer["answers"].as_array().unwrap().iter().filter_map(|m| m["data"]["data"].as_str()).collect();
+    let echoed: String =
+        answer["answers"].as_array().unwrap().iter().filter_map(|m| m["data"]["data"].as_str()).collect();
     assert_eq!(BASE64_STANDARD.decode(echoed).unwrap(), b"hello");
 
     let own = hex::encode(Sha256::digest(&field.tokens.agent));
-    let seen = field.rails().requests().into_iter().rev().find(|seen| seen.endpoint == Endpoint::Module).unwrap();
+    let seen =
+        field.rails().requests().into_iter().rev().find(|seen| seen.endpoint == Endpoint::Module).unwrap();
     assert_eq!(seen.uri.path(), "/api/v4/internal/kubernetes/modules/stand_in_echo/some/path");
     assert_eq!(seen.uri.query(), Some("q=a+b&q=c"));
     assert_eq!(seen.token.as_deref(), Some(own.as_str()), "asked with another's token");
@@ -158,7 +160,9 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
         let marked = json!({"X-Probe": {"value": ["1"]}});
         let requests = module_request(module, path, &marked, "");
         agent.agent(&field.tokens.agent, MAKE_REQUEST, &requests, json!({"deadline": 5.0})).await;
-        for seen in field.rails().requests().iter().skip(before).filter(|seen| seen.headers.contains_key("x-probe")) {
+        for seen in
+            field.rails().requests().iter().skip(before).filter(|seen| seen.headers.contains_key("x-probe"))
+        {
             let reached = seen.uri.path();
             let rest = reached.strip_prefix("/api/v4/internal/kubernetes/modules/");
             let rest = rest.unwrap_or_else(|| panic!("{module:?} {path:?} reached {reached}"));

@@ -30,19 +30,28 @@ async fn rails_lists_connected_agents_by_project_by_id_and_by_several_ids() {
     ] {
         let answer = rails.rails(method, request.clone()).await;
         assert_eq!(answer["code"], "OK", "{request}: {answer}");
-        let agents = answer["answers"][0]["agents"].as_array().unwrap_or_else(|| panic!("{request}: {answer}"));
+        let agents =
+            answer["answers"][0]["agents"].as_array().unwrap_or_else(|| panic!("{request}: {answer}"));
         // One pod: however many streams it has, however it registered.
         assert_eq!(agents.len(), 1, "{request}: {answer}");
         let agent = &agents[0];
         assert_eq!((&agent["agent_id"], &agent["project_id"]), (&json!("7"), &json!("1")), "{answer}");
         let meta = &agent["agent_meta"];
-        assert_eq!((&meta["pod_name"], &meta["pod_namespace"]), (&json!("agent-0"), &json!("postern")), "{answer}");
+        assert_eq!(
+            (&meta["pod_name"], &meta["pod_namespace"]),
+            (&json!("agent-0"), &json!("postern")),
+            "{answer}"
+        );
         assert!(meta["version"].as_str().is_some_and(|version| version.starts_with('v')), "{answer}");
         assert!(agent["connected_at"].is_string() && agent["connection_id"].is_string(), "{answer}");
     }
     for request in [json!({"agent_id": "8"}), json!({"project_id": "2"}), json!({"project_id": "4711"})] {
         let answer = rails.rails(GET_CONNECTED_AGENTS, request.clone()).await;
-        assert_eq!((&answer["code"], &answer["answers"]), (&json!("OK"), &json!([{}])), "{request}: {answer}");
+        assert_eq!(
+            (&answer["code"], &answer["answers"]),
+            (&json!("OK"), &json!([{}])),
+            "{request}: {answer}"
+        );
     }
     let answer = rails.rails(GET_CONNECTED_AGENTS, json!({})).await;
     assert_eq!(answer["code"], "INVALID_ARGUMENT", "{answer}");
@@ -177,7 +186,8 @@ async fn only_a_good_jwt_of_rails_lets_a_call_in() {
         }
     }
     // Each listener serves its own only.
-    let own = rails.agent(&field.tokens.agent, GET_CONNECTED_AGENTS, &[json!({"agent_id": "7"})], json!({})).await;
+    let own =
+        rails.agent(&field.tokens.agent, GET_CONNECTED_AGENTS, &[json!({"agent_id": "7"})], json!({})).await;
     assert_eq!(own["code"], "UNIMPLEMENTED", "{own}");
     let request = json!({"agent_meta": {"pod_name": "p"}, "pod_id": "1"});
     let answer = rails.rails("agent_registrar.rpc.AgentRegistrar/Register", request).await;

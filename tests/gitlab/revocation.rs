@@ -30,9 +30,9 @@ async fn a_revoked_agent_is_cut_off_within_the_bound_with_all_that_runs_through_
     idle_tunnels(&field, |count| count == 0).await;
     let refused = within(BOUND, "the agent hears of it", async || {
         let lines = field.field.agent.lines();
-        lines.into_iter().find(|line| {
-            line["message"].as_str().is_some_and(|text| text.starts_with("token refused by "))
-        })
+        lines
+            .into_iter()
+            .find(|line| line["message"].as_str().is_some_and(|text| text.starts_with("token refused by ")))
     })
     .await;
     assert!(refused["error"].as_str().unwrap().contains("unauthenticated"), "{refused}");
@@ -53,8 +53,7 @@ async fn a_revoked_agent_is_cut_off_within_the_bound_with_all_that_runs_through_
 
 #[tokio::test]
 async fn a_job_that_is_over_loses_its_watch_within_the_bound_and_nobody_else_does() {
-    let field =
-        GitLabField::with(Setup { allowed_agent_cache_ttl: "2s", ..Setup::default() }).await;
+    let field = GitLabField::with(Setup { allowed_agent_cache_ttl: "2s", ..Setup::default() }).await;
     let (over, going) = (ci(&field.tokens.spare_jobs[0]), ci(&field.tokens.spare_jobs[1]));
     let pat = format!("Bearer pat:{AGENT}:{}", field.tokens.pat);
     let mut watch = Running::open(&field, &over).await;
@@ -65,8 +64,10 @@ async fn a_job_that_is_over_loses_its_watch_within_the_bound_and_nobody_else_doe
     println!("the watch of a job that is over ended after {:?}", start.elapsed());
     let answer = get(&field, "/version", &[("authorization", &over)]).await;
     status(answer, 401, "Unauthorized").await;
-    within(BOUND, "the cluster hears of it", async || (field.api().open_of("stream-forever") == 2).then_some(()))
-        .await;
+    within(BOUND, "the cluster hears of it", async || {
+        (field.api().open_of("stream-forever") == 2).then_some(())
+    })
+    .await;
     for other in &mut others {
         other.goes_on().await;
     }

@@ -81,10 +81,12 @@ async fn no_secret_of_any_kind_is_in_a_log_of_a_busy_run_at_trace() {
     let expired = json!({"secret": field.tokens.from_rails, "claims": {"aud": "gitlab-kas", "exp": -1}});
     rails.rails_with(tracker, json!({"agent_id": "7"}), json!({"jwt": expired})).await;
     rails.rails_with(tracker, json!({"agent_id": "7"}), json!({"bearer": field.tokens.agent})).await;
-    let gitaly = |token: &str| json!({
-        "repository": {"storage_name": "default", "relative_path": "@hashed/1.git"},
-        "gitaly_info": {"address": field.gitaly.address(), "token": token},
-    });
+    let gitaly = |token: &str| {
+        json!({
+            "repository": {"storage_name": "default", "relative_path": "@hashed/1.git"},
+            "gitaly_info": {"address": field.gitaly.address(), "token": token},
+        })
+    };
     let list = "configuration_project.rpc.ConfigurationProject/ListAgentConfigFiles";
     rails.rails(list, gitaly(&field.tokens.gitaly)).await;
     rails.rails(list, gitaly("gitaly-wrong-abcdefghijklmnop")).await;
@@ -97,13 +99,20 @@ async fn no_secret_of_any_kind_is_in_a_log_of_a_busy_run_at_trace() {
         field.rails().set_faults(endpoint, faults);
     }
     get(&field, "/version", &[("authorization", &ci(&field.tokens.spare_jobs[0]))]).await;
-    get(&field, "/version", &[("authorization", &format!("Bearer pat:{AGENT}:{}", field.tokens.spare_jobs[1]))]).await;
+    get(
+        &field,
+        "/version",
+        &[("authorization", &format!("Bearer pat:{AGENT}:{}", field.tokens.spare_jobs[1]))],
+    )
+    .await;
     // Agents: manifests, modules, a wrong one, a revoked one, a new commit.
     let manifests = "gitops.rpc.Gitops/GetObjectsToSynchronize";
     let wanted = |project: &str| json!({"project_id": project, "paths": [{"glob": "**/*.yaml"}]});
-    for (project, token) in
-        [("group/manifests", &field.tokens.other), ("group/manifests", &field.tokens.agent), ("x", &field.tokens.agent)]
-    {
+    for (project, token) in [
+        ("group/manifests", &field.tokens.other),
+        ("group/manifests", &field.tokens.agent),
+        ("x", &field.tokens.agent),
+    ] {
         rails.agent(token, manifests, &[wanted(project)], json!({"deadline": 1.0})).await;
     }
     for endpoint in [Endpoint::AllowedAgents, Endpoint::AuthorizeProxyUser, Endpoint::ProjectInfo] {
@@ -117,13 +126,17 @@ async fn no_secret_of_any_kind_is_in_a_log_of_a_busy_run_at_trace() {
         json!({"header": {"request": request, "extra": {"@type": kind, "module_name": "stand_in_echo"}}}),
         json!({"trailer": {}}),
     ];
-    rails.agent(&field.tokens.agent, "gitlab_access.rpc.GitlabAccess/MakeRequest", &requests, json!({})).await;
+    rails
+        .agent(&field.tokens.agent, "gitlab_access.rpc.GitlabAccess/MakeRequest", &requests, json!({}))
+        .await;
     let mut stranger = field.agent_with(wrong[2]).await;
     let mut spare = field.agent_with(&field.tokens.spare_agents[0]).await;
-    until("the stranger is refused", async || stranger.text().contains("token refused by ").then_some(())).await;
+    until("the stranger is refused", async || stranger.text().contains("token refused by ").then_some(()))
+        .await;
     field.rails().revoke(&field.tokens.spare_agents[1]);
     let mut revoked = field.agent_with(&field.tokens.spare_agents[1]).await;
-    until("the revoked one is refused", async || revoked.text().contains("token refused by ").then_some(())).await;
+    until("the revoked one is refused", async || revoked.text().contains("token refused by ").then_some(()))
+        .await;
     let commit = field.commit(1, &[(FILE, Some("# still without a level\n"))]);
     received(&mut field.agent, &commit).await;
     received(&mut spare, &commit).await;

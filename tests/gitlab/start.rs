@@ -241,11 +241,27 @@ async fn every_mistake_in_a_file_is_told_at_once_with_its_line_its_key_and_what_
     let mistakes: &[(&str, &str, &[&str])] = &[
         ("address: http://127.0.0.1:1/gitlab", "address: gitlab.example.com", &["gitlab.address", "http"]),
         ("refill_rate_per_second: 10.5", "refill_rate_per_second: -1", &["refill_rate_per_second", "-1"]),
-        ("    network: tcp\n    address: 127.0.0.1:0\n    websocket: true", "    network: udp\n    address: 127.0.0.1:0\n    websocket: true", &["agent.listen.network", "udp", "unix"]),
-        ("max_connection_age: 1800s\n  configuration", "max_connection_age: 30m\n  configuration", &["max_connection_age", "30m"]),
-        ("max_configuration_file_size: 131072", "max_configuration_file_sice: 131072", &["max_configuration_file_sice"]),
+        (
+            "    network: tcp\n    address: 127.0.0.1:0\n    websocket: true",
+            "    network: udp\n    address: 127.0.0.1:0\n    websocket: true",
+            &["agent.listen.network", "udp", "unix"],
+        ),
+        (
+            "max_connection_age: 1800s\n  configuration",
+            "max_connection_age: 30m\n  configuration",
+            &["max_connection_age", "30m"],
+        ),
+        (
+            "max_configuration_file_size: 131072",
+            "max_configuration_file_sice: 131072",
+            &["max_configuration_file_sice"],
+        ),
         ("  info_cache_error_ttl: 60s", "  info_cache_error_ttl: 0s", &["info_cache_error_ttl", "0s"]),
-        ("  redis_conn_info_refresh: 240s", "  redis_conn_info_refresh: 400s", &["redis_conn_info_refresh", "redis_conn_info_ttl"]),
+        (
+            "  redis_conn_info_refresh: 240s",
+            "  redis_conn_info_refresh: 400s",
+            &["redis_conn_info_refresh", "redis_conn_info_ttl"],
+        ),
         ("    level: info", "    level: loud", &["observability.logging.level", "loud", "debug"]),
         ("  pool_size: 5", "  pool_size: many", &["pool_size", "many"]),
     ];

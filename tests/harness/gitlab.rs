@@ -153,11 +153,8 @@ fn rails_options(tokens: &Tokens, gitaly: &str) -> rails::Options {
         agents.push(agent(id, &format!("spare-{id}"), token, &own));
     }
     let as_job = [(AGENT, 1, json!({"ci_job": {}}))];
-    let job = |token: &String| Job {
-        token: token.clone(),
-        allowed_agents: job(&as_job),
-        feature_flags: None,
-    };
+    let job =
+        |token: &String| Job { token: token.clone(), allowed_agents: job(&as_job), feature_flags: None };
     let roles = json!({"user": {
         "projects": [{"id": 500, "roles": ["reporter", "developer"]}],
         "groups": [{"id": 60, "roles": ["developer"]}],
@@ -351,7 +348,13 @@ impl Grpcio {
     }
 
     /// A call of an agent, straight to the broker.
-    pub(crate) async fn agent(&mut self, token: &str, method: &str, requests: &[Value], with: Value) -> Value {
+    pub(crate) async fn agent(
+        &mut self,
+        token: &str,
+        method: &str,
+        requests: &[Value],
+        with: Value,
+    ) -> Value {
         let mut with = with;
         with["bearer"] = token.into();
         self.call(self.agents, method, requests, with).await

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::child::{Child, ChildError};
 use super::client::Server;
 use super::cluster::Cluster;
+use super::gitlab::GitLab;
 use super::place::{Place, WriteError};
 use super::repository::{self, RepositoryError};
 
@@ -70,6 +71,8 @@ pub(super) struct Field {
     pub(super) edge: SocketAddr,
     pub(super) kubeconfig: PathBuf,
     pub(super) repository: PathBuf,
+    /// The broker's configuration file.
+    pub(super) config: PathBuf,
     /// Name of each program and the address of its probes and metrics.
     pub(super) probes: [(&'static str, SocketAddr); 3],
 }
@@ -81,14 +84,20 @@ impl Field {
         programs: &Programs,
         place: &Place,
         cluster: &Cluster,
+        gitlab: Option<&GitLab>,
         limited: bool,
         children: &mut Vec<Child>,
     ) -> Result<Field, FieldError> {
-        let repository = place.path("configuration");
+        let repository =
+            gitlab.map_or_else(|| place.path("configuration"), |gitlab| gitlab.repository.clone());
         repository::prepare(&repository)?;
         let log = |name: &str| place.path("logs").join(format!("{name}.log"));
 
-        let config = place.write_broker(&repository)?;
+        let broker_config = match gitlab {
+            None => place.write_broker(&repository)?,
+            Some(gitlab) => place.write_kas(&gitlab.address(), &gitlab.secret())?,
+        };
+        let config = broker_config.clone();
         let arguments = ["--configuration-file".as_ref(), config.as_os_str()];
         let broker = start(children, 0, Child::start("kas", &programs.broker, &arguments, &[], log("kas"))?);
         let names = ["agents", "kubernetes_api", "observability"];
@@ -133,6 +142,7 @@ impl Field {
             edge: edge_address,
             kubeconfig: place.write_kubeconfig(edge_address)?,
             repository,
+            config: broker_config,
             probes: [("postern-edge", edge_probes), ("kas", broker_probes), ("agentk", agent_probes)],
         })
     }

@@ -22,6 +22,8 @@ pub(super) const CONFIGURATION: &str = ".gitlab/agents/demo/config.yaml";
 /// Of each token during a tour: soon reached, and refilled slowly enough to be reached on a slow machine too.
 const REQUESTS_PER_MINUTE: u32 = 120;
 pub(super) const BURST: u32 = 60;
+/// How soon a commit reaches the agent where nobody announces it: Gitaly does not.
+const POLL_PERIOD: &str = "2s";
 
 /// A file of the demo could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +42,27 @@ pub(super) struct Tokens {
     scout: String,
 }
 
+/// Who says who may call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Callers {
+    /// The broker's own file; a caller is somebody with a name.
+    File,
+    /// GitLab; a caller is a CI job.
+    GitLab,
+}
+
 pub(super) struct Place {
     root: PathBuf,
     /// Removed at the end, unless it is to be kept.
     temporary: Option<tempfile::TempDir>,
     pub(super) ca: Ca,
+    callers: Callers,
     tokens: Tokens,
 }
 
 impl Place {
     /// A directory given by the user, or a temporary one.
-    pub(super) fn open(given: Option<&Path>) -> Result<Place, WriteError> {
+    pub(super) fn open(given: Option<&Path>, callers: Callers) -> Result<Place, WriteError> {
         let (root, temporary) = match given {
             Some(root) => {
                 let failed = |source| WriteError { path: root.to_owned(), source };
@@ -65,7 +77,7 @@ impl Place {
         };
         let new = tokens::new_token;
         let tokens = Tokens { agent: new(), you: new(), hasty: new(), scout: new() };
-        let place = Place { root, temporary, ca: Ca::new(), tokens };
+        let place = Place { root, temporary, ca: Ca::new(), callers, tokens };
         let failed = |source| WriteError { path: place.root.clone(), source };
         fs::create_dir_all(place.path("logs")).map_err(failed)?;
         place.ca.write(&place.root).map_err(failed)?;
@@ -90,17 +102,31 @@ impl Place {
 
     /// `Authorization` of the demo's user.
     pub(super) fn your_token(&self) -> String {
-        as_caller(&self.tokens.you)
+        self.as_caller(&self.tokens.you)
+    }
+
+    /// `Authorization` of nobody.
+    pub(super) fn wrong_token(&self) -> String {
+        self.as_caller(&tokens::new_token())
+    }
+
+    /// How a caller says who it is and which agent it wants.
+    fn as_caller(&self, token: &str) -> String {
+        let kind = match self.callers {
+            Callers::File => "postern",
+            Callers::GitLab => "ci",
+        };
+        format!("{kind}:{AGENT_ID}:{token}")
     }
 
     /// `Authorization` of a second caller, who runs into the rate limit so that the user does not.
     pub(super) fn hasty_token(&self) -> String {
-        as_caller(&self.tokens.hasty)
+        self.as_caller(&self.tokens.hasty)
     }
 
     /// `Authorization` of a third one, who asks until the cluster can be reached.
     pub(super) fn scout_token(&self) -> String {
-        as_caller(&self.tokens.scout)
+        self.as_caller(&self.tokens.scout)
     }
 
     pub(super) fn write_broker(&self, repository: &Path) -> Result<PathBuf, WriteError> {
@@ -121,22 +147,24 @@ impl Place {
             ],
         });
         let identities_file = self.write("identities.yaml", &yaml(&identities))?;
-        let any = json!({"address": "127.0.0.1:0"});
-        let config = json!({
-            "agent": {
-                "listen": {"address": "127.0.0.1:0", "listen_grace_period": "0s"},
-                "kubernetes_api": {
-                    "listen": {
-                        "address": "127.0.0.1:0",
-                        "listen_grace_period": "0s",
-                        "shutdown_grace_period": "3s",
-                    },
-                    "url_path_prefix": "/k8s-proxy/",
-                },
-            },
-            "observability": {"listen": any},
-            "embedded": {"identities_file": identities_file},
-        });
+        let mut config = broker();
+        config["embedded"] = json!({"identities_file": identities_file});
+        self.write("kas.yaml", &yaml(&config))
+    }
+
+    /// What GitLab must know: the agent's token, and those of the callers' jobs.
+    pub(super) fn gitlab_tokens(&self) -> (&str, [&str; 3]) {
+        let Tokens { agent, you, hasty, scout } = &self.tokens;
+        (agent, [you, hasty, scout])
+    }
+
+    /// The broker as a kas of the GitLab at this address, which shares this secret with it in both directions.
+    pub(super) fn write_kas(&self, address: &str, secret: &str) -> Result<PathBuf, WriteError> {
+        let secret = self.write("gitlab-secret", secret)?;
+        let mut config = broker();
+        config["gitlab"] = json!({"address": address, "authentication_secret_file": secret});
+        config["agent"]["configuration"] = json!({"poll_period": POLL_PERIOD});
+        config["api"] = json!({"listen": {"address": "127.0.0.1:0", "authentication_secret_file": secret}});
         self.write("kas.yaml", &yaml(&config))
     }
 
@@ -205,9 +233,23 @@ impl Place {
     }
 }
 
-/// How a caller says who it is and which agent it wants.
-fn as_caller(token: &str) -> String {
-    format!("postern:{AGENT_ID}:{token}")
+/// What every broker of the demo has.
+fn broker() -> Value {
+    let any = json!({"address": "127.0.0.1:0"});
+    json!({
+        "agent": {
+            "listen": {"address": "127.0.0.1:0", "listen_grace_period": "0s"},
+            "kubernetes_api": {
+                "listen": {
+                    "address": "127.0.0.1:0",
+                    "listen_grace_period": "0s",
+                    "shutdown_grace_period": "3s",
+                },
+                "url_path_prefix": "/k8s-proxy/",
+            },
+        },
+        "observability": {"listen": any},
+    })
 }
 
 fn yaml(document: &Value) -> String {
@@ -218,16 +260,17 @@ fn yaml(document: &Value) -> String {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::{Place, Tokens};
+    use super::{Callers, Place, Tokens};
 
     #[test]
     fn files_with_secrets_are_for_their_owner_only() {
-        let place = Place::open(None).unwrap();
+        let place = Place::open(None, Callers::File).unwrap();
         let address = "127.0.0.1:1".parse().unwrap();
         place.write_broker("/repository".as_ref()).unwrap();
+        place.write_kas("http://127.0.0.1:1", "AAAA").unwrap();
         place.write_agent_token().unwrap();
         place.write_kubeconfig(address).unwrap();
-        for name in ["identities.yaml", "agent-token", "kubeconfig", "tls.key"] {
+        for name in ["identities.yaml", "kas.yaml", "gitlab-secret", "agent-token", "kubeconfig", "tls.key"] {
             let mode = std::fs::metadata(place.path(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
@@ -235,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_broker_gets_hashes_and_never_a_token() {
-        let place = Place::open(None).unwrap();
+        let place = Place::open(None, Callers::File).unwrap();
         let path = place.write_broker("/repository".as_ref()).unwrap();
         let written =
             [path, place.path("identities.yaml")].map(|path| std::fs::read_to_string(path).unwrap());

@@ -55,6 +55,8 @@ pub(super) struct Visitor {
     pub(super) edge: Server,
     pub(super) token: String,
     pub(super) hasty_token: String,
+    /// Nobody's.
+    pub(super) wrong_token: String,
 }
 
 /// Prints a step when it is done.
@@ -191,8 +193,7 @@ async fn event(events: &mut Events, kind: &str, name: &str) -> Result<((), Strin
 }
 
 async fn wrong_token(visitor: &Visitor) -> Result<((), String), Why> {
-    let wrong = format!("postern:{}:{}", super::place::AGENT_ID, tokens::new_token());
-    let mut connection = visitor.edge.connect(Some(&wrong)).await?;
+    let mut connection = visitor.edge.connect(Some(&visitor.wrong_token)).await?;
     let answer = connection.ask(Method::GET, NAMESPACES, None).await?;
     match is_status(&answer, StatusCode::UNAUTHORIZED) {
         true => Ok(((), answer.summary())),
