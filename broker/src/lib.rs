@@ -24,7 +24,10 @@ pub mod tunnel;
 pub mod gitaly;
 pub mod gitlab;
 pub mod rate;
+pub mod redis;
 pub mod repositories;
 
 pub mod error;
+pub mod events;
 pub mod observability;
+pub mod yaml;
