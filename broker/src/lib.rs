@@ -32,4 +32,6 @@ pub mod redis;
 pub mod repositories;
 
 pub mod error;
+pub mod events;
 pub mod observability;
+pub mod yaml;
