@@ -7,6 +7,7 @@ pub mod cache;
 mod calls;
 mod error;
 mod module_request;
+mod proxy;
 mod remembered;
 mod secret;
 pub mod standing;
@@ -73,6 +74,9 @@ pub enum ConfigError {
     /// The address is a URL, but not one of a GitLab.
     #[error("gitlab.address: {0}")]
     Address(&'static str),
+    /// The environment names a proxy that cannot be used.
+    #[error("the way to gitlab.address: {0}; unset it or list GitLab in NO_PROXY")]
+    Proxy(&'static str),
     /// There is no usable secret.
     #[error("gitlab.authentication_secret_file")]
     Secret(#[source] SecretError),
@@ -140,7 +144,10 @@ impl Rails {
         let path = address.path().trim_end_matches('/');
         let authority = &address[url::Position::BeforeHost..url::Position::AfterPort];
         let base = format!("{}://{authority}{path}/", address.scheme());
-        let server = Server { host, port, tls: tls.then_some((name, trust)), limits };
+        let uri: Uri =
+            base.parse().map_err(|_| ConfigError::Address("it cannot be used as an HTTP address"))?;
+        let proxy = proxy::Proxy::of_environment(&uri).map_err(ConfigError::Proxy)?;
+        let server = Server { host, port, tls: tls.then_some((name, trust)), limits, proxy };
         Ok(Self {
             base,
             query: address.query().filter(|query| !query.is_empty()).map(str::to_owned),

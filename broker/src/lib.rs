@@ -9,6 +9,7 @@ pub mod config;
 pub mod listeners;
 
 // decide
+pub mod agent_limit;
 pub mod auth;
 pub mod identities;
 
@@ -20,11 +21,17 @@ pub mod kubernetes_api;
 // tunnel
 pub mod tunnel;
 
+// account
+pub mod events;
+
 // neighbours
 pub mod gitaly;
 pub mod gitlab;
 pub mod rate;
+pub mod redis;
 pub mod repositories;
 
 pub mod error;
+pub mod events;
 pub mod observability;
+pub mod yaml;

@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::CertificateDer;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_native_certs::CertificateResult;
 use tokio_util::sync::CancellationToken;
 
 pub use self::explain::explain;
 use crate::CertError;
-use crate::files::{self, Holds};
+use crate::files::{self, CertFiles, Holds};
 use crate::reload::{self, Outcome};
 
 /// The CAs that a dialler trusts.
@@ -28,6 +30,27 @@ pub struct ClientTrust {
     ca_file: Option<PathBuf>,
     system: RootCertStore,
     current: ArcSwap<Current>,
+}
+
+/// A certificate and its key, for servers that want to know who dials. Read once.
+#[derive(Clone)]
+pub struct ClientIdentity(Arc<dyn ResolvesClientCert>);
+
+impl ClientIdentity {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, or that they do not belong together.
+    pub fn load(files: &CertFiles) -> Result<Self, CertError> {
+        let pair = files::load_pair(files)?;
+        Ok(Self(Arc::new(SingleCertAndKey::from(pair.certified))))
+    }
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientIdentity")
+    }
 }
 
 struct Current {
@@ -73,6 +96,14 @@ impl ClientTrust {
     pub fn config(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
         let mut config = self.current.load().config.clone();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// As [`ClientTrust::config`], and shows this certificate to a server that asks for one.
+    pub fn config_as(&self, identity: &ClientIdentity, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+        let mut config = self.current.load().config.clone();
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config.client_auth_cert_resolver = Arc::clone(&identity.0);
         Arc::new(config)
     }
 

@@ -59,15 +59,15 @@ async fn a_broker_says_what_is_wrong_with_its_files() {
     const GOOD: &str = "agent: {listen: {address: '127.0.0.1:0'}}\nobservability: {listen: {address: '127.0.0.1:0'}}\n\
                         embedded: {identities_file: identities.yaml}\n";
     let kas: &[(&str, &[&str])] = &[
-        ("agent: {listen: {address: x\nembedded: {}\n", &["kas.yaml", "line 2"]),
-        ("agent:\n  listen:\n    adress: x\n", &["kas.yaml", "line 3", "adress"]),
-        ("agnet: {}\n", &["kas.yaml", "line 1", "agnet"]),
+        ("agent: {listen: {address: x\nembedded: {}\n", &["kas.yaml:2:"]),
+        ("agent:\n  listen:\n    adress: x\n", &["kas.yaml:3:5: agent.listen.adress", "`address`"]),
+        ("agnet: {}\n", &["kas.yaml:1:1: agnet", "`agent`"]),
         (
             "agent: {listen: {address: nowhere}}\n",
-            &["kas.yaml", "agent.listen.address", "nowhere", "identities"],
+            &["kas.yaml:1:26: agent.listen.address", "nowhere", "identities"],
         ),
         ("embedded: {identities_file: missing.yaml}\n", &["missing.yaml"]),
-        ("- a list\n", &["kas.yaml", "line 1"]),
+        ("- a list\n", &["kas.yaml:1:1: "]),
     ];
     for (text, wanted) in kas {
         refuses("kas", "--configuration-file", &[("kas.yaml", text)], wanted).await;

@@ -1,19 +1,11 @@
-//! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`,
-//! `agent_wait`). Unknown keys are refused with their line. What the keys mean is `config.rs`' business.
+//! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`, `events`,
+//! `agent_wait`). Unknown keys are refused with their line. What the keys mean is `meaning.rs`' business.
 
-use serde::Deserialize;
+use crate::yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
 
-/// `"30s"`, `"0.5s"`: seconds with a unit, as protobuf's JSON form spells durations.
-pub(super) type Span = String;
-
-macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Default, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub(super) struct $name { $(pub(super) $field: Option<$kind>),* }
-    };
-}
+words!(Network { Tcp = "tcp", Tcp4 = "tcp4", Tcp6 = "tcp6", Unix = "unix" });
+words!(RedisNetwork { Tcp = "tcp", Unix = "unix" });
+words!(Level { Info = "info", Debug = "debug", Warn = "warn", Error = "error" });
 
 section!(File {
     gitlab: Gitlab,
@@ -22,8 +14,9 @@ section!(File {
     gitaly: Gitaly,
     redis: Redis,
     api: Api,
-    private_api: Api,
+    private_api: PrivateApi,
     embedded: Embedded,
+    events: Events,
 });
 section!(
     /// Ours: identities and repositories without any other server.
@@ -42,43 +35,43 @@ section!(Agent {
     configuration: AgentConfiguration,
     gitops: Gitops,
     info_cache_ttl: Span,
-    info_cache_error_ttl: Span,
+    info_cache_error_ttl: Positive,
     redis_conn_info_ttl: Span,
     redis_conn_info_refresh: Span,
     redis_conn_info_gc: Span,
-    kubernetes_api: KubernetesApi,
+    kubernetes_api: Bare<KubernetesApi>,
     remote_development: RemoteDevelopment,
 });
 section!(ListenAgent {
-    network: String,
+    network: WordsOf<Network>,
     address: String,
     websocket: bool,
     certificate_file: String,
     key_file: String,
     connections_per_token_per_minute: u32,
-    max_connection_age: Span,
+    max_connection_age: Positive,
     listen_grace_period: Span,
 });
-section!(AgentConfiguration { poll_period: Span, max_configuration_file_size: u32 });
+section!(AgentConfiguration { poll_period: Positive, max_configuration_file_size: u32 });
 section!(Gitops {
-    poll_period: Span,
+    poll_period: Positive,
     project_info_cache_ttl: Span,
-    project_info_cache_error_ttl: Span,
+    project_info_cache_error_ttl: Positive,
     max_manifest_file_size: u32,
     max_total_manifest_file_size: u32,
     max_number_of_paths: u32,
     max_number_of_files: u32,
 });
-section!(RemoteDevelopment { poll_period: Span });
+section!(RemoteDevelopment { poll_period: Positive });
 section!(KubernetesApi {
     listen: ListenKubernetesApi,
-    url_path_prefix: String,
+    url_path_prefix: UrlPath,
     allowed_agent_cache_ttl: Span,
-    allowed_agent_cache_error_ttl: Span,
+    allowed_agent_cache_error_ttl: Positive,
     agent_wait: Span,
 });
 section!(ListenKubernetesApi {
-    network: String,
+    network: WordsOf<Network>,
     address: String,
     certificate_file: String,
     key_file: String,
@@ -88,21 +81,21 @@ section!(ListenKubernetesApi {
 section!(Observability {
     usage_reporting_period: Span,
     listen: ListenObservability,
-    prometheus: UrlPath,
+    prometheus: Probe,
     tracing: Tracing,
     sentry: Sentry,
     logging: Logging,
     google_profiler: GoogleProfiler,
-    liveness_probe: UrlPath,
-    readiness_probe: UrlPath,
+    liveness_probe: Probe,
+    readiness_probe: Probe,
 });
 section!(ListenObservability {
-    network: String,
+    network: WordsOf<Network>,
     address: String,
     certificate_file: String,
     key_file: String,
 });
-section!(UrlPath { url_path: String });
+section!(Probe { url_path: UrlPath });
 section!(Tracing {
     connection_string: String,
     otlp_endpoint: String,
@@ -110,21 +103,21 @@ section!(Tracing {
     otlp_ca_certificate_file: String,
 });
 section!(Sentry { dsn: String, environment: String });
-section!(Logging { level: String, grpc_level: String });
+section!(Logging { level: WordsOf<Level>, grpc_level: WordsOf<Level> });
 section!(GoogleProfiler { enabled: bool, project_id: String, credentials_file: String, debug_logging: bool });
 section!(Gitaly { global_api_rate_limit: TokenBucket, per_server_api_rate_limit: TokenBucket });
 section!(Redis {
     server: RedisServer,
     sentinel: RedisSentinel,
     pool_size: u32,
-    dial_timeout: Span,
-    read_timeout: Span,
-    write_timeout: Span,
-    idle_timeout: Span,
+    dial_timeout: Positive,
+    read_timeout: Positive,
+    write_timeout: Positive,
+    idle_timeout: Positive,
     key_prefix: String,
     username: String,
     password_file: String,
-    network: String,
+    network: WordsOf<RedisNetwork>,
     tls: RedisTls,
     database_index: u32,
 });
@@ -137,38 +130,61 @@ section!(RedisSentinel {
 section!(RedisTls { enabled: bool, certificate_file: String, key_file: String, ca_certificate_file: String });
 section!(Api { listen: ListenApi });
 section!(ListenApi {
-    network: String,
+    network: WordsOf<Network>,
+    address: String,
+    authentication_secret_file: String,
+    certificate_file: String,
+    key_file: String,
+    max_connection_age: Positive,
+    listen_grace_period: Span,
+});
+section!(PrivateApi { listen: ListenPrivateApi });
+section!(ListenPrivateApi {
+    network: WordsOf<Network>,
     address: String,
     authentication_secret_file: String,
     certificate_file: String,
     key_file: String,
     ca_certificate_file: String,
-    max_connection_age: Span,
+    max_connection_age: Positive,
     listen_grace_period: Span,
 });
+section!(
+    /// Ours: what agents do, told to browsers.
+    Events { action_cable: ActionCable, server_sent_events: Bare<Nothing> }
+);
+section!(ActionCable { redis: Redis, channel_prefix: String });
+section!(Nothing {});
 
-/// Keys that are accepted and not yet in force, as dotted paths; a section stands for all its keys.
+/// Keys that are accepted and change nothing, as dotted paths; a section stands for all its keys.
 pub(super) const NOT_IN_FORCE: &[&str] = &[
-    "gitlab",
-    "gitaly",
-    "redis",
-    "api",
     "private_api",
-    "agent.listen.connections_per_token_per_minute",
-    "agent.gitops",
-    "agent.info_cache_ttl",
-    "agent.info_cache_error_ttl",
     "agent.redis_conn_info_ttl",
     "agent.redis_conn_info_refresh",
     "agent.redis_conn_info_gc",
     "agent.remote_development",
-    "agent.kubernetes_api.allowed_agent_cache_ttl",
-    "agent.kubernetes_api.allowed_agent_cache_error_ttl",
-    "observability.usage_reporting_period",
     "observability.tracing",
     "observability.sentry",
     "observability.google_profiler",
     "observability.logging.grpc_level",
     "observability.listen.certificate_file",
     "observability.listen.key_file",
+    "redis.pool_size",
+    "redis.idle_timeout",
+    "events.action_cable.redis.pool_size",
+    "events.action_cable.redis.idle_timeout",
 ];
+
+/// Those that change nothing unless GitLab is the provider.
+pub(super) const ONLY_WITH_GITLAB: &[&str] = &[
+    "gitaly",
+    "agent.gitops",
+    "agent.info_cache_ttl",
+    "agent.info_cache_error_ttl",
+    "agent.kubernetes_api.allowed_agent_cache_ttl",
+    "agent.kubernetes_api.allowed_agent_cache_error_ttl",
+    "observability.usage_reporting_period",
+];
+
+/// Those that change nothing without Redis.
+pub(super) const ONLY_WITH_REDIS: &[&str] = &["agent.listen.connections_per_token_per_minute"];

@@ -1,9 +1,9 @@
 //! From a request to the head of its answer: pooled HTTP/1.1 connections to one GitLab, plain or TLS. Before it: the
 //! calls. After it: TCP. It follows no redirect, tries nothing twice and reads no body.
 
-use super::error::Fault;
+use super::{error::Fault, proxy::Proxy};
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -77,6 +77,7 @@ pub(super) struct Server {
     /// `None`: plain HTTP.
     pub(super) tls: Option<(ServerName<'static>, Arc<ClientTrust>)>,
     pub(super) limits: Limits,
+    pub(super) proxy: Option<Proxy>,
 }
 
 pub(super) struct Transport {
@@ -98,7 +99,10 @@ impl Transport {
     /// Sends, and waits for the head of the answer. The time for it begins when the body was taken.
     pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
         let (whole, sent) = oneshot::channel();
-        let request = request.map(|body| Watched { body, whole: Some(whole) });
+        let mut request = request.map(|body| Watched { body, whole: Some(whole) });
+        if let Some(authorization) = self.server.proxy.as_ref().and_then(Proxy::authorization) {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization);
+        }
         let limit = self.server.limits.head;
         let silent = async {
             // Nothing is ever sent: the other end goes when the body does.
@@ -168,35 +172,43 @@ impl Body for Watched {
 struct Connector(Arc<Server>);
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<Dialled>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Dialled>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Uri) -> Self::Future {
+    fn call(&mut self, target: Uri) -> Self::Future {
         let server = Arc::clone(&self.0);
-        Box::pin(async move { server.dial().await.map(TokioIo::new) })
+        Box::pin(async move { server.dial(target).await.map(TokioIo::new) })
     }
 }
 
 impl Server {
-    async fn dial(&self) -> io::Result<Stream> {
+    async fn dial(&self, target: Uri) -> io::Result<Dialled> {
         let late = |what: &str| io::Error::new(io::ErrorKind::TimedOut, format!("{what} took too long"));
-        let connect = TcpStream::connect((self.host.as_str(), self.port));
+        let connect = async {
+            match &self.proxy {
+                Some(proxy) => proxy.connect(target).await,
+                None => TcpStream::connect((self.host.as_str(), self.port)).await,
+            }
+        };
+        let proxied = self.proxy.as_ref().is_some_and(Proxy::reads_requests);
         let tcp =
             tokio::time::timeout(self.limits.connect, connect).await.map_err(|_| late("connecting"))??;
         tcp.set_nodelay(true)?;
         let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE);
         socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
-        let Some((name, trust)) = &self.tls else { return Ok(Stream::Plain(tcp)) };
+        let Some((name, trust)) = &self.tls else {
+            return Ok(Dialled { io: Stream::Plain(tcp), proxied });
+        };
         let handshake = TlsConnector::from(trust.config(&[b"http/1.1"])).connect(name.clone(), tcp);
         let tls = tokio::time::timeout(self.limits.handshake, handshake)
             .await
             .map_err(|_| late("the TLS handshake"))??;
-        Ok(Stream::Tls(Box::new(tls)))
+        Ok(Dialled { io: Stream::Tls(Box::new(tls)), proxied })
     }
 }
 
@@ -205,9 +217,15 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Connection for Stream {
+/// A connection, and whether a proxy reads what is written to it.
+struct Dialled {
+    io: Stream,
+    proxied: bool,
+}
+
+impl Connection for Dialled {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(self.proxied)
     }
 }
 
@@ -221,19 +239,19 @@ macro_rules! either {
     };
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Dialled {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self.get_mut(), io => Pin::new(io).poll_read(context, buffer))
+        either!(&mut self.get_mut().io, io => Pin::new(io).poll_read(context, buffer))
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Dialled {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self.get_mut(), io => Pin::new(io).poll_write(context, bytes))
+        either!(&mut self.get_mut().io, io => Pin::new(io).poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -241,18 +259,18 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self.get_mut(), io => Pin::new(io).poll_write_vectored(context, slices))
+        either!(&mut self.get_mut().io, io => Pin::new(io).poll_write_vectored(context, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
-        either!(self, io => io.is_write_vectored())
+        either!(&self.io, io => io.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self.get_mut(), io => Pin::new(io).poll_flush(context))
+        either!(&mut self.get_mut().io, io => Pin::new(io).poll_flush(context))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self.get_mut(), io => Pin::new(io).poll_shutdown(context))
+        either!(&mut self.get_mut().io, io => Pin::new(io).poll_shutdown(context))
     }
 }

@@ -5,3 +5,4 @@
 pub mod gitaly;
 pub mod kube_api;
 pub mod rails;
+pub mod redis;

@@ -1,0 +1,173 @@
+//! The connection against a real server: logins, TLS, sentinels, and a server that goes and comes back.
+
+use super::*;
+use crate::error::chain;
+use postern_certs::dev::Ca;
+use stand_ins::redis::{Options, RedisServer, Tls as ServerTls};
+use std::fs;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn unix(server: &RedisServer) -> Config {
+    Config::new(Servers::Unix(server.socket()))
+}
+
+fn password(server: &RedisServer, text: &str) -> Option<PathBuf> {
+    let path = server.directory().join("password");
+    fs::write(&path, text).unwrap();
+    Some(path)
+}
+
+#[tokio::test]
+async fn the_right_password_opens_and_a_wrong_one_is_one_clear_error_without_it() {
+    let user = Some(("kas".to_owned(), "hunter2".to_owned()));
+    let options = Options { password: Some("correct".to_owned()), user, ..Options::default() };
+    let server = RedisServer::start(options).await.unwrap();
+    for (username, content, good) in [
+        (None, Some("correct\n"), true),
+        (Some("kas"), Some("hunter2"), true),
+        (Some("kas"), Some("correct"), false),
+        (None, Some("swordfish"), false),
+        (None, None, false),
+    ] {
+        let config = Config {
+            username: username.map(str::to_owned),
+            password_file: content.and_then(|content| password(&server, content)),
+            ..unix(&server)
+        };
+        let redis = Redis::open(config).unwrap();
+        let answer = redis.ping().await;
+        assert_eq!(answer.is_ok(), good, "{username:?} {answer:?}");
+        if let Err(error) = answer {
+            assert!(matches!(error, RedisError::Refused { .. }), "{error:?}");
+            let text = chain(&error);
+            assert!(text.contains("check username and password_file"), "{text}");
+            assert!(!text.contains("swordfish") && !text.contains("correct"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_files_is_known_before_anything_is_dialled() {
+    let config = || Config::new(Servers::Tcp("127.0.0.1:1".to_owned()));
+    let absent = || Some(PathBuf::from("/nonexistent/password"));
+    let tls = Tls { certificate: None, ca_certificate_file: absent() };
+    for (config, wanted) in [
+        (Config { password_file: absent(), ..config() }, "cannot read the Redis password file /nonexistent"),
+        (Config { tls: Some(tls), ..config() }, "redis.tls: cannot read CA file /nonexistent"),
+        (Config::new(Servers::Tcp("redis".to_owned())), "redis.server.address is not host:port"),
+        (
+            Config::new(Servers::Sentinel {
+                master_name: "m".to_owned(),
+                addresses: vec![],
+                password_file: None,
+            }),
+            "redis.sentinel.addresses is empty",
+        ),
+    ] {
+        let error = chain(&Redis::open(config).unwrap_err());
+        assert!(error.starts_with(wanted), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn tls_wants_the_right_ca_and_shows_the_certificate_that_is_asked_for() {
+    let (ca, folder) = (Ca::new(), tempfile::tempdir().unwrap());
+    let issued = ca.issue(&["127.0.0.1", "kas"]);
+    let tls = ServerTls {
+        certificate_pem: issued.certificate_pem.clone(),
+        key_pem: issued.key_pem.clone(),
+        ca_pem: ca.pem(),
+    };
+    let server = RedisServer::start(Options { tls: Some(tls), ..Options::default() }).await.unwrap();
+    let certificate = issued.write(folder.path()).unwrap();
+    let ca_file = ca.write(folder.path()).unwrap();
+    let open = |certificate: Option<&CertFiles>, ca: Option<&PathBuf>| {
+        let tls = Tls { certificate: certificate.cloned(), ca_certificate_file: ca.cloned() };
+        Redis::open(Config { tls: Some(tls), ..Config::new(Servers::Tcp(server.address())) }).unwrap()
+    };
+    open(Some(&certificate), Some(&ca_file)).ping().await.unwrap();
+
+    let stranger = tempfile::tempdir().unwrap();
+    let other_ca = Ca::new().write(stranger.path()).unwrap();
+    let error = chain(&open(Some(&certificate), Some(&other_ca)).ping().await.unwrap_err());
+    assert!(error.contains("redis.tls.ca_certificate_file") && error.contains("unknown CA"), "{error}");
+    open(None, Some(&ca_file)).ping().await.expect_err("the server wants a certificate");
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_at_once_and_a_server_that_comes_is_found() {
+    let mut server = RedisServer::start(Options::default()).await.unwrap();
+    server.stop().await;
+    let redis = Redis::open(unix(&server)).unwrap();
+    let begin = Instant::now();
+    for _ in 0..10 {
+        assert!(matches!(redis.ping().await, Err(RedisError::Connect { .. })));
+    }
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    server.restart().await.unwrap();
+    let found = async { while redis.ping().await.is_err() {} };
+    timeout(SOON, found).await.expect("it is dialled again");
+}
+
+#[tokio::test]
+async fn a_restart_between_two_commands_is_not_noticed() {
+    let mut server = RedisServer::start(Options::default()).await.unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
+    redis.ping().await.unwrap();
+    let mut state = redis.state.subscribe();
+    state.mark_unchanged();
+    server.restart().await.unwrap();
+    timeout(SOON, state.changed()).await.expect("the end of the connection is seen").unwrap();
+    let up = async { while redis.ping().await.is_err() {} };
+    timeout(SOON, up).await.expect("without a command in between");
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_after_the_time_outs() {
+    let server = RedisServer::start(Options::default()).await.unwrap();
+    let short = Duration::from_millis(100);
+    let config =
+        Config { read_timeout: short, write_timeout: short, dial_timeout: short * 2, ..unix(&server) };
+    let redis = Redis::open(config).unwrap();
+    redis.ping().await.unwrap();
+    server.pause();
+    assert!(matches!(redis.ping().await, Err(RedisError::Silent { .. })));
+    assert!(matches!(redis.ping().await, Err(RedisError::Slow { .. })));
+    server.resume();
+    let back = async { while redis.ping().await.is_err() {} };
+    timeout(SOON, back).await.expect("it is dialled again");
+}
+
+#[tokio::test]
+async fn many_commands_share_one_connection() {
+    let server = RedisServer::start(Options::default()).await.unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
+    let all = (0..100).map(|_| redis.ping());
+    assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
+    let clients: String = redis.command(::redis::cmd("CLIENT").arg("LIST")).await.unwrap();
+    assert_eq!(clients.lines().count(), 1, "{clients}");
+}
+
+#[tokio::test]
+async fn a_sentinel_names_the_master_and_one_that_is_down_is_passed_over() {
+    let options = || Options { tcp: true, ..Options::default() };
+    let master = RedisServer::start(options()).await.unwrap();
+    let sentinel =
+        RedisServer::start(Options { sentinel_of: Some(master.address()), ..options() }).await.unwrap();
+    let mut down = RedisServer::start(options()).await.unwrap();
+    down.stop().await;
+    let open = |master_name: &str| {
+        let addresses = vec![down.address(), sentinel.address()];
+        let master_name = master_name.to_owned();
+        let servers = Servers::Sentinel { master_name, addresses, password_file: None };
+        Redis::open(Config::new(servers)).unwrap()
+    };
+    let redis = open("mymaster");
+    let _: () = redis.command(::redis::cmd("SET").arg("seen").arg(1)).await.unwrap();
+    let seen: i64 =
+        Redis::open(unix(&master)).unwrap().command(::redis::cmd("GET").arg("seen")).await.unwrap();
+    assert_eq!(seen, 1);
+    let error = open("another").ping().await.unwrap_err();
+    assert!(chain(&error).starts_with("no sentinel names the master another"), "{error}");
+}

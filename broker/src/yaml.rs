@@ -1,0 +1,173 @@
+//! YAML with positions, for files that people write: text -> a tree that knows where everything stands (`parse.rs`) ->
+//! typed values and every mistake at once (`read.rs`). Before it: bytes of an operator or of a stranger with a
+//! repository. After it: `config.rs`, `agent_configuration/document.rs`. It knows no key of theirs and never panics.
+//!
+//! serde stops at the first mistake, so the tree is built here from the events of `granit-parser`: it forbids unsafe
+//! code, keeps its state on the heap instead of the stack, bounds nesting and lookahead, and takes a panic or a hang
+//! for a security flaw. What documents may cost beyond that is bounded in `parse.rs`: aliases and merged mappings
+//! share their target and are paid for at its full size. Plain scalars mean what YAML 1.2's core schema says, so
+//! `yes` and `on` are text; `<<` merges, since kas' parser does it too.
+
+mod parse;
+mod read;
+mod suggest;
+
+pub(crate) use parse::parse;
+pub(crate) use read::{
+    Bare, Cursor, Given, Place, Positive, Read, Section, Span, UrlPath, Words, WordsOf, section, words,
+};
+use std::{fmt, rc::Rc};
+
+/// Where something stands in its file, both counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Of the file.
+    pub line: usize,
+    /// In characters.
+    pub column: usize,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self { line: 1, column: 1 }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Of the value, or of the key if the key is the mistake.
+    pub at: Position,
+    /// Dotted path of the key; empty: the document as a whole.
+    pub path: String,
+    /// What is there.
+    pub found: String,
+    /// What should be.
+    pub wanted: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.at)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        write!(f, "{}; {}", self.found, self.wanted)
+    }
+}
+
+/// Mistakes beyond these are counted only.
+const MAX_PROBLEMS: usize = 500;
+/// Longer words of a file are cut where messages quote them, in characters.
+const MAX_QUOTED: usize = 60;
+
+/// All mistakes of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems {
+    list: Vec<Problem>,
+    more: usize,
+}
+
+impl Problems {
+    pub(crate) fn add(
+        &mut self,
+        at: Position,
+        path: impl Into<String>,
+        found: impl Into<String>,
+        wanted: impl Into<String>,
+    ) {
+        if self.list.len() == MAX_PROBLEMS {
+            self.more += 1;
+            return;
+        }
+        self.list.push(Problem { at, path: path.into(), found: found.into(), wanted: wanted.into() });
+    }
+
+    /// Whether something was said about this path already.
+    pub(crate) fn mentions(&self, path: &str) -> bool {
+        self.list.iter().any(|problem| problem.path == path)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// In the order of the file; the second is how many more there are.
+    pub(crate) fn sorted(mut self) -> (Vec<Problem>, usize) {
+        self.list.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+        (self.list, self.more)
+    }
+}
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) at: Position,
+    pub(crate) value: Value,
+    /// How many values it is with all aliases written out.
+    weight: usize,
+}
+
+#[derive(Debug)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    /// As written, since only the reader knows which range is wanted.
+    Number(String),
+    Text(String),
+    List(Vec<Rc<Node>>),
+    Mapping(Vec<Entry>),
+}
+
+/// No two of a mapping have the same key.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: Rc<str>,
+    pub(crate) at: Position,
+    pub(crate) value: Rc<Node>,
+}
+
+impl Node {
+    /// The value in words, for messages.
+    pub(crate) fn shown(&self) -> String {
+        match &self.value {
+            Value::Null => "nothing".to_owned(),
+            Value::Bool(value) => value.to_string(),
+            Value::Number(text) => cut(text),
+            Value::Text(text) => format!("{:?}", cut(text)),
+            Value::List(_) => "a list".to_owned(),
+            Value::Mapping(_) => "a mapping".to_owned(),
+        }
+    }
+
+    /// Whether a dotted path leads somewhere.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        let mut node = Some(self);
+        for key in path.split('.') {
+            node = node.and_then(|node| node.get(key));
+        }
+        node.is_some()
+    }
+
+    fn get(&self, key: &str) -> Option<&Self> {
+        let Value::Mapping(entries) = &self.value else { return None };
+        entries.iter().find(|entry| &*entry.key == key).map(|entry| &*entry.value)
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

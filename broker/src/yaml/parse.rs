@@ -1,0 +1,271 @@
+//! Text -> tree. It collects what a tree cannot hold (keys written twice, keys that are no words, unknown tags) and
+//! stops at what is no YAML. Its costs are bounded by the text's length and [`MAX_VALUES`], whoever wrote the text.
+
+use super::{Entry, Node, Position, Problems, Value, cut};
+use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
+
+/// Collections within each other, of block and of flow style; no file of ours has more than ten.
+const MAX_NESTING: usize = 50;
+/// Values of a document with all aliases written out; 128 KiB cannot hold as many without aliases.
+const MAX_VALUES: usize = 200_000;
+
+/// The only document of the text. `None`: it is no YAML, and `problems` says why.
+pub(crate) fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let options = granit_parser::options! {
+        flow_nesting_limit: MAX_NESTING,
+        block_nesting_limit: MAX_NESTING,
+    };
+    let mut builder =
+        Builder { problems, open: Vec::new(), anchors: HashMap::new(), spent: 0, root: None, documents: 0 };
+    for event in Parser::new_from_str_with_options(text, options) {
+        match event {
+            Ok((event, span)) => builder.event(event, span)?,
+            Err(error) => {
+                let at = position(error.marker());
+                let found = format!("not YAML: {}", error.kind());
+                builder.problems.add(at, "", found, "a mapping of keys to values is wanted");
+                return None;
+            }
+        }
+    }
+    Some(
+        builder
+            .root
+            .unwrap_or_else(|| Rc::new(Node { at: Position::default(), value: Value::Null, weight: 1 })),
+    )
+}
+
+fn position(marker: &granit_parser::Marker) -> Position {
+    Position { line: marker.line().max(1), column: marker.col() + 1 }
+}
+
+struct Builder<'a> {
+    problems: &'a mut Problems,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Rc<Node>>,
+    spent: usize,
+    root: Option<Rc<Node>>,
+    documents: usize,
+}
+
+/// A collection that did not end yet.
+struct Open {
+    at: Position,
+    anchor: usize,
+    weight: usize,
+    kind: Kind,
+}
+
+enum Kind {
+    List(Vec<Rc<Node>>),
+    Mapping { entries: Vec<Entry>, seen: HashMap<Rc<str>, Position>, merged: Vec<Rc<Node>>, key: Key },
+}
+
+/// What the next value of a mapping belongs to.
+enum Key {
+    Wanted,
+    Word(Rc<str>, Position),
+    Merge,
+    /// Reported already; its value goes nowhere.
+    Unusable,
+}
+
+impl Builder<'_> {
+    fn event(&mut self, event: Event<'_>, span: Span) -> Option<()> {
+        let at = position(&span.start);
+        match event {
+            Event::DocumentStart(..) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    self.problems.add(at, "", "a second document begins here", "one is wanted");
+                    return None;
+                }
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let plain = matches!(style, ScalarStyle::Plain);
+                let value = self.scalar(&text, plain, tag.as_deref(), at);
+                let merge = plain && tag.is_none() && text == "<<";
+                self.spend(1, at)?;
+                self.place(Rc::new(Node { at, value, weight: 1 }), anchor, Some((&text, merge)));
+            }
+            Event::Alias(id) => match self.anchors.get(&id).cloned() {
+                Some(node) => {
+                    self.spend(node.weight, at)?;
+                    let word = match &node.value {
+                        Value::Text(text) | Value::Number(text) => Some(text.clone()),
+                        _ => None,
+                    };
+                    self.place(node, 0, word.as_deref().map(|word| (word, false)));
+                }
+                None => {
+                    self.problems.add(at, "", "an alias of what contains it", "an anchor above is wanted");
+                    return None;
+                }
+            },
+            Event::SequenceStart(_, anchor, tag) => {
+                self.tagged(tag.as_deref(), "seq", at);
+                self.begin(at, anchor, Kind::List(Vec::new()))?;
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                self.tagged(tag.as_deref(), "map", at);
+                let kind = Kind::Mapping {
+                    entries: Vec::new(),
+                    seen: HashMap::new(),
+                    merged: Vec::new(),
+                    key: Key::Wanted,
+                };
+                self.begin(at, anchor, kind)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let Open { at, anchor, weight, kind } = self.open.pop()?;
+                let value = match kind {
+                    Kind::List(items) => Value::List(items),
+                    Kind::Mapping { entries, merged, .. } => Value::Mapping(merge(entries, &merged)),
+                };
+                self.place(Rc::new(Node { at, value, weight }), anchor, None);
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn spend(&mut self, weight: usize, at: Position) -> Option<()> {
+        self.spent = self.spent.saturating_add(weight);
+        if self.spent > MAX_VALUES {
+            let found = format!("more than {MAX_VALUES} values with all aliases written out");
+            self.problems.add(at, "", found, "fewer aliases of large anchors are wanted");
+            return None;
+        }
+        Some(())
+    }
+
+    fn begin(&mut self, at: Position, anchor: usize, kind: Kind) -> Option<()> {
+        self.open.push(Open { at, anchor, weight: 1, kind });
+        self.spend(1, at)
+    }
+
+    /// Puts a finished value where it belongs; `word` is what it says as a key, and whether that means a merge.
+    fn place(&mut self, node: Rc<Node>, anchor: usize, word: Option<(&str, bool)>) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, Rc::clone(&node));
+        }
+        let Some(open) = self.open.last_mut() else {
+            self.root = Some(node);
+            return;
+        };
+        open.weight = open.weight.saturating_add(node.weight);
+        match &mut open.kind {
+            Kind::List(items) => items.push(node),
+            Kind::Mapping { entries, seen, merged, key } => match std::mem::replace(key, Key::Wanted) {
+                Key::Word(word, at) => entries.push(Entry { key: word, at, value: node }),
+                Key::Unusable => {}
+                Key::Merge => match &node.value {
+                    Value::Mapping(_) => merged.push(node),
+                    Value::List(items)
+                        if items.iter().all(|item| matches!(item.value, Value::Mapping(_))) =>
+                    {
+                        merged.extend(items.iter().cloned());
+                    }
+                    _ => {
+                        let wanted = "an alias of a mapping or a list of such aliases is wanted";
+                        self.problems.add(node.at, "<<", node.shown(), wanted);
+                    }
+                },
+                Key::Wanted => {
+                    *key = match word {
+                        None => {
+                            let found = format!("{} as a key", node.shown());
+                            self.problems.add(node.at, "", found, "a word is wanted");
+                            Key::Unusable
+                        }
+                        Some((_, true)) => Key::Merge,
+                        Some((word, false)) => {
+                            let word: Rc<str> = word.into();
+                            match seen.get(&word) {
+                                Some(first) => {
+                                    let found = format!("written twice, first in line {}", first.line);
+                                    self.problems.add(node.at, cut(&word), found, "every key once is wanted");
+                                    Key::Unusable
+                                }
+                                None => {
+                                    seen.insert(Rc::clone(&word), node.at);
+                                    Key::Word(word, node.at)
+                                }
+                            }
+                        }
+                    };
+                }
+            },
+        }
+    }
+
+    fn scalar(&mut self, text: &str, plain: bool, tag: Option<&Tag>, at: Position) -> Value {
+        match tag.map(|tag| (tag.core_suffix(), tag.suffix())) {
+            None if plain => core(text),
+            // `!` alone: text, whatever it looks like.
+            None | Some((Some("str"), _)) | Some((None, "")) => Value::Text(text.to_owned()),
+            Some((Some("null" | "bool" | "int" | "float"), _)) => core(text),
+            Some(_) => {
+                self.tagged(tag, "str", at);
+                Value::Text(text.to_owned())
+            }
+        }
+    }
+
+    fn tagged(&mut self, tag: Option<&Tag>, allowed: &str, at: Position) {
+        let Some(tag) = tag else { return };
+        if tag.core_suffix() != Some(allowed) && !tag.suffix().is_empty() {
+            self.problems.add(at, "", format!("the tag {}", cut(&tag.to_string())), "no tag is wanted");
+        }
+    }
+}
+
+/// What is written in the mapping itself goes first, then the merged ones in their order.
+fn merge(mut entries: Vec<Entry>, merged: &[Rc<Node>]) -> Vec<Entry> {
+    if merged.is_empty() {
+        return entries;
+    }
+    let mut seen: HashSet<Rc<str>> = entries.iter().map(|entry| Rc::clone(&entry.key)).collect();
+    for node in merged {
+        let Value::Mapping(more) = &node.value else { continue };
+        entries.extend(more.iter().filter(|entry| seen.insert(Rc::clone(&entry.key))).cloned());
+    }
+    entries
+}
+
+/// A plain scalar by YAML 1.2's core schema.
+fn core(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => Value::Bool(true),
+        "false" | "False" | "FALSE" => Value::Bool(false),
+        _ if is_number(text) => Value::Number(text.to_owned()),
+        _ => Value::Text(text.to_owned()),
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = |text: &str, radix| !text.is_empty() && text.chars().all(|digit| digit.is_digit(radix));
+    if let Some(octal) = text.strip_prefix("0o") {
+        return digits(octal, 8);
+    }
+    if let Some(hex) = text.strip_prefix("0x") {
+        return digits(hex, 16);
+    }
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if matches!(unsigned, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN") {
+        return true;
+    }
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let all = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    all(whole)
+        && all(fraction)
+        && !(whole.is_empty() && fraction.is_empty())
+        && digits(exponent.strip_prefix(['-', '+']).unwrap_or(exponent), 10)
+}
