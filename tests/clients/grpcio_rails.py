@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -54,10 +53,15 @@ def token(secret, claims, algorithm="HS256", now=None):
     return f"{signed}.{part(hmac.new(base64.b64decode(secret), signed.encode(), digest).digest())}"
 
 
+def as_json(message):
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
 class Client:
     def __init__(self, services):
         self.services = services
         self.channels = {}
+        self.kept = []
 
     def method(self, target, path):
         """The generated method and the class of its request."""
@@ -72,7 +76,7 @@ class Client:
         return getattr(stub, name), described
 
     def call(self, command):
-        """Sends `requests`, reads at most `first` answers, says how it ended."""
+        """Sends `requests`, reads at most `first` answers, says how it ended; `keep` leaves the stream open."""
         method, described = self.method(command["target"], command["method"])
         make = message_factory.GetMessageClass(described.input_type)
         requests = [json_format.ParseDict(each, make()) for each in command.get("requests", [{}])]
@@ -89,29 +93,22 @@ class Client:
                 answer, call = method.with_call(requests[0], **limit)
                 answers.append(answer)
             else:
-                done = threading.Event()
-
-                def stay_open():
-                    yield from requests
-                    if command.get("hold"):
-                        done.wait()
-
-                call = method(stay_open() if described.client_streaming else requests[0], **limit)
-                try:
-                    for answer in call:
-                        answers.append(answer)
-                        if len(answers) == command.get("first"):
-                            call.cancel()
-                            break
-                finally:
-                    done.set()
+                call = method(iter(requests) if described.client_streaming else requests[0], **limit)
+                for answer in call:
+                    answers.append(answer)
+                    if len(answers) == command.get("first"):
+                        if command.get("keep"):
+                            self.kept.append(call)
+                            return {"code": None, "answers": [as_json(each) for each in answers]}
+                        call.cancel()
+                        break
         except grpc.RpcError as error:
             call = error
         return {
             "code": call.code().name,
             "details": call.details(),
             "seconds": time.monotonic() - began,
-            "answers": [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in answers],
+            "answers": [as_json(each) for each in answers],
         }
 
 

@@ -205,7 +205,7 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     assert_eq!(answer["code"], "OK", "{answer}");
     let event = all.tells("gitops_manifests_sent", AGENT).await;
     assert_eq!(event["commit_id"], field.head(3), "{event}");
-    assert_eq!(event["manifest_project_id"], "group/manifests", "{event}");
+    assert_eq!(event["manifest_project"], "group/manifests", "{event}");
 
     for process in [&field.broker, &field.agent] {
         let text = process.text();

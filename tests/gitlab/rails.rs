@@ -4,7 +4,7 @@
 use super::{FILE, ci, idle_tunnels, status_of};
 use crate::harness::{
     AGENT,
-    gitlab::{GitLabField, Grpcio, Setup},
+    gitlab::{GitLabField, Grpcio, OTHER, Setup},
     until,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -15,11 +15,12 @@ use stand_ins::rails::{Endpoint, Faults};
 const GET_CONNECTED_AGENTS: &str = "agent_tracker.rpc.AgentTracker/GetConnectedAgents";
 const LIST_FILES: &str = "configuration_project.rpc.ConfigurationProject/ListAgentConfigFiles";
 const GET_SERVER_INFO: &str = "server_info.rpc.ServerInfo/GetServerInfo";
+const GET_CONFIGURATION: &str = "agent_configuration.rpc.AgentConfiguration/GetConfiguration";
 const GIT_PUSH: &str = "notifications.rpc.Notifications/GitPushEvent";
 
 #[tokio::test]
 async fn rails_lists_connected_agents_by_project_by_id_and_by_several_ids() {
-    let mut field = GitLabField::start().await;
+    let field = GitLabField::start().await;
     idle_tunnels(&field, |count| count > 0).await;
     let mut rails = field.grpcio().await;
     let several = "agent_tracker.rpc.AgentTracker/GetConnectedAgentsByAgentIDs";
@@ -55,28 +56,26 @@ async fn rails_lists_connected_agents_by_project_by_id_and_by_several_ids() {
     }
     let answer = rails.rails(GET_CONNECTED_AGENTS, json!({})).await;
     assert_eq!(answer["code"], "INVALID_ARGUMENT", "{answer}");
-    // A second pod is a second entry; a pod that left is none.
-    let mut second = field.replica().await;
-    let listed = async |rails: &mut Grpcio, wanted: usize| {
-        let mut last = Value::Null;
-        let start = tokio::time::Instant::now();
-        loop {
-            let answer = rails.rails(GET_CONNECTED_AGENTS, json!({"agent_id": "7"})).await;
-            let count = answer["answers"][0]["agents"].as_array().map_or(0, Vec::len);
-            if count == wanted {
-                return;
-            }
-            last.clone_from(&answer);
-            assert!(start.elapsed() < crate::harness::PATIENCE, "not {wanted} agents: {last}");
-            tokio::task::yield_now().await;
-        }
-    };
-    listed(&mut rails, 2).await;
-    second.signal("TERM").await;
-    second.ended().await;
-    listed(&mut rails, 1).await;
-    field.agent.kill().await;
-    listed(&mut rails, 0).await;
+    // A second pod is a second entry.
+    let _second = field.replica().await;
+    listed(&mut rails, AGENT, 2).await;
+    // An agent of 14.1 does not register: it is there for as long as it asks for its configuration.
+    let mut old = field.grpcio().await;
+    let meta = json!({"agent_meta": {"version": "v14.1.1", "pod_name": "old"}});
+    old.agent_stays(&field.tokens.other, GET_CONFIGURATION, meta).await;
+    listed(&mut rails, OTHER, 1).await;
+    drop(old);
+    listed(&mut rails, OTHER, 0).await;
+}
+
+async fn listed(rails: &mut Grpcio, agent: i64, wanted: usize) {
+    until("so many pods are listed", async || {
+        let request = json!({"agent_id": agent.to_string()});
+        let answer = rails.rails(GET_CONNECTED_AGENTS, request).await;
+        let count = answer["answers"][0]["agents"].as_array().map_or(0, Vec::len);
+        (count == wanted).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

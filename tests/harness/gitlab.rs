@@ -360,6 +360,13 @@ impl Grpcio {
         self.call(self.agents, method, requests, with).await
     }
 
+    /// Opens a stream of an agent and reads its first message; the stream then stays until this is dropped.
+    pub(crate) async fn agent_stays(&mut self, token: &str, method: &str, request: Value) {
+        let with = json!({"first": 1, "keep": true, "deadline": 600});
+        let answer = self.agent(token, method, &[request], with).await;
+        assert_eq!(answer["answers"].as_array().map(Vec::len), Some(1), "{answer}");
+    }
+
     async fn call(&mut self, target: SocketAddr, method: &str, requests: &[Value], with: Value) -> Value {
         let method = format!("gitlab.agent.{method}");
         let mut command = json!({"target": target.to_string(), "method": method, "requests": requests});
