@@ -156,6 +156,10 @@ impl Remember for RailsError {
             Fault::Unauthorized { .. } | Fault::Forbidden { .. } | Fault::NotFound { .. } => {
                 Lasting::Definitive
             }
+            // How GitLab refuses a cookie that is not one of its own, or a user that is no more.
+            Fault::Other { status: StatusCode::BAD_REQUEST, .. } if self.call == "authorize_proxy_user" => {
+                Lasting::Definitive
+            }
             Fault::Deadline | Fault::RateLimited(_) | Fault::Illegal(_) => Lasting::Never,
             Fault::Other { .. }
             | Fault::Transport { .. }
