@@ -119,7 +119,8 @@ mod tests {
             [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable"), (502, "BadGateway")];
         for (code, reason) in table {
             let failure = ApiFailure::new(StatusCode::from_u16(code).unwrap(), "no");
-            let body = failure.into_response("t1", Form::Json).into_body().collect().await.unwrap().to_bytes();
+            let body =
+                failure.into_response("t1", Form::Json).into_body().collect().await.unwrap().to_bytes();
             let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(document["kind"], "Status");
             assert_eq!(document["code"], code);

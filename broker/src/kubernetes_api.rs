@@ -170,8 +170,8 @@ impl KubernetesApi {
         let permit = self.admit(&parts, account).await?;
 
         let wants_upgrade = wire_http::upgrade_protocol(&parts.headers).is_some();
-        let first =
-            head::request(&parts, path, &body, wants_upgrade, &permit.access, self.program).inspect_err(|_| {
+        let first = head::request(&parts, path, &body, wants_upgrade, &permit.access, self.program)
+            .inspect_err(|_| {
                 account.denied("refused");
             })?;
         let tunnel = tokio::select! {
@@ -183,7 +183,7 @@ impl KubernetesApi {
             // An older one would not even notice, and use all the rights that it has.
             Access::As { mode, .. } if !tunnel.carries_impersonation() => {
                 account.denied("refused");
-                Some(("14.3", format!("access_as {mode}: it would use its own rights instead")))
+                Some(("14.3", format!("access_as {mode} (it would use its own rights instead)")))
             }
             _ if wants_upgrade && !tunnel.carries_upgrades() => {
                 Some(("15.1", "exec, attach, cp or port-forward".to_owned()))
@@ -193,7 +193,8 @@ impl KubernetesApi {
         if let Some((since, what)) = missing {
             tunnel.close(Ok(()));
             let agent = permit.agent;
-            let message = format!("agent {agent} is older than {since} and cannot do {what}; upgrade agentk");
+            let message =
+                format!("agent {agent} is older than {since} and cannot carry {what}; upgrade agentk");
             return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
         }
         let correlation = Values { value: vec![account.trace_id.clone()] };

@@ -198,11 +198,7 @@ impl Identities {
     }
 }
 
-fn of_file(
-    identities: &Arc<IdentitySource>,
-    agent: AgentId,
-    key: TokenKey,
-) -> Result<CallerPermit, Refusal> {
+fn of_file(identities: &Arc<IdentitySource>, agent: AgentId, key: TokenKey) -> Result<CallerPermit, Refusal> {
     let refuse =
         |message: &str| ApiFailure::new(StatusCode::UNAUTHORIZED, format!("Unauthorized: {message}"));
     match identities.current().caller(&key) {

@@ -15,8 +15,8 @@ use std::sync::{
 use tokio::time::Instant;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-/// Characters of a path that are logged.
-const MAX_PATH: usize = 512;
+/// Characters of a path, and of a reason that an agent may have a say in.
+const MAX_TEXT: usize = 512;
 
 /// What is known about one request.
 pub(super) struct Account {
@@ -51,8 +51,8 @@ impl Account {
             who: None,
             agent: None,
             access: None,
-            method: request.method().as_str().chars().take(MAX_PATH).collect(),
-            path: request.uri().path().chars().take(MAX_PATH).collect(),
+            method: shortened(request.method().as_str()),
+            path: shortened(request.uri().path()),
             decision: "undecided",
             why: None,
             status: 0,
@@ -96,7 +96,7 @@ impl Account {
     pub(super) fn failed(&mut self, failure: &ApiFailure) {
         self.status = failure.code.as_u16();
         self.outcome = if failure.code.is_server_error() { "failed" } else { "refused" };
-        self.why = Some(failure.message.clone());
+        self.why = Some(shortened(&failure.message));
         if self.decision == "undecided" {
             self.decision = if failure.code.is_server_error() { "undecided" } else { "refused" };
         }
@@ -105,13 +105,17 @@ impl Account {
     /// The answer ends before it is whole.
     pub(super) fn broken(&mut self, why: &str) {
         self.outcome = "broken";
-        self.why = Some(why.to_owned());
+        self.why = Some(shortened(why));
     }
 
     /// Where bytes of the request's body are counted.
     pub(super) fn received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.received)
     }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 impl Drop for Account {

@@ -123,11 +123,9 @@ mod tests {
     #[test]
     fn a_granted_page_reads_our_answer_and_not_the_clusters() {
         let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("access-control-allow-origin", "*"),
-            ("access-control-expose-headers", "x"),
-            ("vary", "Accept"),
-        ] {
+        for (name, value) in
+            [("access-control-allow-origin", "*"), ("access-control-expose-headers", "x"), ("vary", "Accept")]
+        {
             headers.insert(name, HeaderValue::from_static(value));
         }
         drop_foreign(&mut headers);

@@ -146,7 +146,8 @@ mod tests {
             ("gitlab%2Dagent-id=1&x=gitlab-agent-id", "x=gitlab-agent-id"),
             ("gitlab-agent-ids=1&watch=true&fieldSelector=a%3Db%26c", ""),
         ] {
-            let wanted = if wanted.is_empty() && !query.starts_with("gitlab-agent-id=") { query } else { wanted };
+            let wanted =
+                if wanted.is_empty() && !query.starts_with("gitlab-agent-id=") { query } else { wanted };
             assert_eq!(for_cluster(query), wanted, "{query}");
         }
     }
