@@ -32,6 +32,5 @@ pub mod redis;
 pub mod repositories;
 
 pub mod error;
-pub mod events;
 pub mod observability;
 pub mod yaml;
