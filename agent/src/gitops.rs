@@ -6,6 +6,7 @@ pub mod collect;
 mod pace;
 pub mod plan;
 mod project;
+mod stream;
 
 use crate::{broker::Road, configuration::Latest, error, observability::Metrics};
 use bytes::Bytes;

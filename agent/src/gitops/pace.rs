@@ -29,9 +29,19 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// After an end with OK. `news` is whether a commit came that was not known.
-    pub(crate) fn well(&mut self, lived: Duration, news: bool) -> Option<Duration> {
-        if news || lived >= LIVED {
+    /// After a new commit. The broker sends the first one as soon as it is asked, so that one says nothing.
+    pub(crate) fn news(&mut self, lived: Duration, first: bool) -> Option<Duration> {
+        self.slow.reset();
+        if first {
+            self.quick.reset();
+            return None;
+        }
+        self.quiet(lived)
+    }
+
+    /// After an end with OK and without a commit.
+    pub(crate) fn quiet(&mut self, lived: Duration) -> Option<Duration> {
+        if lived >= LIVED {
             self.slow.reset();
         }
         if lived >= SHORTEST {
@@ -41,9 +51,9 @@ impl Pace {
         Some(self.quick.step())
     }
 
-    /// After the very first commit, which a broker sends at once.
-    pub(crate) fn first(&mut self) {
-        *self = Self::default();
+    /// After a commit that was known: this broker does not look at what it is asked, and would send it for ever.
+    pub(crate) fn repeated(&mut self) -> Duration {
+        self.quick.step()
     }
 
     /// After an error of the broker, with the code it gave.
@@ -73,13 +83,16 @@ mod tests {
     #[test]
     fn good_ends_are_followed_at_once_unless_they_come_in_a_row_without_pause() {
         let mut pace = Pace::default();
-        assert_eq!(pace.well(POLL, true), None);
-        assert_eq!(pace.well(POLL, false), None);
-        let delays: Vec<_> = (0..12).map(|_| pace.well(MOMENT, true).unwrap()).collect();
+        assert_eq!(pace.news(MOMENT, true), None);
+        assert_eq!(pace.news(POLL, false), None);
+        assert_eq!(pace.quiet(POLL), None);
+        let delays: Vec<_> = (0..12).map(|_| pace.news(MOMENT, false).unwrap()).collect();
         assert!(delays[0] < Duration::from_millis(300), "{delays:?}");
         assert!(delays[11] > Duration::from_secs(40), "{delays:?}");
-        assert_eq!(pace.well(POLL, false), None);
-        assert!(pace.well(MOMENT, false).unwrap() < Duration::from_millis(300));
+        assert_eq!(pace.quiet(POLL), None);
+        assert!(pace.quiet(MOMENT).unwrap() < Duration::from_millis(300));
+        let last = (0..12).map(|_| pace.repeated()).last().unwrap();
+        assert!(last > Duration::from_secs(40), "{last:?}");
     }
 
     #[test]
@@ -94,7 +107,7 @@ mod tests {
         assert!(last >= Duration::from_secs(240), "{last:?}");
         assert!(pace.broken() >= Duration::from_secs(240));
         // Only a good stream, or a long one, ends the growth.
-        pace.well(MOMENT, true);
+        pace.news(MOMENT, false);
         assert!(pace.broken() < Duration::from_secs(13));
         let last = (0..9).map(|_| pace.broken()).last().unwrap();
         assert!(last >= Duration::from_secs(240), "{last:?}");

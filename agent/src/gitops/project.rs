@@ -1,14 +1,14 @@
 //! Follows one manifest project: opens a stream, waits for the next commit, publishes it whole, opens the next stream.
-//! Before it: `gitops.rs`, which starts and aborts it. A stream's messages go through `collect.rs`; what came of a
-//! stream that failed is dropped.
+//! Before it: `gitops.rs`, which starts and aborts it. `stream.rs` reads a stream; what came of one that failed is
+//! dropped there and never reaches this file.
 
 use crate::{
     broker::{Road, connection::Connection, gate::Refusal},
     error,
     gitops::{
         Received,
-        collect::{CollectError, Collector},
         pace::Pace,
+        stream::{self, Cause, End},
     },
     observability::Metrics,
 };
@@ -17,17 +17,11 @@ use postern_wire::proto::gitlab::agent::{
     gitops::rpc::{ObjectsToSynchronizeRequest, gitops_client::GitopsClient},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status, codec::CompressionEncoding};
 use tracing::{info, warn};
 
 const CONNECTION_END: Duration = Duration::from_millis(200);
-/// A broker that has begun a commit goes on within this time, however slow its repositories are; before that it may
-/// be silent for as long as there is no news.
-const STALLED: Duration = Duration::from_secs(120);
 
 /// What one project's task owns.
 pub(crate) struct Task {
@@ -35,26 +29,6 @@ pub(crate) struct Task {
     pub(crate) settings: Arc<ManifestProjectCf>,
     pub(crate) latest: watch::Sender<Option<Arc<Received>>>,
     pub(crate) metrics: Metrics,
-}
-
-/// Why a stream ended.
-enum End {
-    /// With OK; a commit if there was a new one.
-    Well(Option<Received>),
-    /// Another connection has taken over before anything came.
-    Moved,
-    /// Of what came, nothing is used.
-    Failed { cause: Cause, discarded: usize },
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Cause {
-    #[error("{}", error::status(.0))]
-    Status(Status),
-    #[error(transparent)]
-    Collect(#[from] CollectError),
-    #[error("the broker began a commit and then sent nothing for {STALLED:?}")]
-    Stalled,
 }
 
 impl Task {
@@ -69,19 +43,17 @@ impl Task {
                 End::Moved => continue,
                 End::Well(received) => {
                     self.road.admitted();
-                    // The same commit again would be applied again, for nothing.
-                    let news = received.filter(|received| received.commit_id != commit_id);
-                    let first = news.is_some() && commit_id.is_empty();
-                    let delay = pace.well(began.elapsed(), news.is_some());
-                    if let Some(news) = news {
-                        commit_id.clone_from(&news.commit_id);
-                        self.publish(news);
+                    match received {
+                        None => pace.quiet(began.elapsed()),
+                        // Published again, it would be applied again, for nothing.
+                        Some(known) if known.commit_id == commit_id => Some(pace.repeated()),
+                        Some(news) => {
+                            let first = commit_id.is_empty();
+                            commit_id.clone_from(&news.commit_id);
+                            self.publish(news);
+                            pace.news(began.elapsed(), first)
+                        }
                     }
-                    if first {
-                        pace.first();
-                        continue;
-                    }
-                    delay
                 }
                 End::Failed { cause, discarded } => {
                     if let Cause::Status(status) = &cause
@@ -113,42 +85,15 @@ impl Task {
             r#ref: self.settings.r#ref.clone(),
         };
         let mut client = GitopsClient::new(connection.clone()).accept_compressed(CompressionEncoding::Gzip);
-        let mut collector = Collector::default();
-        let failed = |cause, discarded| End::Failed { cause, discarded };
         let opened = tokio::select! {
             opened = client.get_objects_to_synchronize(request) => opened,
             () = connection.retired().cancelled() => return End::Moved,
         };
-        let mut stream = match opened {
-            Ok(response) => response.into_inner(),
-            Err(status) => return failed(Cause::Status(status), 0),
-        };
-        loop {
-            // A commit that comes is finished on the connection on which it began.
-            let message = if collector.has_begun() {
-                let Ok(message) = timeout(STALLED, stream.message()).await else {
-                    return failed(Cause::Stalled, collector.files());
-                };
-                message
-            } else {
-                tokio::select! {
-                    message = stream.message() => message,
-                    () = connection.retired().cancelled() => return End::Moved,
-                }
-            };
-            let discarded = collector.files();
-            match message {
-                Ok(Some(message)) => {
-                    if let Err(error) = collector.accept(message) {
-                        return failed(error.into(), discarded);
-                    }
-                }
-                Ok(None) => {
-                    let finished = collector.finish(&self.settings.id);
-                    return finished.map_or_else(|error| failed(error.into(), discarded), End::Well);
-                }
-                Err(status) => return failed(Cause::Status(status), discarded),
+        match opened {
+            Ok(response) => {
+                stream::read(response.into_inner(), &self.settings.id, connection.retired()).await
             }
+            Err(status) => End::Failed { cause: Cause::Status(status), discarded: 0 },
         }
     }
 

@@ -43,7 +43,8 @@ async fn agent_of(projects: &[ManifestProjectCf]) -> (FakeBroker, Running) {
 /// The published project, once it is there.
 async fn published(agent: &Running, id: &str) -> Project {
     let mut manifests = agent.manifests.clone();
-    let found = soon(id, manifests.wait_for(|projects| projects.contains_key(id))).await.unwrap();
+    let found =
+        soon(id, manifests.wait_for(|projects| projects.contains_key(id))).await.expect("the agent runs");
     found[id].clone()
 }
 
@@ -131,6 +132,28 @@ async fn what_came_before_an_error_is_discarded() {
     sync.fail(Status::failed_precondition("GitOps: manifest file: too many files")).await;
     logged(&["no manifests", "torn/one", "FailedPrecondition", "too many files"]).await;
     assert_eq!(*project.received.borrow(), Some(first));
+}
+
+#[tokio::test]
+async fn a_broker_that_dies_within_a_commit_is_asked_again_by_the_same_agent() {
+    let (mut broker, agent) = agent_of(&[project("killed/one")]).await;
+    broker.synchronization("killed/one").await.commit("c1", "one").await;
+    let sync = broker.synchronization("killed/one").await;
+    sync.header("c2").await;
+    sync.file("a.yaml", b"half", 4).await;
+    broker.kill();
+    agent.probes("/readiness", 503).await;
+    let at = broker.at.clone();
+    drop(broker);
+    let mut broker = FakeBroker::start_at(&at, Via::Grpc, Default::default()).await;
+    let sync = broker.synchronization("killed/one").await;
+    assert_eq!(sync.request.commit_id, "c1");
+    let project = published(&agent, "killed/one").await;
+    assert_eq!(project.received.borrow().as_ref().unwrap().commit_id, "c1");
+    sync.commit("c2", "two").await;
+    assert_eq!(received(&project, "c2").await.files[0].data, "two");
+    // The connection's end has its own line.
+    assert_eq!(count_logged(&["no manifests", "killed/one"]), 0);
 }
 
 #[tokio::test]
