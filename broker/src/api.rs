@@ -131,7 +131,7 @@ pub fn serve(
 /// All that is served, behind the one check: what is not served is not told to strangers either.
 fn routes(api: Api, beside: Option<Beside>) -> Routes {
     let Api { secret, tracker, gitaly, on_push, program } = api;
-    // Agents' gzip is not for Rails, but grpc libraries may be told to compress.
+    // Rails does not compress; a grpc library may be told to.
     let gzip = CompressionEncoding::Gzip;
     macro_rules! bounded {
         ($server:ident, $service:expr) => {

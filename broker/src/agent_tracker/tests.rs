@@ -11,8 +11,11 @@ fn meta(pod: &str) -> AgentMeta {
     AgentMeta { pod_name: pod.to_owned(), ..AgentMeta::default() }
 }
 
-/// A tracker, and what it told: `+` or `-` and the agent's id.
-fn telling() -> (Tracker, Arc<Mutex<Vec<(char, i64)>>>) {
+/// `+` or `-` and the agent's id.
+type Told = Arc<Mutex<Vec<(char, i64)>>>;
+
+/// A tracker, and what it told.
+fn telling() -> (Tracker, Told) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&told);
     let tracker = Tracker::new(move |change| {
