@@ -16,6 +16,8 @@ pub mod identities;
 // features, named as upstream names them
 pub mod agent_configuration;
 pub mod agent_registrar;
+pub mod agent_tracker;
+pub mod api;
 pub mod kubernetes_api;
 
 // tunnel
