@@ -14,12 +14,34 @@ pub mod gitlab {
                 include!("gitlab.agent.agent_registrar.rpc.rs");
             }
         }
+        pub mod agent_tracker {
+            include!("gitlab.agent.agent_tracker.rs");
+            pub mod rpc {
+                include!("gitlab.agent.agent_tracker.rpc.rs");
+            }
+        }
         pub mod agentcfg {
             include!("gitlab.agent.agentcfg.rs");
+        }
+        pub mod configuration_project {
+            pub mod rpc {
+                include!("gitlab.agent.configuration_project.rpc.rs");
+            }
+        }
+        pub mod entity {
+            include!("gitlab.agent.entity.rs");
+        }
+        pub mod event {
+            include!("gitlab.agent.event.rs");
         }
         pub mod gitlab_access {
             pub mod rpc {
                 include!("gitlab.agent.gitlab_access.rpc.rs");
+            }
+        }
+        pub mod gitops {
+            pub mod rpc {
+                include!("gitlab.agent.gitops.rpc.rs");
             }
         }
         pub mod grpctool {
@@ -33,11 +55,22 @@ pub mod gitlab {
                 include!("gitlab.agent.kubernetes_api.rpc.rs");
             }
         }
+        pub mod modserver {
+            include!("gitlab.agent.modserver.rs");
+        }
         pub mod modshared {
             include!("gitlab.agent.modshared.rs");
         }
+        pub mod notifications {
+            pub mod rpc {
+                include!("gitlab.agent.notifications.rpc.rs");
+            }
+        }
         pub mod prototool {
             include!("gitlab.agent.prototool.rs");
+        }
+        pub mod redistool {
+            include!("gitlab.agent.redistool.rs");
         }
         pub mod reverse_tunnel {
             pub mod info {
@@ -45,6 +78,15 @@ pub mod gitlab {
             }
             pub mod rpc {
                 include!("gitlab.agent.reverse_tunnel.rpc.rs");
+            }
+            pub mod tracker {
+                include!("gitlab.agent.reverse_tunnel.tracker.rs");
+            }
+        }
+        pub mod server_info {
+            include!("gitlab.agent.server_info.rs");
+            pub mod rpc {
+                include!("gitlab.agent.server_info.rpc.rs");
             }
         }
     }
