@@ -15,10 +15,17 @@ pub mod identities;
 // features, named as upstream names them
 pub mod agent_configuration;
 pub mod agent_registrar;
+pub mod gitlab_access;
+pub mod gitops;
 pub mod kubernetes_api;
+pub mod usage;
 
 // tunnel
 pub mod tunnel;
+
+// what the features share
+pub mod outgoing;
+pub mod per_agent;
 
 // neighbours
 pub mod gitaly;
@@ -28,3 +35,6 @@ pub mod repositories;
 
 pub mod error;
 pub mod observability;
+
+#[cfg(test)]
+mod stage;
