@@ -18,13 +18,19 @@ pub mod agent_configuration;
 pub mod agent_registrar;
 pub mod agent_tracker;
 pub mod api;
+pub mod gitlab_access;
+pub mod gitops;
 pub mod kubernetes_api;
+pub mod usage;
 
 // tunnel
 pub mod tunnel;
 
 // account
 pub mod events;
+// what the features share
+pub mod outgoing;
+pub mod per_agent;
 
 // neighbours
 pub mod gitaly;
@@ -36,3 +42,6 @@ pub mod repositories;
 pub mod error;
 pub mod observability;
 pub mod yaml;
+
+#[cfg(test)]
+mod stage;

@@ -2,7 +2,6 @@
 //! request, the check of what Rails signed, and a CI job's token on its way through. Before it: a file, a caller's
 //! header. After it: header values marked sensitive. Nothing here can be printed.
 
-use arc_swap::ArcSwap;
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -19,6 +18,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What Rails insists on.
@@ -93,7 +93,7 @@ impl fmt::Display for Length {
 pub struct ServiceSecret {
     path: PathBuf,
     length: Length,
-    key: ArcSwap<Vec<u8>>,
+    key: watch::Sender<Vec<u8>>,
 }
 
 impl ServiceSecret {
@@ -105,42 +105,55 @@ impl ServiceSecret {
     /// Reads a file whose secret has such a length.
     pub fn load_of(path: PathBuf, length: Length) -> Result<Self, SecretError> {
         let key = read(&path, length)?;
-        Ok(Self { path, length, key: ArcSwap::from_pointee(key) })
+        Ok(Self { path, length, key: watch::Sender::new(key) })
     }
 
     /// Reads the file again whenever it changes, until `stop`; a bad change is logged and the last good secret stays.
-    pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        let mut watch = match FileWatch::new(vec![self.path.clone()]) {
-            Ok(watch) => watch,
-            Err(error) => {
-                tracing::error!(path = %self.path.display(), %error, "authentication secret file cannot be watched");
-                return;
+    /// Changes count from this call on.
+    pub fn keep_fresh(self: Arc<Self>, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let watch = FileWatch::new(vec![self.path.clone()]);
+        async move {
+            let mut watch = match watch {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::error!(path = %self.path.display(), %error, "authentication secret file cannot be watched");
+                    return;
+                }
+            };
+            while stop.run_until_cancelled(watch.changed()).await.is_some() {
+                self.read_again().await;
             }
-        };
-        while stop.run_until_cancelled(watch.changed()).await.is_some() {
-            let (path, length) = (self.path.clone(), self.length);
-            match tokio::task::spawn_blocking(move || read(&path, length)).await {
-                Ok(Ok(key)) if key == **self.key.load() => {}
-                Ok(Ok(key)) => {
-                    self.key.store(Arc::new(key));
+        }
+    }
+
+    async fn read_again(&self) {
+        let (path, length) = (self.path.clone(), self.length);
+        match tokio::task::spawn_blocking(move || read(&path, length)).await {
+            Ok(Ok(key)) => {
+                let replaced = self.key.send_if_modified(|now| {
+                    let differs = *now != key;
+                    *now = key;
+                    differs
+                });
+                if replaced {
                     tracing::info!(path = %self.path.display(), "authentication secret replaced");
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(error = %crate::error::chain(&error), "authentication secret not replaced, the last good one stays in force");
-                }
-                Err(_) => tracing::error!("reading the authentication secret file panicked"),
             }
+            Ok(Err(error)) => {
+                tracing::error!(error = %crate::error::chain(&error), "authentication secret not replaced, the last good one stays in force");
+            }
+            Err(_) => tracing::error!("reading the authentication secret file panicked"),
         }
     }
 
     /// A JWT that says at this time that we are the kas of this GitLab, as a header value.
     pub fn jwt(&self, now: SystemTime) -> HeaderValue {
-        sensitive(&sign(&self.key.load(), now))
+        sensitive(&sign(&self.key.borrow(), now))
     }
 
     /// Whether `tag` is what `M` makes of the message with this secret; how long it takes says nothing of where not.
     pub fn authenticates<M: Mac + hmac::digest::KeyInit>(&self, message: &[u8], tag: &[u8]) -> bool {
-        let mut mac = <M as Mac>::new_from_slice(&self.key.load()).expect("HMAC takes keys of any length");
+        let mut mac = <M as Mac>::new_from_slice(&self.key.borrow()).expect("HMAC takes keys of any length");
         mac.update(message);
         mac.verify_slice(tag).is_ok()
     }
@@ -284,27 +297,20 @@ mod tests {
         let secret = Arc::new(ServiceSecret::load(path.clone()).unwrap());
         let stop = CancellationToken::new();
         let fresh = tokio::spawn(Arc::clone(&secret).keep_fresh(stop.clone()));
+        let mut key = secret.key.subscribe();
+        std::fs::write(&path, STANDARD.encode([2; LENGTH])).unwrap();
+        let replaced = key.wait_for(|key| *key == [2; LENGTH]);
+        tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1);
-        let wanted = sign(&[2; LENGTH], now);
-        let replaced = async {
-            // Written until seen, since nothing says when the watch began.
-            while secret.jwt(now).to_str().unwrap() != wanted {
-                std::fs::write(&path, STANDARD.encode([2; LENGTH])).unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap();
+        assert_eq!(secret.jwt(now).to_str().unwrap(), sign(&[2; LENGTH], now));
         stop.cancel();
         fresh.await.unwrap();
     }
 
     #[test]
     fn no_secret_can_be_printed() {
-        let secret = ServiceSecret {
-            path: "f".into(),
-            length: Length::Any,
-            key: ArcSwap::from_pointee(vec![7; LENGTH]),
-        };
+        let secret =
+            ServiceSecret { path: "f".into(), length: Length::Any, key: watch::Sender::new(vec![7; LENGTH]) };
         let job = JobToken::new("glcbt-SECRET").unwrap();
         let token = AgentToken::new("SECRET").unwrap();
         let printed =
