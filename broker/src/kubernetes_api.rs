@@ -14,7 +14,7 @@ use crate::{
     observability::Metrics,
     tunnel::{
         registry::Registry,
-        stream::{RequestHalf, ResponseHalf, TunnelError},
+        stream::{RequestHalf, ResponseHalf, Tunnel, TunnelError},
     },
 };
 use bytes::Bytes;
@@ -179,22 +179,10 @@ impl KubernetesApi {
             () = permit.withdrawn() => return Err(withdrawn(account)),
             tunnel = self.registry.find(permit.agent, self.agent_wait) => tunnel?,
         };
-        let missing = match &permit.access {
-            // An older one would not even notice, and use all the rights that it has.
-            Access::As { mode, .. } if !tunnel.carries_impersonation() => {
-                account.denied("refused");
-                Some(("14.3", format!("access_as {mode} (it would use its own rights instead)")))
-            }
-            _ if wants_upgrade && !tunnel.carries_upgrades() => {
-                Some(("15.1", "exec, attach, cp or port-forward".to_owned()))
-            }
-            _ => None,
-        };
-        if let Some((since, what)) = missing {
+        if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
             tunnel.close(Ok(()));
-            let agent = permit.agent;
-            let message =
-                format!("agent {agent} is older than {since} and cannot carry {what}; upgrade agentk");
+            account.denied("refused");
+            let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
             return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
         }
         let correlation = Values { value: vec![account.trace_id.clone()] };
@@ -264,6 +252,20 @@ impl KubernetesApi {
                 Err(refusal.failure)
             }
         }
+    }
+}
+
+/// What this request needs and the agent cannot do, and since when agents can.
+fn lacking(tunnel: &Tunnel, access: &Access, upgrade: bool) -> Option<String> {
+    match access {
+        // An older one would not even notice.
+        Access::As { mode, .. } if !tunnel.carries_impersonation() => {
+            Some(format!("14.3 and cannot carry access_as {mode} (it would use its own rights instead)"))
+        }
+        _ if upgrade && !tunnel.carries_upgrades() => {
+            Some("15.1 and cannot carry exec, attach, cp or port-forward".to_owned())
+        }
+        _ => None,
     }
 }
 

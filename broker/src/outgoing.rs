@@ -128,7 +128,7 @@ mod tests {
         tokio::time::advance(PATIENCE / 2).await;
         tokio::task::yield_now().await;
         assert_eq!(made.load(Ordering::Relaxed), 1);
-        tokio::time::sleep(PATIENCE).await;
+        tokio::time::sleep(PATIENCE * 2).await;
         assert_eq!(stream.next().await.unwrap().unwrap(), 0);
         assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
     }

@@ -84,7 +84,9 @@ pub(crate) async fn serve(routes: Routes, stop: &CancellationToken) -> Channel {
     let address = listener.local_addr().unwrap();
     let serving = Server::builder().add_routes(routes).serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
-    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    // What a Go agent has; hyper's own is 2 MiB.
+    let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+    endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
 }
 
 /// A call of the agent that has this token.

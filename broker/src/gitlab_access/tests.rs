@@ -223,7 +223,7 @@ async fn every_status_is_an_answer() {
 async fn nobody_climbs_out_of_a_module() {
     let field = Field::start().await;
     let before = field.stage.gitlab.calls(Endpoint::Module);
-    for path in ["/../../agent_info", "/x/../../y", "/%2e%2e/y", "/%252e%252e/y", "/..\\y", "x", ""] {
+    for path in ["/../../agent_info", "/x/../../y", "/%2e%2e/y", "/..\\y", "x", ""] {
         let status = field.refusal(vec![header("GET", "stand_in_echo", path), trailer()]).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
     }
@@ -352,13 +352,21 @@ async fn nothing_is_read_for_an_agent_that_does_not_take_it() {
     {
         taken.unwrap();
         sent += 1;
-        assert!(sent < 1_024, "32 MiB were taken");
+        assert!(sent < 512, "16 MiB were taken");
     }
-    let mut read = 0;
-    while read < 64 {
-        read += piece(&mut answers).await.unwrap().unwrap().len() / 1_024;
-    }
-    soon(messages.send(trailer())).await.unwrap();
+    let rest = async {
+        let mut read = 0;
+        while let Some(data) = piece(&mut answers).await.unwrap() {
+            read += data.len();
+        }
+        read
+    };
+    let end = async {
+        messages.send(trailer()).await.unwrap();
+        drop(messages);
+    };
+    let (read, ()) = tokio::join!(rest, end);
+    assert_eq!(read, sent * BLOCK.len(), "and then all of it comes");
 }
 
 #[tokio::test]

@@ -7,10 +7,7 @@ use crate::{
     identities::IdentitySource,
     tunnel::{
         registry::Offer,
-        stream::{
-            Tunnel,
-            tests::{Agent, pair, says},
-        },
+        stream::tests::{Agent, pair, says},
     },
 };
 use hyper::{client::conn::http1 as client, server::conn::http1 as server, service::service_fn};

@@ -366,6 +366,57 @@ async fn watch_ends(lose: impl FnOnce(&rails::Rails)) {
     assert_eq!(status.code(), Code::Cancelled);
 }
 
+#[tokio::test]
+async fn a_caller_that_does_not_read_cannot_keep_the_cluster_busy() {
+    let mut field = Field::new(json!({"ci_job": {}})).await;
+    let answered = field.ask("/k8s/log", &[JOB]);
+    let agent = &mut field.agent;
+    let (_unread, ()) = tokio::join!(answered, async {
+        agent.request().await;
+        agent.head(StatusCode::OK, &[]).await;
+    });
+    let piece: &'static str = "x".repeat(32 * 1024).leak();
+    // Until everything on the way to the caller is full.
+    while tokio::time::timeout(Duration::from_millis(300), field.agent.data(piece)).await.is_ok() {}
+    field.gitlab.revoke("glcbt-SECRET");
+    let cancelled = async {
+        loop {
+            match futures::StreamExt::next(&mut field.agent.receive).await.expect("a status") {
+                Ok(_) => {}
+                Err(status) => break status,
+            }
+        }
+    };
+    let status = tokio::time::timeout(Duration::from_secs(30), cancelled).await.expect("cut in time");
+    assert_eq!(status.code(), Code::Cancelled);
+}
+
+#[tokio::test]
+async fn an_exec_session_ends_with_its_job() {
+    let mut field = Field::new(json!({"ci_job": {}})).await;
+    let request = Request::get("/k8s/exec")
+        .header("host", "broker")
+        .header(JOB.0, JOB.1)
+        .header("connection", "upgrade")
+        .header("upgrade", "SPDY/3.1");
+    let answered = field.send.send_request(request.body(Full::default()).unwrap());
+    let agent = &mut field.agent;
+    let (answered, ()) = tokio::join!(answered, async {
+        agent.request().await;
+        agent.head(StatusCode::SWITCHING_PROTOCOLS, &[("upgrade", "SPDY/3.1")]).await;
+        let trailer = http_response::Message::Trailer(http_response::Trailer {});
+        agent.answer(HttpResponse { message: Some(trailer) }).await;
+    });
+    let answered = answered.unwrap();
+    assert_eq!(answered.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut session = TokioIo::new(hyper::upgrade::on(answered).await.unwrap());
+    field.gitlab.revoke("glcbt-SECRET");
+    let mut rest = Vec::new();
+    let ended = tokio::io::AsyncReadExt::read_to_end(&mut session, &mut rest);
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("cut in time");
+    assert!(rest.is_empty(), "{ended:?}");
+}
+
 fn answers_now(gitlab: &rails::Rails, allowed: &Value) {
     let faults = Faults { body: Some(allowed.to_string()), ..Faults::default() };
     gitlab.set_faults(Endpoint::AllowedAgents, faults);

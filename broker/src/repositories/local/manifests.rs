@@ -18,6 +18,8 @@ use std::{
 
 /// Directories within directories; deeper ones are nobody's manifests.
 const DEPTH_MAX: usize = 64;
+/// Directories that one listing goes into: a few objects of git can stand for more than anybody can visit.
+const DIRECTORIES_MAX: usize = 10_000;
 
 /// The selected files, not yet read.
 pub struct Manifests {
@@ -113,7 +115,7 @@ fn select(
         };
         let prefix = if name == "." { Vec::new() } else { format!("{name}/").into_bytes() };
         if let Some(found) = found {
-            let walk = Walk { recursive, limit: limits.files };
+            let mut walk = Walk { recursive, limit: limits.files, directories: 0 };
             walk.list(&found, &prefix, 0, &mut listing, &failed)?;
         }
         selection.listed(directory, listing);
@@ -146,18 +148,23 @@ fn select(
 struct Walk {
     recursive: bool,
     limit: usize,
+    directories: usize,
 }
 
 impl Walk {
     /// Links are files: their content is where they lead to. What other repositories hold is not.
     fn list(
-        &self,
+        &mut self,
         tree: &gix::Tree<'_>,
         prefix: &[u8],
         depth: usize,
         listing: &mut Listing,
         failed: &impl Fn(&dyn std::fmt::Display) -> RepositoryError,
     ) -> Result<(), ReadError> {
+        self.directories += 1;
+        if self.directories > DIRECTORIES_MAX {
+            return Err(GitalyError::TooManyFiles { limit: self.limit }.into());
+        }
         for entry in tree.iter() {
             let entry = entry.map_err(|error| failed(&error))?;
             let path = [prefix, entry.filename().as_ref()].concat();
