@@ -4,7 +4,7 @@ use crate::{
     COMMIT, PROGRAM, VERSION,
     broker::{self, Road, dial::Dialler, tls::Tls},
     config::Config,
-    configuration, drain, error,
+    configuration, drain, error, gitops,
     kubernetes_api::{Access, KubernetesApi},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
@@ -29,6 +29,8 @@ pub struct Agent {
     tunnels: Tunnels,
     receiver: configuration::Receiver,
     latest: configuration::Latest,
+    gitops: gitops::Receiver,
+    manifests: gitops::Manifests,
     generation: watch::Sender<Generation>,
     meta: AgentMeta,
     metrics: Metrics,
@@ -91,9 +93,29 @@ impl Agent {
             latest: latest_sender,
             log_level,
         };
+        let (manifests_sender, manifests) = watch::channel(gitops::Projects::default());
+        let gitops = gitops::Receiver {
+            road: road.clone(),
+            configuration: latest.clone(),
+            manifests: manifests_sender,
+            metrics: metrics.clone(),
+        };
         let services = Services::new(KubernetesApi::new(access, PROGRAM));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
-        Ok(Self { observability, road, tunnels, receiver, latest, generation, meta, metrics, always, stop })
+        Ok(Self {
+            observability,
+            road,
+            tunnels,
+            receiver,
+            latest,
+            gitops,
+            manifests,
+            generation,
+            meta,
+            metrics,
+            always,
+            stop,
+        })
     }
 
     /// Where probes and metrics are.
@@ -106,10 +128,25 @@ impl Agent {
         self.latest.clone()
     }
 
+    /// The manifests of every configured project, for what is to apply them and for tests.
+    pub fn manifests(&self) -> gitops::Manifests {
+        self.manifests.clone()
+    }
+
     /// Runs until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future) -> anyhow::Result<()> {
         let Self {
-            observability, road, tunnels, receiver, generation, meta, metrics, mut always, stop, ..
+            observability,
+            road,
+            tunnels,
+            receiver,
+            gitops,
+            generation,
+            meta,
+            metrics,
+            mut always,
+            stop,
+            ..
         } = self;
         let _stop = stop.clone().drop_guard();
         let draining = CancellationToken::new();
@@ -120,6 +157,7 @@ impl Agent {
         always.spawn(keep_least(generation.subscribe(), least_sender));
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
+        always.spawn(gitops.receive());
         always.spawn(measure(counts, metrics));
 
         let open = tunnel::opener(Arc::new(tunnels));

@@ -1,7 +1,8 @@
 //! The agent: dials out of a cluster to its broker and serves the Kubernetes API through the tunnels it opened.
 //!
 //! A request comes in by [`tunnel`], is routed by [`services`] to [`kubernetes_api`] and answered along the same way;
-//! [`broker`] keeps the road open, [`configuration`] and [`registrar`] use it too, and [`app`] wires everything up.
+//! [`broker`] keeps the road open, [`configuration`], [`gitops`] and [`registrar`] use it too, and [`app`] wires
+//! everything up.
 //! Deliberately absent: listeners other than [`observability`]'s, policy, Redis, anything that reads a request's body.
 
 pub mod app;
@@ -11,6 +12,7 @@ pub mod config;
 pub mod configuration;
 pub mod drain;
 pub mod error;
+pub mod gitops;
 pub mod kubernetes_api;
 pub mod observability;
 pub mod registrar;

@@ -86,6 +86,12 @@ pub struct Metrics {
     pub requests: Counter,
     /// Those that did not end with OK.
     pub failed_requests: Counter,
+    /// Manifest projects that are followed.
+    pub gitops_projects: Gauge,
+    /// Commits of manifests that were received whole.
+    pub gitops_commits: Counter,
+    /// Streams of manifests that failed; a lost connection is not one of them.
+    pub gitops_failures: Counter,
     tunnels: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
@@ -123,6 +129,21 @@ impl Metrics {
             "agentk_failed_requests",
             "Requests that did not end with OK",
             self.failed_requests.clone(),
+        );
+        out.register(
+            "agentk_gitops_projects",
+            "Manifest projects that are received",
+            self.gitops_projects.clone(),
+        );
+        out.register(
+            "agentk_gitops_commits",
+            "Commits of manifests received whole, not applied yet by this version",
+            self.gitops_commits.clone(),
+        );
+        out.register(
+            "agentk_gitops_failures",
+            "Streams of manifests that failed",
+            self.gitops_failures.clone(),
         );
         registry
     }

@@ -182,7 +182,8 @@ fn parse(
         // An agent without a file is an agent with an empty configuration.
         Ok(None) => Ok(agentcfg::ConfigurationFile::default()),
         Ok(Some(bytes)) => {
-            document::parse(&bytes).map_err(|error| refuse(format!("{file} at {commit}: {error}")))
+            let parsed = document::parse(&bytes);
+            parsed.map(|parsed| parsed.file).map_err(|error| refuse(format!("{file} at {commit}: {error}")))
         }
         Err(error) if error.is_users() => Err(refuse(error.to_string())),
         Err(error) => {

@@ -7,8 +7,8 @@ use crate::{
     agent_configuration::ConfigurationService,
     agent_registrar::RegistrarService,
     auth::Admission,
-    config::{Config, ListenAddress},
-    kubernetes_api::KubernetesApi,
+    config::{Config, ListenAddress, Provider},
+    kubernetes_api::{Cors, KubernetesApi},
     listeners::{
         agents, kubernetes,
         observability::{self, Probes},
@@ -198,8 +198,14 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     let shutdown_grace = config.shutdown_grace;
     let listen_grace = config.listen_grace;
     if let (Some(section), Some(listener)) = (config.kubernetes_api, kubernetes_listener) {
+        let cors = match &config.provider {
+            Provider::Embedded { .. } => Cors::NoCookies,
+            Provider::GitLab(gitlab) => Cors::only(gitlab.external_url.as_ref().unwrap_or(&gitlab.address)),
+        };
         let api = Arc::new(KubernetesApi {
             identities,
+            cors,
+            counted: Arc::new(()),
             registry: Arc::clone(&registry),
             url_path_prefix: section.url_path_prefix,
             agent_wait: section.agent_wait,

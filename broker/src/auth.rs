@@ -1,17 +1,17 @@
-//! Token -> who: agents on the agent listener, callers on the Kubernetes API listener. Decides from the identities
-//! in force at this moment; it never keeps a token, and never says more than the caller needs to know.
+//! Token -> who: agents on the agent listener here, callers of the Kubernetes API in `auth/caller.rs`. Decides from the
+//! identities in force at this moment; it never says more than the one who asks needs to know.
+
+pub mod caller;
 
 use crate::{
-    error::ApiFailure,
     gitlab::{AgentInfo, Call, RailsError, Remembered, standing::Standing},
-    identities::{Agent, Caller, IdentitySource, Verdict},
+    identities::{Agent, IdentitySource, Verdict},
     repositories::Place,
     tunnel::registry::Registry,
 };
 use futures::future::BoxFuture;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use postern_wire::{
-    ids::AgentId,
     metadata::CORRELATION_ID,
     token::{AgentToken, TokenKey, bearer},
 };
@@ -276,123 +276,5 @@ where
                 Err(status) => Ok(status.into_http()),
             }
         })
-    }
-}
-
-/// A caller that may reach this agent.
-#[derive(Clone, Debug)]
-pub struct CallerPermit {
-    /// Who it is.
-    pub caller: Arc<Caller>,
-    /// Whom it asked for.
-    pub agent: AgentId,
-    key: TokenKey,
-    identities: Arc<IdentitySource>,
-}
-
-impl CallerPermit {
-    /// Waits until the caller may no longer reach the agent.
-    pub fn withdrawn(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut changes = self.identities.changes();
-        let Self { agent, key, identities, .. } = self.clone();
-        async move {
-            loop {
-                match identities.current().caller(&key) {
-                    Verdict::Known(caller) if caller.agents.contains(&agent) => {}
-                    _ => return,
-                }
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
-    }
-}
-
-/// Which caller sent these headers, and which agent it wants: `Authorization: Bearer postern:<agent id>:<token>`.
-pub async fn caller(identities: &Identities, headers: &HeaderMap) -> Result<CallerPermit, ApiFailure> {
-    let refuse =
-        |message: &str| ApiFailure::new(StatusCode::UNAUTHORIZED, format!("Unauthorized: {message}"));
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or_else(|| refuse("no valid credentials provided"))?;
-    if values.next().is_some() {
-        return Err(refuse("Authorization header: expecting a single header"));
-    }
-    let secret = bearer(value).ok_or_else(|| refuse("Authorization header: expecting Bearer token"))?;
-    let invalid = || refuse("Authorization header: expecting postern:<agent id>:<token>");
-    let (kind, rest) = secret.split_once(':').ok_or_else(invalid)?;
-    if kind != "postern" {
-        return Err(refuse("Authorization header: unknown token type"));
-    }
-    let (agent, token) = rest.split_once(':').ok_or_else(invalid)?;
-    let agent: AgentId =
-        agent.parse().map_err(|_| refuse("Authorization header: the agent id is not a number"))?;
-    if token.is_empty() {
-        return Err(refuse("Authorization header: empty token"));
-    }
-    let Identities::File(identities) = identities else {
-        return Err(refuse("Authorization header: unknown token type"));
-    };
-    let key = TokenKey::of(token.as_bytes());
-    match identities.current().caller(&key) {
-        Verdict::Known(caller) if caller.agents.contains(&agent) => {
-            Ok(CallerPermit { caller, agent, key, identities: Arc::clone(identities) })
-        }
-        // The same answer whether the agent exists or not: ids cannot be probed.
-        Verdict::Known(_) => Err(ApiFailure::new(
-            StatusCode::FORBIDDEN,
-            format!(
-                "Forbidden: this token may not reach agent {agent}; the identities file says which it may"
-            ),
-        )),
-        Verdict::Revoked(_) => Err(refuse("the token was revoked")),
-        Verdict::Unknown => Err(refuse("the token is not known here")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-    use std::io::Write;
-
-    fn source(text: &str) -> (tempfile::NamedTempFile, Identities) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let source = IdentitySource::load(file.path().to_owned()).unwrap();
-        (file, Identities::File(source))
-    }
-
-    #[tokio::test]
-    async fn callers_are_refused_with_the_reason_and_without_the_token() {
-        let hash = TokenKey::of(b"SECRET").to_hex();
-        let (_file, identities) = source(&format!(
-            "agents: [{{id: 1, name: a, token_sha256: []}}, {{id: 2, name: b, token_sha256: []}}]\n\
-             callers: [{{name: ci, agents: [1], token_sha256: [{hash}]}}]"
-        ));
-        let ask = async |value: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            if let Some(value) = value {
-                headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-            }
-            caller(&identities, &headers).await.map(|permit| permit.caller.name.clone())
-        };
-        assert_eq!(ask(Some("Bearer postern:1:SECRET")).await, Ok("ci".to_owned()));
-        for (value, code, words) in [
-            (None, 401, "no valid credentials"),
-            (Some("Basic SECRET"), 401, "expecting Bearer"),
-            (Some("Bearer SECRET"), 401, "postern:<agent id>"),
-            (Some("Bearer ci:1:SECRET"), 401, "unknown token type"),
-            (Some("Bearer postern:x:SECRET"), 401, "not a number"),
-            (Some("Bearer postern:1:"), 401, "empty token"),
-            (Some("Bearer postern:1:SECRETx"), 401, "not known"),
-            (Some("Bearer postern:2:SECRET"), 403, "may not reach agent 2"),
-            (Some("Bearer postern:3:SECRET"), 403, "may not reach agent 3"),
-        ] {
-            let failure = ask(value).await.unwrap_err();
-            assert_eq!(failure.code.as_u16(), code, "{value:?}");
-            assert!(failure.message.contains(words), "{failure:?}");
-            assert!(!failure.message.contains("SECRET"));
-        }
     }
 }

@@ -1,6 +1,10 @@
 //! From an error to what its receiver sees: gRPC statuses for agents, Kubernetes `Status` documents for callers.
 //! The one place where the broker chooses codes and words.
 
+mod form;
+
+pub use form::Form;
+
 use crate::tunnel::{registry::FindError, stream::TunnelError};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -39,16 +43,23 @@ pub struct ApiFailure {
     pub code: StatusCode,
     /// What happened, where, and what to do.
     pub message: String,
+    /// What is behind it, for the log only.
+    pub cause: Option<String>,
 }
 
 impl ApiFailure {
     /// A failure with this status and message.
     pub fn new(code: StatusCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), cause: None }
+    }
+
+    /// With its cause, which the caller is not shown.
+    pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
+        Self { cause: Some(chain(cause)), ..self }
     }
 
     /// As a Kubernetes `Status` document, which kubectl and client libraries show to their users.
-    pub fn into_response(self, trace_id: &str) -> Response<Full<Bytes>> {
+    pub fn into_response(self, trace_id: &str, form: Form) -> Response<Full<Bytes>> {
         let reason = match self.code {
             StatusCode::BAD_REQUEST => "BadRequest",
             StatusCode::UNAUTHORIZED => "Unauthorized",
@@ -67,10 +78,10 @@ impl ApiFailure {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": message, "reason": reason, "code": self.code.as_u16(),
         });
-        let mut response = Response::new(Full::new(Bytes::from(document.to_string())));
+        let mut response = Response::new(Full::new(form.write(&document)));
         *response.status_mut() = self.code;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_TYPE, form.media_type());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.code == StatusCode::UNAUTHORIZED {
             headers.insert("gitlab-unauthorized", HeaderValue::from_static("true"));
@@ -108,7 +119,8 @@ mod tests {
             [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable"), (502, "BadGateway")];
         for (code, reason) in table {
             let failure = ApiFailure::new(StatusCode::from_u16(code).unwrap(), "no");
-            let body = failure.into_response("t1").into_body().collect().await.unwrap().to_bytes();
+            let body =
+                failure.into_response("t1", Form::Json).into_body().collect().await.unwrap().to_bytes();
             let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(document["kind"], "Status");
             assert_eq!(document["code"], code);

@@ -132,7 +132,8 @@ impl EventKind {
 
 fn cut(text: &mut String, max: usize) {
     if text.len() > max {
-        text.truncate(text.floor_char_boundary(max));
+        let end = (0..=max).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or_default());
         text.shrink_to_fit();
     }
 }

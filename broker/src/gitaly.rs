@@ -1,7 +1,6 @@
-//! The Gitaly client: the newest commit of a repository, a file at a commit, the manifests at a commit. It is complete
-//! and tested but nobody calls it yet: `app` and `agent_configuration` still read through `repositories`, and the seam
-//! that puts [`poller::Pollers`] beside it comes with the features that need it. Before it: whoever knows from Rails
-//! where a repository is. It never writes to Gitaly and keeps nothing on disk.
+//! The Gitaly client: the newest commit of a repository, a file at a commit, the manifests at a commit. Before it:
+//! `repositories`, for whoever knows from Rails where a repository is. It never writes to Gitaly and keeps nothing on
+//! disk.
 
 mod address;
 mod auth;
@@ -13,6 +12,7 @@ mod manifests;
 pub mod poller;
 mod pool;
 mod refs;
+pub(crate) mod selection;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub use self::{
     auth::GitalyToken,
     error::{Fault, GitalyError},
-    manifests::{Limits as ManifestLimits, Manifests, PIECE_MAX, Piece},
+    manifests::{Manifests, PIECE_MAX, Piece},
+    selection::{Limits as ManifestLimits, ManifestPath},
 };
 
 use self::{
@@ -31,7 +32,7 @@ use self::{
     refs::Advertisement,
 };
 use crate::rate::{Bucket, Rate, TooLong};
-use crate::repositories::CommitId;
+use crate::repositories::{CommitId, Reference};
 use bytes::{Bytes, BytesMut};
 use postern_certs::client::ClientTrust;
 use postern_wire::{
@@ -137,9 +138,22 @@ impl Gitaly {
     /// # Errors
     /// [`GitalyError::NoDefaultBranch`] for a repository without either, and whatever keeps a call from its answer.
     pub async fn head(&self, source: &Source, deadline: Instant) -> Result<CommitId, GitalyError> {
+        self.head_of(source, &Reference::Default, deadline).await
+    }
+
+    /// [`Gitaly::head`] of any reference. A commit is its own head, if the repository has it.
+    ///
+    /// # Errors
+    /// As [`Gitaly::head`]; [`GitalyError::NoSuchReference`] for what the repository does not have.
+    pub async fn head_of(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        deadline: Instant,
+    ) -> Result<CommitId, GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         if connection.may_find_commits() {
-            match self.found_head(source, &connection, deadline).await {
+            match self.found_head(source, reference, &connection, deadline).await {
                 Err(GitalyError::Rpc { code: Code::Unimplemented, .. }) => {
                     tracing::info!(
                         server = source.server.address,
@@ -150,7 +164,7 @@ impl Gitaly {
                 answer => return answer,
             }
         }
-        self.advertised_head(source, &connection, deadline).await
+        self.advertised_head(source, reference, &connection, deadline).await
     }
 
     /// The bytes of a file at a commit; `None` if there is no such file.
@@ -208,8 +222,8 @@ impl Gitaly {
         Ok(files)
     }
 
-    /// The manifests that `globs` select at a commit. All of the listing is done here, so what an agent's owner got
-    /// wrong is known before anything was sent, except for sizes.
+    /// The manifests that `paths` select at a commit. All of the listing is done here and the first file is opened, so
+    /// what an agent's owner got wrong is known before anything was sent, except for the sizes of later files.
     ///
     /// # Errors
     /// See [`GitalyError::fault`] for whose it is.
@@ -217,24 +231,27 @@ impl Gitaly {
         self: &Arc<Self>,
         source: &Source,
         commit: &CommitId,
-        globs: &[String],
+        paths: &[ManifestPath],
         limits: ManifestLimits,
     ) -> Result<Manifests, GitalyError> {
-        Manifests::select(Arc::clone(self), source.clone(), Arc::clone(commit), globs, limits).await
+        Manifests::select(Arc::clone(self), source.clone(), Arc::clone(commit), paths, limits).await
     }
 
     async fn found_head(
         &self,
         source: &Source,
+        reference: &Reference,
         connection: &Connection,
         deadline: Instant,
     ) -> Result<CommitId, GitalyError> {
-        for revision in HEADS {
+        let named = reference.full_name();
+        let revisions = named.as_deref().map_or(HEADS.to_vec(), |name| vec![name]);
+        for revision in revisions {
             let call = Call { source, connection, rpc: FIND_COMMIT, deadline };
             self.turn(&call).await?;
             let request = call.request(FindCommitRequest {
                 repository: Some(source.repository.clone()),
-                revision: revision.into(),
+                revision: Bytes::copy_from_slice(revision.as_bytes()),
                 trailers: false,
             });
             let mut client = CommitServiceClient::new(connection.channel.clone());
@@ -245,12 +262,13 @@ impl Gitaly {
             }
             return Ok(commit.id.into());
         }
-        Err(no_default_branch(source))
+        Err(no_such(source, reference))
     }
 
     async fn advertised_head(
         &self,
         source: &Source,
+        reference: &Reference,
         connection: &Connection,
         deadline: Instant,
     ) -> Result<CommitId, GitalyError> {
@@ -261,7 +279,7 @@ impl Gitaly {
             .request(InfoRefsRequest { repository: Some(source.repository.clone()), ..Default::default() });
         let mut client = SmartHttpServiceClient::new(connection.channel.clone());
         let mut stream = call.answer(client.info_refs_upload_pack(request)).await?.into_inner();
-        let mut advertisement = Advertisement::default();
+        let mut advertisement = Advertisement::of(reference.full_name());
         while let Some(message) = call.answer(stream.message()).await? {
             // Dropping the stream here spares the server the rest of its references.
             if let Some(head) = advertisement.feed(&message.data).map_err(|reason| call.protocol(reason))? {
@@ -269,7 +287,7 @@ impl Gitaly {
             }
         }
         let head = advertisement.finish().map_err(|reason| call.protocol(reason))?;
-        head.ok_or_else(|| no_default_branch(source))
+        head.ok_or_else(|| no_such(source, reference))
     }
 
     /// Hands every file of a directory to `visit`, as they come. A directory that does not exist has none.
@@ -400,8 +418,12 @@ impl Call<'_> {
     }
 }
 
-fn no_default_branch(source: &Source) -> GitalyError {
-    GitalyError::NoDefaultBranch { repository: source.name().to_owned() }
+fn no_such(source: &Source, reference: &Reference) -> GitalyError {
+    let repository = source.name().to_owned();
+    match reference.full_name() {
+        None => GitalyError::NoDefaultBranch { repository },
+        Some(reference) => GitalyError::NoSuchReference { repository, reference },
+    }
 }
 
 impl Source {

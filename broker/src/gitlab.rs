@@ -21,7 +21,7 @@ pub use calls::ProxyAccess;
 pub use error::{Fault, RailsError, Reason};
 pub use module_request::{AnswerBody, ModuleAnswer, ModuleRequest, no_body, streamed};
 pub use remembered::{Periods, Remembered};
-pub use secret::{JobToken, SecretError, ServiceSecret};
+pub use secret::{JobToken, Length as SecretLength, SecretError, ServiceSecret};
 pub use transport::{BoxError, Limits, RequestBody};
 pub use usage::{AgentEvents, RegisteredEvent, Usage, UsageForm, UserEvent};
 
@@ -36,7 +36,15 @@ use postern_wire::{metadata::Program, token::AgentToken};
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use transport::{Server, Transport};
@@ -110,6 +118,8 @@ pub struct Rails {
     rate: Bucket,
     limits: Limits,
     transport: Transport,
+    /// An answer had `default_branch`, which only newer Rails know.
+    newer: AtomicBool,
 }
 
 impl fmt::Debug for Rails {
@@ -157,7 +167,13 @@ impl Rails {
             rate: Bucket::new(rate, limits.call),
             limits,
             transport: Transport::new(server),
+            newer: AtomicBool::new(false),
         })
+    }
+
+    /// In which form this GitLab reads usage counters, by the answers that it gave so far.
+    pub fn usage_form(&self) -> UsageForm {
+        if self.newer.load(Ordering::Relaxed) { UsageForm::Structured } else { UsageForm::Flat }
     }
 
     /// Keeps the secret as its file has it, until `stop`. Spawn it once.

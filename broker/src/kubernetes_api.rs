@@ -5,23 +5,26 @@
 //! cancels the request at the cluster. No body is ever held whole.
 
 use crate::{
-    auth::{self, CallerPermit, Identities},
-    error::{ApiFailure, chain},
+    auth::{
+        Identities,
+        caller::{Access, CallerPermit, Credential, Kind},
+    },
+    error::{ApiFailure, Form, chain},
+    gitlab::Call,
     observability::Metrics,
     tunnel::{
         registry::Registry,
-        stream::{RequestHalf, ResponseHalf, TunnelError},
+        stream::{RequestHalf, ResponseHalf, Tunnel, TunnelError},
     },
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::Fuse};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_wire::{
     http as wire_http,
-    metadata::{CORRELATION_ID, INTERNAL_PREFIX, Program},
+    metadata::{CORRELATION_ID, Program},
     order::{OutOfOrder, ResponseOrder},
     proto::gitlab::agent::{
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
@@ -29,13 +32,25 @@ use postern_wire::{
     },
 };
 use prost::Message;
-use rand::Rng;
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
-use tokio::{sync::oneshot, time::Instant};
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
+mod account;
 mod body;
+mod cors;
+mod counted;
+mod head;
 mod upgrade;
+
+use account::Account;
+pub use cors::Cors;
+pub use counted::{Authorised, Counted};
 
 /// What a caller receives.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -47,6 +62,10 @@ const METHOD: &str = "/gitlab.agent.kubernetes_api.rpc.KubernetesApi/MakeRequest
 pub struct KubernetesApi {
     /// Who may call.
     pub identities: Identities,
+    /// Whose web pages may call.
+    pub cors: Cors,
+    /// Told of each request that is let in.
+    pub counted: Arc<dyn Counted>,
     /// Where tunnels are.
     pub registry: Arc<Registry>,
     /// Begins and ends with a slash; what follows it is the path in the cluster.
@@ -95,69 +114,34 @@ impl From<ExchangeError> for ApiFailure {
     }
 }
 
-/// What the access log says about one request; written when it is dropped, so exactly once.
-struct Account {
-    trace_id: String,
-    caller: String,
-    agent: Option<i64>,
-    method: Method,
-    path: String,
-    status: u16,
-    outcome: &'static str,
-    sent: u64,
-    start: Instant,
-    metrics: Arc<Metrics>,
-    /// Counts the request as under way, from its head to its end, so that a drain can wait for it.
-    _under_way: TaskTrackerToken,
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        self.metrics.finished(self.status);
-        tracing::info!(
-            target: "access", trace_id = %self.trace_id, caller = %self.caller, agent_id = self.agent,
-            method = %self.method, path = %self.path, status = self.status, outcome = self.outcome,
-            bytes_sent = self.sent, duration_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "request"
-        );
-    }
-}
-
 impl KubernetesApi {
     /// Serves one request. Errors before the answer's head become Kubernetes `Status` documents.
     pub async fn serve(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
-        let trace_id = format!("{:016x}", rand::rng().random::<u64>());
-        let mut account = Account {
-            trace_id: trace_id.clone(),
-            caller: String::new(),
-            agent: None,
-            method: request.method().clone(),
-            path: request.uri().path().chars().take(512).collect(),
-            status: 0,
-            outcome: "cancelled",
-            sent: 0,
-            start: Instant::now(),
-            metrics: Arc::clone(&self.metrics),
-            _under_way: self.under_way.token(),
-        };
+        let mut account = Account::open(&request, Arc::clone(&self.metrics), &self.under_way);
+        let trace_id = account.trace_id.clone();
+        let form = Form::wanted(request.headers());
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
-        let mut response = match self.exchange(parts, body, upgrade, &mut account).await {
-            Ok(started) => started.respond(account),
-            Err(failure) => {
-                account.status = failure.code.as_u16();
-                account.outcome = "refused";
-                if failure.code.is_server_error() {
-                    tracing::warn!(
-                        trace_id,
-                        agent_id = account.agent,
-                        error = failure.message,
-                        "request failed"
-                    );
-                }
-                failure
-                    .into_response(&trace_id)
-                    .map(|body: Full<Bytes>| body.map_err(|e| match e {}).boxed_unsync())
+        let mut response = match self.cors.check(&parts.headers) {
+            Err(cors::Foreign) => {
+                let why = "Forbidden: the Origin is not that of gitlab.external_url";
+                account.failed(&ApiFailure::new(StatusCode::FORBIDDEN, why));
+                let mut response = Response::new(empty());
+                *response.status_mut() = StatusCode::FORBIDDEN;
+                response
+            }
+            Ok(grant) => {
+                let mut response = if let Some(response) = cors::preflight(&parts.method, &parts.headers) {
+                    account.preflight(response.status());
+                    response.map(|()| empty())
+                } else {
+                    match self.exchange(parts, body, upgrade, &mut account).await {
+                        Ok(started) => started.respond(account),
+                        Err(failure) => refused(failure, account, form),
+                    }
+                };
+                grant.apply(response.headers_mut());
+                response
             }
         };
         let headers = response.headers_mut();
@@ -183,42 +167,47 @@ impl KubernetesApi {
             let message = format!("Bad request: URL does not start with expected prefix {prefix}");
             ApiFailure::new(StatusCode::BAD_REQUEST, message)
         })?;
-        let permit = auth::caller(&self.identities, &parts.headers).await?;
-        account.caller.clone_from(&permit.caller.name);
-        account.agent = Some(permit.agent.0);
+        let permit = self.admit(&parts, account).await?;
 
         let wants_upgrade = wire_http::upgrade_protocol(&parts.headers).is_some();
-        let first = self.first_message(&parts, path, &body, wants_upgrade)?;
+        let first = head::request(&parts, path, &body, wants_upgrade, &permit.access, self.program)
+            .inspect_err(|_| {
+                account.denied("refused");
+            })?;
         let tunnel = tokio::select! {
             biased;
-            () = permit.withdrawn() => return Err(ExchangeError::Withdrawn.into()),
+            () = permit.withdrawn() => return Err(withdrawn(account)),
             tunnel = self.registry.find(permit.agent, self.agent_wait) => tunnel?,
         };
-        if wants_upgrade && !tunnel.carries_upgrades() {
+        if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
             tunnel.close(Ok(()));
-            return Err(ApiFailure::new(
-                StatusCode::NOT_IMPLEMENTED,
-                format!(
-                    "agent {} is older than 15.1 and cannot carry exec, attach, cp or port-forward; upgrade agentk",
-                    permit.agent
-                ),
-            ));
+            account.denied("refused");
+            let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
+            return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
         }
         let correlation = Values { value: vec![account.trace_id.clone()] };
         let meta = HashMap::from([
             (CORRELATION_ID.to_owned(), correlation),
             ("content-type".to_owned(), Values { value: vec!["application/grpc".to_owned()] }),
         ]);
-        let (to_agent, from_agent) = tunnel.open(METHOD, meta).await?;
-        to_agent.send(first.encode_to_vec().into()).await?;
+        let opened = async {
+            let (to_agent, from_agent) = tunnel.open(METHOD, meta).await?;
+            to_agent.send(first.encode_to_vec().into()).await?;
+            Ok::<_, TunnelError>((to_agent, from_agent))
+        };
+        let (to_agent, from_agent) = tokio::select! {
+            biased;
+            () = permit.withdrawn() => return Err(withdrawn(account)),
+            opened = opened => opened?,
+        };
 
         let mut answer = Answer { from_agent, order: ResponseOrder::new() };
-        let mut upload = upload(to_agent, body, wants_upgrade);
+        let mut upload = upload(to_agent, body, wants_upgrade, account.received());
         // The answer may come before the request is complete, and a broken request must not wait for an answer.
         let header = tokio::select! {
             header = answer.header() => header?,
             Ok(failed) = &mut upload.failed => return Err(failed.into()),
-            () = permit.withdrawn() => return Err(ExchangeError::Withdrawn.into()),
+            () = permit.withdrawn() => return Err(withdrawn(account)),
         };
         let (status, mut headers) = wire_http::response_head(&header).map_err(ExchangeError::from)?;
         let upgraded = wants_upgrade && status == StatusCode::SWITCHING_PROTOCOLS;
@@ -239,44 +228,74 @@ impl KubernetesApi {
         }
         wire_http::strip_hop_by_hop(&mut headers, upgraded);
         wire_http::append_via(&mut headers, &format!("gRPC/1.0 {}", self.program));
-        Ok(Started { status, headers, answer, upload, permit, upgrade: upgraded.then_some(upgrade) })
+        cors::drop_foreign(&mut headers);
+        if permit.kind == Kind::SessionCookie {
+            // A cluster must not set cookies where GitLab's own are.
+            headers.remove(header::SET_COOKIE);
+        }
+        let upgrade = upgraded.then_some(upgrade);
+        Ok(Started { status, headers, answer, upload, permit, upgrade, method: parts.method })
     }
 
-    fn first_message(
-        &self,
-        parts: &Parts,
-        path: &str,
-        body: &Incoming,
-        upgrade: bool,
-    ) -> Result<HttpRequest, ApiFailure> {
-        let mut headers = parts.headers.clone();
-        let version = parts.version;
-        for secret in [header::AUTHORIZATION, header::COOKIE, header::HOST] {
-            headers.remove(secret);
+    async fn admit(&self, parts: &Parts, account: &mut Account) -> Result<CallerPermit, ApiFailure> {
+        let credential = Credential::read(self.identities.issuer(), &parts.headers, parts.uri.query())?;
+        account.claimed(&credential);
+        let call = Call { deadline: None, correlation_id: Some(account.trace_id.clone()) };
+        match self.identities.admit(credential, &call).await {
+            Ok(permit) => {
+                account.allowed(&permit);
+                self.counted.authorised(&Authorised::from(&permit));
+                Ok(permit)
+            }
+            Err(refusal) => {
+                account.known(refusal.who);
+                Err(refusal.failure)
+            }
         }
-        let internal: Vec<_> =
-            headers.keys().filter(|name| name.as_str().starts_with(INTERNAL_PREFIX)).cloned().collect();
-        for name in internal {
-            headers.remove(name);
-        }
-        wire_http::strip_hop_by_hop(&mut headers, upgrade);
-        wire_http::append_via(&mut headers, &format!("{} {}", hop_version(version), self.program));
-        let length = match body.size_hint().exact() {
-            _ if upgrade || body.is_end_stream() => 0,
-            Some(length) => i64::try_from(length).unwrap_or(-1),
-            None => -1,
-        };
-        wire_http::request_header(&parts.method, path, parts.uri.query(), &headers, length, None)
-            .map_err(|error| ApiFailure::new(StatusCode::BAD_REQUEST, format!("Bad request: {error}")))
     }
 }
 
+/// What this request needs and the agent cannot do, and since when agents can.
+fn lacking(tunnel: &Tunnel, access: &Access, upgrade: bool) -> Option<String> {
+    match access {
+        // An older one would not even notice.
+        Access::As { mode, .. } if !tunnel.carries_impersonation() => {
+            Some(format!("14.3 and cannot carry access_as {mode} (it would use its own rights instead)"))
+        }
+        _ if upgrade && !tunnel.carries_upgrades() => {
+            Some("15.1 and cannot carry exec, attach, cp or port-forward".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn empty() -> Body {
+    Full::default().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn withdrawn(account: &mut Account) -> ApiFailure {
+    account.denied("withdrawn");
+    ExchangeError::Withdrawn.into()
+}
+
+fn refused(failure: ApiFailure, mut account: Account, form: Form) -> Response<Body> {
+    account.failed(&failure);
+    let (trace_id, agent_id) = (account.trace_id.as_str(), account.agent);
+    let (error, cause) = (failure.message.as_str(), failure.cause.as_deref());
+    if failure.code.is_server_error() {
+        tracing::warn!(trace_id, agent_id, error, cause, "request failed");
+    } else if cause.is_some() {
+        tracing::debug!(trace_id, agent_id, error, cause, "request refused");
+    }
+    failure.into_response(trace_id, form).map(|body: Full<Bytes>| body.map_err(|e| match e {}).boxed_unsync())
+}
+
 /// Sends the body in the background, or for an upgrade only says that there is none.
-fn upload(to_agent: RequestHalf, body: Incoming, upgrade: bool) -> Upload {
+fn upload(to_agent: RequestHalf, body: Incoming, upgrade: bool, received: Arc<AtomicU64>) -> Upload {
     let (failed, has_failed) = oneshot::channel();
     let (kept, keep) = oneshot::channel();
     let task = tokio::spawn(async move {
-        match body::send(&to_agent, body).await {
+        match body::send(&to_agent, body, &received).await {
             // The half stays open for what follows the upgrade.
             Ok(()) if upgrade => drop(kept.send(to_agent)),
             Ok(()) => drop(to_agent.close().await),
@@ -286,14 +305,6 @@ fn upload(to_agent: RequestHalf, body: Incoming, upgrade: bool) -> Upload {
         }
     });
     Upload { failed: has_failed.fuse(), keep, task: AbortOnDrop(task.abort_handle()) }
-}
-
-fn hop_version(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2.0",
-        _ => "1.1",
-    }
 }
 
 /// The request's body on its way.
@@ -348,19 +359,20 @@ struct Started {
     upload: Upload,
     permit: CallerPermit,
     upgrade: Option<OnUpgrade>,
+    method: Method,
 }
 
 impl Started {
     fn respond(self, mut account: Account) -> Response<Body> {
-        let Self { status, headers, answer, upload, permit, upgrade } = self;
+        let Self { status, headers, answer, upload, permit, upgrade, method } = self;
         account.status = status.as_u16();
         let mut response = match upgrade {
             Some(client) => {
                 tokio::spawn(upgrade::run(client, answer, upload, permit, account));
-                Response::new(Full::default().map_err(|never| match never {}).boxed_unsync())
+                Response::new(empty())
             }
             None => {
-                let expected = body::expected(&account.method, status, &headers);
+                let expected = body::expected(&method, status, &headers);
                 Response::new(body::stream(expected, answer, upload, permit, account))
             }
         };

@@ -16,13 +16,21 @@ pub mod identities;
 // features, named as upstream names them
 pub mod agent_configuration;
 pub mod agent_registrar;
+pub mod agent_tracker;
+pub mod api;
+pub mod gitlab_access;
+pub mod gitops;
 pub mod kubernetes_api;
+pub mod usage;
 
 // tunnel
 pub mod tunnel;
 
 // account
 pub mod events;
+// what the features share
+pub mod outgoing;
+pub mod per_agent;
 
 // neighbours
 pub mod gitaly;
@@ -32,6 +40,8 @@ pub mod redis;
 pub mod repositories;
 
 pub mod error;
-pub mod events;
 pub mod observability;
 pub mod yaml;
+
+#[cfg(test)]
+mod stage;

@@ -6,7 +6,7 @@ mod dial;
 #[cfg(test)]
 mod tests;
 
-use self::dial::{Dialler, Driver};
+use self::dial::{Dialled, Dialler};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, ServerErrorKind, aio::MultiplexedConnection};
 use postern_certs::{CertError, CertFiles};
 use rand::Rng;
@@ -166,6 +166,12 @@ pub enum RedisError {
         #[source]
         source: Option<Box<RedisError>>,
     },
+    /// The connection ended soon after it was opened, more than once. It is opened again in a moment.
+    #[error("Redis at {server} ends connections soon after they are opened; its log says why")]
+    Lost {
+        /// Its address.
+        server: String,
+    },
     /// No answer to a command in time. The connection is given up, for what is on it would come too late.
     #[error("Redis at {server} does not answer a command within {limit:?}")]
     Silent {
@@ -289,21 +295,18 @@ impl Redis {
             let keeper = keep(Arc::clone(&self.dialler), self.state.clone());
             AbortOnDropHandle::new(tokio::spawn(keeper))
         });
-        let limit = self.dialler.patience;
-        let settled = state.wait_for(|state| !matches!(state, State::Dialling));
-        match timeout(limit, settled).await {
-            Ok(Ok(state)) => match &*state {
-                State::Up(up) => Ok(up.clone()),
-                State::Away(error) => Err(error.clone()),
-                State::Dialling => still_dialling(self.dialler.name(), limit),
-            },
-            _ => still_dialling(self.dialler.name(), limit),
+        let settled = state.wait_for(|state| match state {
+            State::Dialling => false,
+            State::Up(up) => !up.broken.is_cancelled(),
+            State::Away(_) => true,
+        });
+        let settled = timeout(self.dialler.patience, settled).await;
+        match settled.as_ref().map(|state| state.as_deref()) {
+            Ok(Ok(State::Up(up))) => Ok(up.clone()),
+            Ok(Ok(State::Away(error))) => Err(error.clone()),
+            _ => Err(RedisError::Slow { server: self.dialler.name(), limit: self.dialler.patience }),
         }
     }
-}
-
-fn still_dialling(server: String, limit: Duration) -> Result<Up, RedisError> {
-    Err(RedisError::Slow { server, limit })
 }
 
 impl fmt::Debug for Redis {
@@ -314,34 +317,33 @@ impl fmt::Debug for Redis {
 
 /// Keeps one connection up until the `Redis` is dropped.
 async fn keep(dialler: Arc<Dialler>, state: watch::Sender<State>) {
-    let mut wait = RETRY;
+    // None at all after a connection that has been good for a while: servers restart.
+    let mut wait = Duration::ZERO;
     loop {
         match dialler.dial().await {
-            Ok(dial::Dialled { commands, driver, server }) => {
+            Ok(Dialled { commands, driver, server }) => {
                 let (begin, broken) = (Instant::now(), CancellationToken::new());
                 tracing::info!(%server, "connected to redis");
                 let up = Up { commands, server: server.as_str().into(), broken: broken.clone() };
                 state.send_replace(State::Up(up));
-                drive(driver, &broken).await;
-                state.send_replace(State::Dialling);
+                // Until the server ends it, or a command finds it useless.
+                broken.run_until_cancelled(driver).await;
                 tracing::info!(%server, "connection to redis lost");
                 if begin.elapsed() > RETRY_MAX {
-                    wait = RETRY;
-                    continue;
+                    wait = Duration::ZERO;
                 }
+                let again = wait.is_zero();
+                let lost = || State::Away(RedisError::Lost { server });
+                state.send_replace(if again { State::Dialling } else { lost() });
             }
             Err(error) => {
                 tracing::debug!(error = %crate::error::chain(&error), "no connection to redis");
                 state.send_replace(State::Away(error));
+                wait = wait.max(RETRY);
             }
         }
         let jitter = rand::rng().random_range(1.0..1.5);
         sleep(wait.mul_f64(jitter)).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        wait = (wait * 2).clamp(RETRY, RETRY_MAX);
     }
-}
-
-/// Moves bytes until the server closes the connection or it is found broken; closes it then.
-async fn drive(driver: Driver, broken: &CancellationToken) {
-    broken.run_until_cancelled(driver).await;
 }

@@ -2,9 +2,12 @@
 //! knows an agent's [`Place`]; after it `local` or [`crate::gitaly`]. One follower a repository, however many read.
 
 pub mod local;
+mod reference;
+
+pub use reference::{BadReference, Reference};
 
 use crate::gitaly::{
-    self, GitalyError, Source,
+    self, GitalyError, ManifestLimits, ManifestPath, Piece, Source,
     poller::{self, Pollers},
 };
 use bytes::Bytes;
@@ -68,6 +71,27 @@ impl ReadError {
     }
 }
 
+/// The selected manifests at a commit, not yet read.
+pub enum Manifests {
+    /// On this machine.
+    Local(local::Manifests),
+    /// On a Gitaly server.
+    Gitaly(gitaly::Manifests),
+}
+
+impl Manifests {
+    /// The next piece; `None` after the last. Not before the one before was taken.
+    ///
+    /// # Errors
+    /// As [`ReadError::is_users`] says; after one, there is nothing more to be had.
+    pub async fn next(&mut self) -> Result<Option<Piece>, ReadError> {
+        match self {
+            Self::Local(manifests) => manifests.next().await,
+            Self::Gitaly(manifests) => Ok(manifests.next().await?),
+        }
+    }
+}
+
 /// All repositories that anybody reads from.
 #[derive(Debug)]
 pub struct Repositories {
@@ -117,6 +141,26 @@ impl Repository {
         match self {
             Self::Local(repository) => Ok(repository.read(commit, file, limit).await?.map(Bytes::from)),
             Self::Gitaly(repository) => Ok(repository.read(commit, file, limit).await?),
+        }
+    }
+
+    /// The manifests that `paths` select at a commit; their names are all known then.
+    ///
+    /// # Errors
+    /// What the paths' author got wrong, and whatever keeps the repository from being read.
+    pub async fn manifests(
+        &self,
+        commit: &CommitId,
+        paths: &[ManifestPath],
+        limits: ManifestLimits,
+    ) -> Result<Manifests, ReadError> {
+        match self {
+            Self::Local(repository) => {
+                Ok(Manifests::Local(repository.manifests(commit, paths, limits).await?))
+            }
+            Self::Gitaly(repository) => {
+                Ok(Manifests::Gitaly(repository.manifests(commit, paths, limits).await?))
+            }
         }
     }
 }

@@ -8,14 +8,14 @@
 //! share their target and are paid for at its full size. Plain scalars mean what YAML 1.2's core schema says, so
 //! `yes` and `on` are text; `<<` merges, since kas' parser does it too.
 
+mod kinds;
 mod parse;
 mod read;
 mod suggest;
 
+pub(crate) use kinds::{Positive, Span, UrlPath, Words, WordsOf, words};
 pub(crate) use parse::parse;
-pub(crate) use read::{
-    Bare, Cursor, Given, Place, Positive, Read, Section, Span, UrlPath, Words, WordsOf, section, words,
-};
+pub(crate) use read::{Bare, Cursor, Given, Place, Read, Section, section};
 use std::{fmt, rc::Rc};
 
 /// Where something stands in its file, both counted from 1.
@@ -103,6 +103,31 @@ impl Problems {
     pub(crate) fn sorted(mut self) -> (Vec<Problem>, usize) {
         self.list.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
         (self.list, self.more)
+    }
+}
+
+/// Shown at once; a gRPC status travels in a header, and those are no place for long texts. In bytes.
+const MAX_SHOWN_TEXT: usize = 3_000;
+/// See [`MAX_SHOWN_TEXT`].
+const MAX_SHOWN: usize = 20;
+
+impl fmt::Display for Problems {
+    /// The first ones, one a line, and how many more there are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (list, more) = self.clone().sorted();
+        let (mut shown, mut bytes) = (0, 0);
+        for line in list.iter().take(MAX_SHOWN).map(ToString::to_string) {
+            bytes += line.len();
+            if shown > 0 && bytes > MAX_SHOWN_TEXT {
+                break;
+            }
+            write!(f, "{}{line}", if shown > 0 { "\n" } else { "" })?;
+            shown += 1;
+        }
+        match list.len() - shown + more {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more problems"),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl Ca {
     }
 
     /// A certificate for a server with these DNS names (a leading `*.` is a wildcard) and IP addresses, valid
-    /// from an hour ago for a year.
+    /// from an hour ago for a year. A client may show it, too.
     ///
     /// # Panics
     /// Where a name can be neither a DNS name nor an IP address.
@@ -86,7 +86,8 @@ impl Ca {
         let mut params = CertificateParams::new(names).expect("the caller gives DNS names and IP addresses");
         params.distinguished_name.push(DnType::CommonName, "postern");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = period.start.into();
         params.not_after = period.end.into();

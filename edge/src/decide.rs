@@ -7,6 +7,7 @@ use http::{HeaderMap, Version};
 
 const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
 const CONFIGURATION: &str = "/gitlab.agent.agent_configuration.rpc.AgentConfiguration/GetConfiguration";
+const MANIFESTS: &str = "/gitlab.agent.gitops.rpc.Gitops/GetObjectsToSynchronize";
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,7 +61,7 @@ pub fn decide(version: Version, path: &str, headers: &HeaderMap) -> Decision {
     let route = if is_grpc(headers) { Route::Agents } else { Route::KubernetesApi };
     let purpose = match (route, path) {
         (Route::Agents, TUNNEL) => Purpose::Tunnel,
-        (Route::Agents, CONFIGURATION) => Purpose::Subscription,
+        (Route::Agents, CONFIGURATION | MANIFESTS) => Purpose::Subscription,
         _ => Purpose::Call,
     };
     let upgrade = match headers.get(UPGRADE) {
@@ -121,6 +122,7 @@ mod tests {
         let grpc = [("content-type", "application/grpc")];
         assert_eq!(of(Version::HTTP_2, TUNNEL, &grpc).purpose, Purpose::Tunnel);
         assert_eq!(of(Version::HTTP_2, CONFIGURATION, &grpc).purpose, Purpose::Subscription);
+        assert_eq!(of(Version::HTTP_2, MANIFESTS, &grpc).purpose, Purpose::Subscription);
         assert_eq!(of(Version::HTTP_2, "/a.B/C", &grpc).purpose, Purpose::Call);
         assert_eq!(of(Version::HTTP_2, TUNNEL, &[]).purpose, Purpose::Call);
     }

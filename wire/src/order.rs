@@ -2,6 +2,7 @@
 //! message before acting on it; what it refuses ends the stream. It looks at kinds only, never at contents.
 
 use crate::proto::gitlab::agent::{
+    gitops::rpc::{ObjectsToSynchronizeResponse, objects_to_synchronize_response},
     grpctool::{HttpRequest, HttpResponse, http_request, http_response},
     kas::{GatewayKasResponse, gateway_kas_response},
     reverse_tunnel::rpc::{ConnectRequest, ConnectResponse, connect_request, connect_response},
@@ -91,6 +92,8 @@ pub type ConnectRequestOrder = Order<ConnectRequest>;
 pub type ConnectResponseOrder = Order<ConnectResponse>;
 /// Gateway broker to routing broker.
 pub type GatewayOrder = Order<GatewayKasResponse>;
+/// Broker to agent: the manifests of one commit, or none until the stream's time is up.
+pub type ObjectsOrder = Order<ObjectsToSynchronizeResponse>;
 
 const HTTP: &[&[i8]] = &[&[1], &[2, 3], &[2, 3], &[4, EOF], &[4, EOF]];
 
@@ -163,6 +166,19 @@ impl Kind for GatewayKasResponse {
     }
 }
 
+impl Kind for ObjectsToSynchronizeResponse {
+    // An end before the first message says that there is no news; 13.11 knew no such end.
+    const TRANSITIONS: &'static [&'static [i8]] = &[&[1, EOF], &[2, 3], &[2, 3], &[EOF]];
+    fn kind(&self) -> Option<i8> {
+        use objects_to_synchronize_response::Message::{Header, Object, Trailer};
+        Some(match self.message.as_ref()? {
+            Header(_) => 1,
+            Object(_) => 2,
+            Trailer(_) => 3,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,5 +226,41 @@ mod tests {
         ConnectResponseOrder::new().finish().unwrap();
         GatewayOrder::new().finish().unwrap();
         assert!(ConnectRequestOrder::new().finish().is_err());
+    }
+
+    #[test]
+    fn manifests_come_between_one_header_and_one_trailer_or_not_at_all() {
+        use objects_to_synchronize_response::Message::{Header, Object, Trailer};
+        let message = |kind| ObjectsToSynchronizeResponse {
+            message: Some(match kind {
+                1 => Header(Default::default()),
+                2 => Object(Default::default()),
+                _ => Trailer(Default::default()),
+            }),
+        };
+        // What came so far, which kinds may follow, whether the end may.
+        let table: &[(&[i8], &[i8], bool)] = &[
+            (&[], &[1], true),
+            (&[1], &[2, 3], false),
+            (&[1, 2], &[2, 3], false),
+            (&[1, 2, 2], &[2, 3], false),
+            (&[1, 3], &[], true),
+            (&[1, 2, 3], &[], true),
+        ];
+        for (before, allowed, end) in table {
+            for next in 1..=3 {
+                let mut order = ObjectsOrder::new();
+                for kind in *before {
+                    order.accept(&message(*kind)).unwrap();
+                }
+                assert_eq!(order.finish().is_ok(), *end, "the end after {before:?}");
+                assert_eq!(
+                    order.accept(&message(next)).is_ok(),
+                    allowed.contains(&next),
+                    "{next} after {before:?}"
+                );
+            }
+        }
+        assert_eq!(ObjectsOrder::new().accept(&Default::default()), Err(OutOfOrder::Unset));
     }
 }

@@ -1,5 +1,5 @@
-//! A broker as far as an agent can tell: gRPC over HTTP/2, in clear, over TLS or inside a WebSocket. Tunnels are handed
-//! to the test, which plays kas on them.
+//! A broker as far as an agent can tell: gRPC over HTTP/2, in clear, over TLS or inside a WebSocket. Tunnels and streams
+//! of manifests are handed to the test, which plays kas on them.
 
 use crate::harness::soon;
 use bytes::Bytes;
@@ -19,6 +19,11 @@ use postern_wire::{
         agent_registrar::rpc::{
             RegisterRequest, RegisterResponse,
             agent_registrar_server::{AgentRegistrar, AgentRegistrarServer},
+        },
+        gitops::rpc::{
+            ObjectsToSynchronizeRequest, ObjectsToSynchronizeResponse,
+            gitops_server::{Gitops, GitopsServer},
+            objects_to_synchronize_response::{self as objects, Header, Object},
         },
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
         prototool::{self, Values},
@@ -66,6 +71,9 @@ pub(crate) struct FakeBroker {
     pub(crate) at: String,
     pub(crate) state: Arc<State>,
     tunnels: mpsc::Receiver<Tunnel>,
+    syncs: mpsc::Receiver<Synchronization>,
+    /// Those that a test was not waiting for yet.
+    early: Vec<Synchronization>,
     serving: CancellationToken,
 }
 
@@ -98,10 +106,17 @@ pub(crate) struct Tunnel {
     pub(crate) token: String,
 }
 
+/// One stream of manifests, from kas' side.
+pub(crate) struct Synchronization {
+    pub(crate) request: ObjectsToSynchronizeRequest,
+    to_agent: mpsc::Sender<Result<ObjectsToSynchronizeResponse, Status>>,
+}
+
 #[derive(Clone)]
 struct Service {
     state: Arc<State>,
     tunnels: mpsc::Sender<Tunnel>,
+    syncs: mpsc::Sender<Synchronization>,
 }
 
 impl FakeBroker {
@@ -115,7 +130,8 @@ impl FakeBroker {
         let listener = TcpListener::bind(at).await.expect("a free port");
         let at = listener.local_addr().expect("bound").to_string();
         let (sender, tunnels) = mpsc::channel(1000);
-        let service = Service { state: state.clone(), tunnels: sender };
+        let (syncs_sender, syncs) = mpsc::channel(1000);
+        let service = Service { state: state.clone(), tunnels: sender, syncs: syncs_sender };
         let serving = CancellationToken::new();
         tokio::spawn(serving.clone().run_until_cancelled_owned(accept(
             listener,
@@ -123,7 +139,7 @@ impl FakeBroker {
             service,
             serving.clone(),
         )));
-        Self { at, state, tunnels, serving }
+        Self { at, state, tunnels, syncs, early: Vec::new(), serving }
     }
 
     /// The next tunnel that the agent opened and that is still open, after its descriptor.
@@ -134,6 +150,19 @@ impl FakeBroker {
                 if let Some(connect_request::Msg::Descriptor(_)) = tunnel.next().await {
                     return tunnel;
                 }
+            }
+        })
+        .await
+    }
+
+    /// The next stream that the agent opened for the manifests of this project.
+    pub(crate) async fn synchronization(&mut self, project: &str) -> Synchronization {
+        soon(&format!("a stream for {project}"), async {
+            loop {
+                if let Some(at) = self.early.iter().position(|sync| sync.request.project_id == project) {
+                    return self.early.remove(at);
+                }
+                self.early.push(self.syncs.recv().await.expect("the service keeps its sender"));
             }
         })
         .await
@@ -202,7 +231,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let routes = Routes::new(ReverseTunnelServer::new(service.clone()))
-        .add_service(AgentConfigurationServer::new(service.clone()));
+        .add_service(AgentConfigurationServer::new(service.clone()))
+        .add_service(GitopsServer::new(service.clone()));
     let routes = match service.state.old.load(Ordering::Relaxed) {
         true => routes,
         false => routes.add_service(AgentRegistrarServer::new(service.clone())),
@@ -284,6 +314,21 @@ impl AgentConfiguration for Service {
                 }
             }
         });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl Gitops for Service {
+    type GetObjectsToSynchronizeStream = ReceiverStream<Result<ObjectsToSynchronizeResponse, Status>>;
+
+    async fn get_objects_to_synchronize(
+        &self,
+        request: Request<ObjectsToSynchronizeRequest>,
+    ) -> Result<Response<Self::GetObjectsToSynchronizeStream>, Status> {
+        self.admit(&request)?;
+        let (to_agent, stream) = mpsc::channel(4);
+        let _ = self.syncs.send(Synchronization { request: request.into_inner(), to_agent }).await;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -451,5 +496,54 @@ impl Tunnel {
         let answer = self.hear_all().await;
         self.end();
         answer
+    }
+}
+
+impl Synchronization {
+    async fn send(&self, message: objects::Message) {
+        // An agent that is gone shows in what it does next.
+        let _ = self.to_agent.send(Ok(ObjectsToSynchronizeResponse { message: Some(message) })).await;
+    }
+
+    pub(crate) async fn header(&self, commit_id: &str) {
+        self.send(objects::Message::Header(Header { commit_id: commit_id.to_owned(), project_id: 42 })).await;
+    }
+
+    /// A whole file in pieces of at most this many bytes, or an empty piece.
+    pub(crate) async fn file(&self, source: &str, content: &[u8], piece: usize) {
+        let pieces: Vec<&[u8]> = if content.is_empty() { vec![&[]] } else { content.chunks(piece).collect() };
+        for piece in pieces {
+            let data = Bytes::copy_from_slice(piece);
+            self.send(objects::Message::Object(Object { source: source.to_owned(), data })).await;
+        }
+    }
+
+    /// Ends the stream with OK, and nothing before it.
+    pub(crate) fn end(self) {}
+
+    /// Trailer and OK.
+    pub(crate) async fn complete(self) {
+        self.send(objects::Message::Trailer(objects::Trailer {})).await;
+    }
+
+    /// One commit of one small file, whole.
+    pub(crate) async fn commit(self, commit_id: &str, content: &str) {
+        self.header(commit_id).await;
+        self.file("a.yaml", content.as_bytes(), 3).await;
+        self.complete().await;
+    }
+
+    pub(crate) async fn fail(self, status: Status) {
+        let _ = self.to_agent.send(Err(status)).await;
+    }
+
+    /// Waits until the agent has given the stream up.
+    pub(crate) async fn given_up(self) {
+        soon("the end of a stream", self.to_agent.closed()).await;
+    }
+
+    /// Whether the agent still holds the stream.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.to_agent.is_closed()
     }
 }

@@ -115,6 +115,7 @@ pub(crate) fn leaks() -> Vec<String> {
 pub(crate) struct Running {
     pub(crate) observability: String,
     pub(crate) configuration: postern_agent::configuration::Latest,
+    pub(crate) manifests: postern_agent::gitops::Manifests,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -149,6 +150,7 @@ pub(crate) async fn try_start(
     Ok(Running {
         observability: agent.observability_address().to_owned(),
         configuration: agent.configuration(),
+        manifests: agent.manifests(),
         stop: Some(stop),
         task: tokio::spawn(agent.run(async move {
             let _ = stopped.await;

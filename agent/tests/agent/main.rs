@@ -5,6 +5,8 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// Manifests of configured projects: whole commits or nothing.
+mod gitops;
 /// Connections, tokens, configuration, draining.
 mod lifecycle;
 /// What a caller gets through a tunnel.

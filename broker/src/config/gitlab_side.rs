@@ -227,7 +227,7 @@ impl Reader<'_> {
             let redis = self.required(&cable.redis, place, "redis", wanted)?;
             let redis = self.redis(&redis.value, &redis.place)?;
             let channel_prefix = text(&cable.channel_prefix).map(str::to_owned);
-            Some(events::ActionCable { redis, channel_prefix })
+            Some(events::action_cable::ActionCable { redis, channel_prefix })
         });
         Some(events::Config { action_cable, server_sent_events: events.server_sent_events.is_some() })
     }

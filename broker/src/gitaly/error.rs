@@ -86,6 +86,14 @@ pub enum GitalyError {
         /// The project's path.
         repository: String,
     },
+    /// The repository has no such branch, tag or commit.
+    #[error("{repository} has no {reference}; push it or correct the ref in the agent's configuration")]
+    NoSuchReference {
+        /// The project's path.
+        repository: String,
+        /// Full name, or the commit's id.
+        reference: String,
+    },
     /// There is something under that name which is not a regular file.
     #[error("{file} at {commit} is not a regular file")]
     NotAFile {
@@ -171,7 +179,8 @@ impl GitalyError {
             | Self::Unreachable { .. }
             | Self::Rpc { .. }
             | Self::Protocol { .. }
-            | Self::NoDefaultBranch { .. } => Fault::Transient,
+            | Self::NoDefaultBranch { .. }
+            | Self::NoSuchReference { .. } => Fault::Transient,
             Self::NotAFile { .. }
             | Self::TooLarge { .. }
             | Self::AllTooLarge { .. }

@@ -1,40 +1,18 @@
-//! The manifests at a commit: which files an agent's globs select, then their bytes in pieces, read from the server as
+//! The manifests at a commit: which files an agent's paths select, then their bytes in pieces, read from the server as
 //! fast as the caller takes them. Before it comes a request for objects, after it the agent. It parses no manifest.
 
 use super::{
     Gitaly, GitalyError, Source,
     blob::{Blob, Opened},
-    glob::Glob,
+    selection::{Limits, Listing, ManifestPath, Selection},
 };
 use crate::repositories::CommitId;
 use bytes::Bytes;
-use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 use tokio::time::Instant;
 
 /// The longest [`Piece`], in bytes.
 pub const PIECE_MAX: usize = 128 << 10;
-
-/// What an agent may ask for; the default is what kas allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Globs in one request.
-    pub paths: usize,
-    /// Files in the directories of all globs, counted again for each glob, matching or not.
-    pub files: usize,
-    /// Of one file.
-    pub file_bytes: u64,
-    /// Of all files together.
-    pub total_bytes: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { paths: 100, files: 1_000, file_bytes: 5 << 20, total_bytes: 20 << 20 }
-    }
-}
 
 /// A part of a file, at most [`PIECE_MAX`] long. An empty file is one empty piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,54 +41,25 @@ struct Open {
     handed_out: bool,
 }
 
-type Listing = Vec<Vec<u8>>;
-
 impl Manifests {
     pub(super) async fn select(
         gitaly: Arc<Gitaly>,
         source: Source,
         commit: CommitId,
-        globs: &[String],
+        paths: &[ManifestPath],
         limits: Limits,
     ) -> Result<Self, GitalyError> {
-        if globs.len() > limits.paths {
-            return Err(GitalyError::TooManyPaths { count: globs.len(), limit: limits.paths });
+        let mut selection = Selection::new(paths, limits)?;
+        while let Some(directory) = selection.next()? {
+            let (name, recursive) = (directory.0.as_str(), directory.1);
+            let listing = list(&gitaly, &source, &commit, (name, recursive), limits.files).await?;
+            selection.listed(directory, listing);
         }
-        let parse = |text: &String| {
-            Glob::parse(text).map_err(|reason| GitalyError::Glob { glob: text.clone(), reason })
-        };
-        let globs = globs.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-        let mut listings: HashMap<(&str, bool), Listing> = HashMap::new();
-        let (mut visited, mut files, mut selected) = (0, VecDeque::new(), HashSet::new());
-        for glob in &globs {
-            let directory = glob.directory();
-            let listing = match listings.entry(directory) {
-                Entry::Occupied(listed) => listed.into_mut(),
-                Entry::Vacant(missing) => {
-                    missing.insert(list(&gitaly, &source, &commit, directory, limits.files).await?)
-                }
-            };
-            visited += listing.len();
-            if visited > limits.files {
-                return Err(GitalyError::TooManyFiles { limit: limits.files });
-            }
-            for path in listing {
-                let name = String::from_utf8_lossy(path);
-                if !glob.matches(&name) || is_hidden(&name) {
-                    continue;
-                }
-                if name.as_bytes() != path.as_slice() {
-                    return Err(GitalyError::Name { file: name.into_owned() });
-                }
-                let file: Arc<str> = name.into();
-                if !selected.insert(Arc::clone(&file)) {
-                    return Err(GitalyError::SelectedTwice { file: file.as_ref().to_owned() });
-                }
-                files.push_back(file);
-            }
-        }
+        let files = selection.files();
         let remaining = limits.total_bytes;
-        Ok(Self { gitaly, source, commit, limits, files, remaining, open: None })
+        let mut manifests = Self { gitaly, source, commit, limits, files, remaining, open: None };
+        manifests.open_next().await?;
+        Ok(manifests)
     }
 
     /// The commit that is read.
@@ -139,12 +88,21 @@ impl Manifests {
                 }
                 self.open = None;
             }
-            let Some(file) = self.files.front() else { return Ok(None) };
-            let blob = self.open(file, deadline).await?;
-            self.remaining -= blob.size();
-            let file = self.files.pop_front().expect("it was there a moment ago");
-            self.open = Some(Open { file, blob, unread: Bytes::new(), handed_out: false });
+            if !self.open_next().await? {
+                return Ok(None);
+            }
         }
+    }
+
+    /// Opens the next file; `false` after the last. Safe to cancel.
+    async fn open_next(&mut self) -> Result<bool, GitalyError> {
+        let deadline = Instant::now() + self.gitaly.step_timeout;
+        let Some(file) = self.files.front() else { return Ok(false) };
+        let blob = self.open(file, deadline).await?;
+        self.remaining -= blob.size();
+        let file = self.files.pop_front().expect("it was there a moment ago");
+        self.open = Some(Open { file, blob, unread: Bytes::new(), handed_out: false });
+        Ok(true)
     }
 
     async fn open(&self, file: &str, deadline: Instant) -> Result<Box<Blob>, GitalyError> {
@@ -183,28 +141,4 @@ async fn list(
     };
     gitaly.list(source, commit, directory, deadline, visit).await?;
     Ok(listing)
-}
-
-/// Whether it is below a directory whose name starts with a dot. A file's own name may.
-fn is_hidden(path: &str) -> bool {
-    path.rsplit('/').skip(1).any(|directory| directory.starts_with('.'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_directories_hide_files() {
-        for (path, hidden) in [
-            ("a", false),
-            (".a", false),
-            ("b/.a", false),
-            (".b/a", true),
-            ("c/.b/a", true),
-            ("c/b./a", false),
-        ] {
-            assert_eq!(is_hidden(path), hidden, "{path}");
-        }
-    }
 }

@@ -2,8 +2,8 @@
 //! fetched once a commit. The same shape as `repositories`, so that one seam can hold both. Before it comes whoever
 //! knows a repository's [`Source`]. It polls nothing that nobody reads.
 
-use super::{Fault, Gitaly, GitalyError, Source};
-use crate::repositories::CommitId;
+use super::{Fault, Gitaly, GitalyError, ManifestLimits, ManifestPath, Manifests, Source};
+use crate::repositories::{CommitId, Reference};
 use bytes::Bytes;
 use futures::{
     FutureExt,
@@ -27,6 +27,8 @@ use tokio_util::{
 
 /// For one look at the head, its turn included.
 const LOOK: Duration = Duration::from_secs(30);
+/// Between two looks at what does not change.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// For one file, its turn included.
 const READ: Duration = Duration::from_secs(30);
 /// Files of the newest commit that are kept; a project with more agents reads some of them again.
@@ -72,9 +74,10 @@ struct Key {
     token: [u8; 32],
     storage_name: String,
     relative_path: String,
+    reference: Reference,
 }
 
-/// One repository and its newest commit.
+/// One repository and the newest commit of one of its references.
 #[derive(Debug)]
 pub struct Repository {
     gitaly: Arc<Gitaly>,
@@ -107,7 +110,13 @@ impl Pollers {
     /// The poller of this repository; started by its first reader, stopped after its last. Waits for the first look.
     /// A changed address or token makes it another repository; changed features take effect with the next poller.
     pub async fn follow(&self, source: &Source) -> Arc<Repository> {
-        let repository = self.enter(source);
+        self.follow_reference(source, &Reference::Default).await
+    }
+
+    /// [`Pollers::follow`] for any reference: one poller for each that somebody reads. A commit is looked for until it is
+    /// there, and not after.
+    pub async fn follow_reference(&self, source: &Source, reference: &Reference) -> Arc<Repository> {
+        let repository = self.enter(source, reference);
         let mut head = repository.head();
         let first = head.wait_for(|head| !matches!(head, Err(GitalyError::NotAsked)));
         let _ = self.stop.run_until_cancelled(first).await;
@@ -124,12 +133,13 @@ impl Pollers {
         }
     }
 
-    fn enter(&self, source: &Source) -> Arc<Repository> {
+    fn enter(&self, source: &Source, reference: &Reference) -> Arc<Repository> {
         let key = Key {
             address: source.server.address.clone(),
             token: source.server.token.hash(),
             storage_name: source.repository.storage_name.clone(),
             relative_path: source.repository.relative_path.clone(),
+            reference: reference.clone(),
         };
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = followed.get(&key).and_then(Weak::upgrade) {
@@ -147,10 +157,14 @@ impl Pollers {
         });
         followed.insert(key, Arc::downgrade(&repository));
         let (head, look) = (repository.head.clone(), Arc::clone(&repository.look));
-        let (gitaly, source, periods) = (Arc::clone(&self.gitaly), source.clone(), self.periods);
+        let (gitaly, source, reference) = (Arc::clone(&self.gitaly), source.clone(), reference.clone());
+        let mut periods = self.periods;
+        if reference.is_fixed() {
+            periods.poll = FOR_EVER;
+        }
         self.tasks.spawn(async move {
             let name = source.name();
-            let ask = || gitaly.head(&source, Instant::now() + LOOK);
+            let ask = || gitaly.head_of(&source, &reference, Instant::now() + LOOK);
             stop.run_until_cancelled(poll(name, ask, head, &look, periods)).await;
         });
         repository
@@ -189,6 +203,19 @@ impl Repository {
             }
         }
         Ok(content)
+    }
+
+    /// The manifests that `paths` select at a commit.
+    ///
+    /// # Errors
+    /// As [`Gitaly::manifests`].
+    pub async fn manifests(
+        &self,
+        commit: &CommitId,
+        paths: &[ManifestPath],
+        limits: ManifestLimits,
+    ) -> Result<Manifests, GitalyError> {
+        self.gitaly.manifests(&self.source, commit, paths, limits).await
     }
 
     fn known_or_asked(&self, key: &FileKey) -> Result<Option<Bytes>, Shared<Fetch>> {
@@ -261,11 +288,12 @@ fn tell(name: &str, last: &mut Head, now: Head) -> bool {
 
 /// Whether the last commit is still the best that is known: not where the repository says that it has none.
 fn keeps_head(error: &GitalyError) -> bool {
-    error.fault() == Fault::Transient && !matches!(error, GitalyError::NoDefaultBranch { .. })
+    error.fault() == Fault::Transient
+        && !matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
 }
 
-/// `random` is between 0 and 1.
-fn retry(periods: Periods, failures: u32, random: f64) -> Duration {
+/// The pause after so many failures and one more. `random` is between 0 and 1.
+pub(crate) fn retry(periods: Periods, failures: u32, random: f64) -> Duration {
     let doubled = periods.retry.saturating_mul(2_u32.saturating_pow(failures));
     doubled.min(periods.retry_max).mul_f64(1.0 + random)
 }

@@ -1,5 +1,6 @@
 //! The reference advertisement of git's protocol v0, read line by line as it arrives: only the current line is kept,
-//! and reading ends where `HEAD` is known. It follows no symbolic reference and peels no tag.
+//! and reading ends where the wanted reference is known. It follows no symbolic reference; a tag's own object gives way to
+//! the commit that the server says it leads to.
 
 use crate::repositories::CommitId;
 use bytes::{Buf, BytesMut};
@@ -12,7 +13,10 @@ pub(super) struct Advertisement {
     unread: BytesMut,
     read: usize,
     state: State,
-    master: Option<CommitId>,
+    /// Full name; `None`: `HEAD`, else `refs/heads/master`.
+    wanted: Option<String>,
+    /// The best so far.
+    found: Option<CommitId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +32,12 @@ enum State {
 type Reason = &'static str;
 
 impl Advertisement {
-    /// Takes the next bytes; the commit as soon as `HEAD` is among them.
+    /// Looks for a reference by its full name, or for the default branch.
+    pub(super) fn of(wanted: Option<String>) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    /// Takes the next bytes; the commit as soon as nothing better can follow.
     pub(super) fn feed(&mut self, data: &[u8]) -> Result<Option<CommitId>, Reason> {
         self.read += data.len();
         if self.read > ADVERTISEMENT_MAX {
@@ -55,12 +64,12 @@ impl Advertisement {
         Ok(None)
     }
 
-    /// The end of the advertisement, where `HEAD` was not in it: the commit of `refs/heads/master`, if any.
+    /// The end of the advertisement: the best that was in it, if any.
     pub(super) fn finish(self) -> Result<Option<CommitId>, Reason> {
         if self.state != State::End || !self.unread.is_empty() {
             return Err("the references end early");
         }
-        Ok(self.master)
+        Ok(self.found)
     }
 
     fn flush(&mut self) -> Result<(), Reason> {
@@ -94,14 +103,24 @@ impl Advertisement {
         if !is_oid(oid) {
             return Err("a reference without an object id");
         }
-        match name {
-            b"HEAD" => Ok(Some(commit_id(oid))),
-            b"refs/heads/master" => {
-                self.master = Some(commit_id(oid));
-                Ok(None)
+        let Some(wanted) = &self.wanted else {
+            match name {
+                b"HEAD" => return Ok(Some(commit_id(oid))),
+                b"refs/heads/master" => self.found = Some(commit_id(oid)),
+                _ => {}
             }
-            _ => Ok(None),
+            return Ok(None);
+        };
+        if name == wanted.as_bytes() || oid == wanted.as_bytes() {
+            self.found = Some(commit_id(oid));
+        } else if self.found.is_some() {
+            // What a tag leads to comes straight after it.
+            if name.strip_suffix(b"^{}") == Some(wanted.as_bytes()) {
+                self.found = Some(commit_id(oid));
+            }
+            return Ok(self.found.clone());
         }
+        Ok(None)
     }
 }
 
@@ -168,6 +187,34 @@ mod tests {
         let with = advertisement(&[first.clone(), format!("{B} refs/heads/master\n")]);
         assert_eq!(head(with.as_bytes(), 7), Ok(Some(B.into())));
         assert_eq!(head(advertisement(&[first]).as_bytes(), 7), Ok(None));
+    }
+
+    #[test]
+    fn a_wanted_reference_is_found_and_a_tag_is_the_commit_it_leads_to() {
+        let lines = [
+            format!("{A} HEAD\0caps\n"),
+            format!("{A} refs/heads/main\n"),
+            format!("{B} refs/tags/main\n"),
+            format!("{A} refs/tags/main^{{}}\n"),
+            format!("{B} refs/tags/v1\n"),
+        ];
+        let bytes = advertisement(&lines).into_bytes();
+        for (wanted, expected) in [
+            ("refs/heads/main", Some(A)),
+            ("refs/tags/main", Some(A)),
+            ("refs/tags/v1", Some(B)),
+            ("refs/tags/v", None),
+            ("refs/heads/v1", None),
+            (B, Some(B)),
+            (ZERO, None),
+        ] {
+            let mut advertisement = Advertisement::of(Some(wanted.to_owned()));
+            let found = match advertisement.feed(&bytes).unwrap() {
+                Some(found) => Some(found),
+                None => advertisement.finish().unwrap(),
+            };
+            assert_eq!(found.as_deref(), expected, "{wanted}");
+        }
     }
 
     #[test]

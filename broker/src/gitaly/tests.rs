@@ -103,7 +103,7 @@ impl Field {
         globs: &[&str],
         limits: ManifestLimits,
     ) -> Result<Manifests, GitalyError> {
-        let globs: Vec<String> = globs.iter().map(|&glob| glob.to_owned()).collect();
+        let globs: Vec<_> = globs.iter().map(|&glob| ManifestPath::Glob(glob.to_owned())).collect();
         self.client.manifests(&self.source, commit, &globs, limits).await
     }
 

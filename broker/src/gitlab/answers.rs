@@ -116,6 +116,10 @@ pub(super) struct InfoDocument {
 }
 
 impl InfoDocument {
+    pub(super) fn has_default_branch(&self) -> bool {
+        self.default_branch.as_ref().is_some_and(|branch| !branch.is_empty())
+    }
+
     pub(super) fn project(self) -> Result<ProjectInfo, &'static str> {
         if self.project_id <= 0 {
             return Err("project_id is missing");

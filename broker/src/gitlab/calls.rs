@@ -12,7 +12,7 @@ use postern_wire::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::atomic::Ordering};
 use url::form_urlencoded;
 
 const KUBERNETES: &str = "api/v4/internal/kubernetes/";
@@ -70,6 +70,7 @@ impl Rails {
         let name = "agent_info";
         let question = get(name, format!("{KUBERNETES}{name}"), Asker::Agent(token));
         let (_, info) = self.json::<InfoDocument>(question, call).await?;
+        self.learn_age(&info);
         info.agent().map_err(|what| self.error(name, Fault::Malformed(what.to_owned())))
     }
 
@@ -83,7 +84,15 @@ impl Rails {
         let name = "project_info";
         let question = get(name, with_project(name, project), Asker::Agent(token));
         let (_, info) = self.json::<InfoDocument>(question, call).await?;
+        self.learn_age(&info);
         info.project().map_err(|what| self.error(name, Fault::Malformed(what.to_owned())))
+    }
+
+    /// Once newer, it stays so: a project without a repository has no default branch anywhere.
+    fn learn_age(&self, info: &InfoDocument) {
+        if info.has_default_branch() {
+            self.newer.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether this agent may read a project: 401, 403 and 404 are a no.

@@ -130,6 +130,18 @@ impl Fault {
 }
 
 impl RailsError {
+    /// Whether GitLab has trouble, rather than an opinion: worth asking again in a moment.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(
+            self.fault,
+            Fault::Unauthorized { .. }
+                | Fault::Forbidden { .. }
+                | Fault::NotFound { .. }
+                | Fault::Deadline
+                | Fault::Illegal(_)
+        )
+    }
+
     /// The status that GitLab answered, if it answered one that is no success.
     pub fn status(&self) -> Option<StatusCode> {
         match &self.fault {
@@ -169,6 +181,10 @@ impl Remember for RailsError {
                 Lasting::Transient
             }
             Fault::Unauthorized { .. } | Fault::Forbidden { .. } | Fault::NotFound { .. } => {
+                Lasting::Definitive
+            }
+            // How GitLab refuses a cookie that is not one of its own, or a user that is no more.
+            Fault::Other { status: StatusCode::BAD_REQUEST, .. } if self.call == "authorize_proxy_user" => {
                 Lasting::Definitive
             }
             Fault::Deadline | Fault::RateLimited(_) | Fault::Illegal(_) => Lasting::Never,

@@ -1,8 +1,7 @@
-//! The secrets of the road to GitLab: the 32 bytes shared with Rails, the JWT signed with them anew for each request, and
-//! a CI job's token on its way through. Before it: a file, a caller's header. After it: header values marked sensitive.
-//! Nothing here can be printed.
+//! The secrets of the road to and from GitLab: the bytes shared with Rails, the JWT signed with them anew for each
+//! request, the check of what Rails signed, and a CI job's token on its way through. Before it: a file, a caller's
+//! header. After it: header values marked sensitive. Nothing here can be printed.
 
-use arc_swap::ArcSwap;
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -19,6 +18,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What Rails insists on.
@@ -49,7 +49,7 @@ pub enum SecretError {
     },
     /// It is base64 of something else.
     #[error(
-        "the authentication secret file {} holds {found} bytes after base64 decoding, {LENGTH} are wanted",
+        "the authentication secret file {} holds {found} bytes after base64 decoding, {wanted} wanted",
         path.display()
     )]
     Length {
@@ -57,50 +57,105 @@ pub enum SecretError {
         path: PathBuf,
         /// Bytes.
         found: usize,
+        /// Bytes.
+        wanted: Length,
     },
+}
+
+/// How long a secret has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes.
+    Exactly(usize),
+    /// Any number of bytes but none.
+    Any,
+}
+
+impl Length {
+    fn allows(self, found: usize) -> bool {
+        match self {
+            Self::Exactly(wanted) => found == wanted,
+            Self::Any => found > 0,
+        }
+    }
+}
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(wanted) => write!(f, "{wanted} are"),
+            Self::Any => f.write_str("at least 1 is"),
+        }
+    }
 }
 
 /// The secret shared with Rails, as the file holds it now.
 pub struct ServiceSecret {
     path: PathBuf,
-    key: ArcSwap<[u8; LENGTH]>,
+    length: Length,
+    key: watch::Sender<Vec<u8>>,
 }
 
 impl ServiceSecret {
-    /// Reads the file.
+    /// Reads the file that `gitlab` names: 32 bytes, or Rails would refuse us.
     pub fn load(path: PathBuf) -> Result<Self, SecretError> {
-        let key = read(&path)?;
-        Ok(Self { path, key: ArcSwap::from_pointee(key) })
+        Self::load_of(path, Length::Exactly(LENGTH))
+    }
+
+    /// Reads a file whose secret has such a length.
+    pub fn load_of(path: PathBuf, length: Length) -> Result<Self, SecretError> {
+        let key = read(&path, length)?;
+        Ok(Self { path, length, key: watch::Sender::new(key) })
     }
 
     /// Reads the file again whenever it changes, until `stop`; a bad change is logged and the last good secret stays.
-    pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        let mut watch = match FileWatch::new(vec![self.path.clone()]) {
-            Ok(watch) => watch,
-            Err(error) => {
-                tracing::error!(path = %self.path.display(), %error, "authentication secret file cannot be watched");
-                return;
+    /// Changes count from this call on.
+    pub fn keep_fresh(self: Arc<Self>, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let watch = FileWatch::new(vec![self.path.clone()]);
+        async move {
+            let mut watch = match watch {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::error!(path = %self.path.display(), %error, "authentication secret file cannot be watched");
+                    return;
+                }
+            };
+            while stop.run_until_cancelled(watch.changed()).await.is_some() {
+                self.read_again().await;
             }
-        };
-        while stop.run_until_cancelled(watch.changed()).await.is_some() {
-            let path = self.path.clone();
-            match tokio::task::spawn_blocking(move || read(&path)).await {
-                Ok(Ok(key)) if key == **self.key.load() => {}
-                Ok(Ok(key)) => {
-                    self.key.store(Arc::new(key));
+        }
+    }
+
+    async fn read_again(&self) {
+        let (path, length) = (self.path.clone(), self.length);
+        match tokio::task::spawn_blocking(move || read(&path, length)).await {
+            Ok(Ok(key)) => {
+                let replaced = self.key.send_if_modified(|now| {
+                    let differs = *now != key;
+                    *now = key;
+                    differs
+                });
+                if replaced {
                     tracing::info!(path = %self.path.display(), "authentication secret replaced");
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(error = %crate::error::chain(&error), "authentication secret not replaced, the last good one stays in force");
-                }
-                Err(_) => tracing::error!("reading the authentication secret file panicked"),
             }
+            Ok(Err(error)) => {
+                tracing::error!(error = %crate::error::chain(&error), "authentication secret not replaced, the last good one stays in force");
+            }
+            Err(_) => tracing::error!("reading the authentication secret file panicked"),
         }
     }
 
     /// A JWT that says at this time that we are the kas of this GitLab, as a header value.
     pub fn jwt(&self, now: SystemTime) -> HeaderValue {
-        sensitive(&sign(&self.key.load(), now))
+        sensitive(&sign(&self.key.borrow(), now))
+    }
+
+    /// Whether `tag` is what `M` makes of the message with this secret; how long it takes says nothing of where not.
+    pub fn authenticates<M: Mac + hmac::digest::KeyInit>(&self, message: &[u8], tag: &[u8]) -> bool {
+        let mut mac = <M as Mac>::new_from_slice(&self.key.borrow()).expect("HMAC takes keys of any length");
+        mac.update(message);
+        mac.verify_slice(tag).is_ok()
     }
 }
 
@@ -110,13 +165,16 @@ impl fmt::Debug for ServiceSecret {
     }
 }
 
-fn read(path: &Path) -> Result<[u8; LENGTH], SecretError> {
+fn read(path: &Path, wanted: Length) -> Result<Vec<u8>, SecretError> {
     let mut text =
         std::fs::read(path).map_err(|source| SecretError::Read { path: path.to_owned(), source })?;
     text.retain(|byte| !matches!(byte, b'\r' | b'\n'));
     let bytes = STANDARD.decode(&text).map_err(|_| SecretError::NotBase64 { path: path.to_owned() })?;
     let found = bytes.len();
-    bytes.try_into().map_err(|_| SecretError::Length { path: path.to_owned(), found })
+    if !wanted.allows(found) {
+        return Err(SecretError::Length { path: path.to_owned(), found, wanted });
+    }
+    Ok(bytes)
 }
 
 /// In this order, and times as seconds with a fraction, as a kas of 14.1 writes them.
@@ -129,7 +187,7 @@ struct Claims {
     nbf: f64,
 }
 
-fn sign(key: &[u8; LENGTH], now: SystemTime) -> String {
+fn sign(key: &[u8], now: SystemTime) -> String {
     // A clock before 1970 cannot be right, and what is signed at 0 is refused.
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e6;
@@ -211,10 +269,19 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_file_may_have_newlines_anywhere_and_32_bytes_only() {
+    fn the_secret_file_may_have_newlines_anywhere_and_as_many_bytes_as_wanted() {
         let good = "AAECAwQFBgcICQoLDA0ODxAR\r\nEhMUFRYXGBkaGxwdHh8=\n";
+        let of = |text: &str, length| read(file(text).path(), length);
+        let read = |path: &Path| read(path, Length::Exactly(LENGTH));
         assert_eq!(read(file(good).path()).unwrap(), key());
-        assert!(matches!(read(file("AAEC\n").path()), Err(SecretError::Length { found: 3, .. })));
+        let short = read(file("AAEC\n").path()).unwrap_err();
+        assert!(short.to_string().ends_with("holds 3 bytes after base64 decoding, 32 are wanted"), "{short}");
+        assert_eq!(of("AAEC\n", Length::Any).unwrap(), [0, 1, 2]);
+        let empty = of("\n", Length::Any).unwrap_err();
+        assert!(
+            empty.to_string().ends_with("0 bytes after base64 decoding, at least 1 is wanted"),
+            "{empty}"
+        );
         for bad in ["not base64!", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8", " AAEC"] {
             let error = read(file(bad).path()).unwrap_err();
             assert!(matches!(error, SecretError::NotBase64 { .. }), "{error:?}");
@@ -230,23 +297,20 @@ mod tests {
         let secret = Arc::new(ServiceSecret::load(path.clone()).unwrap());
         let stop = CancellationToken::new();
         let fresh = tokio::spawn(Arc::clone(&secret).keep_fresh(stop.clone()));
+        let mut key = secret.key.subscribe();
+        std::fs::write(&path, STANDARD.encode([2; LENGTH])).unwrap();
+        let replaced = key.wait_for(|key| *key == [2; LENGTH]);
+        tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1);
-        let wanted = sign(&[2; LENGTH], now);
-        let replaced = async {
-            // Written until seen, since nothing says when the watch began.
-            while secret.jwt(now).to_str().unwrap() != wanted {
-                std::fs::write(&path, STANDARD.encode([2; LENGTH])).unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap();
+        assert_eq!(secret.jwt(now).to_str().unwrap(), sign(&[2; LENGTH], now));
         stop.cancel();
         fresh.await.unwrap();
     }
 
     #[test]
     fn no_secret_can_be_printed() {
-        let secret = ServiceSecret { path: "f".into(), key: ArcSwap::from_pointee([7; LENGTH]) };
+        let secret =
+            ServiceSecret { path: "f".into(), length: Length::Any, key: watch::Sender::new(vec![7; LENGTH]) };
         let job = JobToken::new("glcbt-SECRET").unwrap();
         let token = AgentToken::new("SECRET").unwrap();
         let printed =

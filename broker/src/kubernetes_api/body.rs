@@ -1,7 +1,7 @@
 //! Bodies: the caller's in pieces down the tunnel, the cluster's in pieces back, each waiting for the other side.
 
 use super::{Account, Answer, Body, ExchangeError, Upload, message};
-use crate::{auth::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use crate::{auth::caller::CallerPermit, error::chain, tunnel::stream::RequestHalf};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Method, StatusCode, header};
@@ -12,14 +12,22 @@ use postern_wire::{
     http::MAX_DATA,
     proto::gitlab::agent::grpctool::{http_request, http_response},
 };
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Sends the body and its trailer message.
-pub(super) async fn send(to_agent: &RequestHalf, mut body: Incoming) -> Result<(), ExchangeError> {
+/// Sends the body and its trailer message; `received` counts its bytes.
+pub(super) async fn send(
+    to_agent: &RequestHalf,
+    mut body: Incoming,
+    received: &AtomicU64,
+) -> Result<(), ExchangeError> {
     while let Some(frame) = body.frame().await {
         let Ok(mut data) = frame.map_err(ExchangeError::RequestBody)?.into_data() else { continue };
+        received.fetch_add(data.len() as u64, Ordering::Relaxed);
         while !data.is_empty() {
             let data = data.split_to(data.len().min(MAX_DATA));
             to_agent.send(message(http_request::Message::Data(http_request::Data { data }))).await?;
@@ -77,7 +85,11 @@ async fn pump(
                 account.sent += piece.data.len() as u64;
                 // A send that fails is noticed above: the caller left, or has all it was promised.
                 if !piece.data.is_empty() {
-                    let _ = pieces.send(Ok(Frame::data(piece.data))).await;
+                    tokio::select! {
+                        biased;
+                        () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+                        _ = pieces.send(Ok(Frame::data(piece.data))) => {}
+                    }
                 }
             }
             // The caller has all of it now; what is left is only between broker and agent.
@@ -96,14 +108,18 @@ async fn pump(
             tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "request cancelled");
         }
         Err(error) => {
-            account.outcome = "broken";
+            if matches!(error, ExchangeError::Withdrawn) {
+                account.denied("withdrawn");
+            }
             let error = chain(&error);
+            account.broken(&error);
             tracing::warn!(trace_id = account.trace_id, agent_id = account.agent, error, "answer cut short");
+            // Also for a caller that does not read: the cluster must not go on for it.
+            drop((account, answer, upload));
             // Too late for a Status: the caller must see that the body is not whole.
             let _ = pieces.send(Err(io::Error::other(error))).await;
         }
     }
-    drop(upload);
 }
 
 /// How long an agent may take to close its side of a tunnel whose answer is complete.

@@ -1,5 +1,7 @@
 //! A caller over an in-memory connection, an agent made of channels, and the broker between them.
 
+mod gitlab;
+
 use super::*;
 use crate::{
     identities::IdentitySource,
@@ -20,10 +22,10 @@ use tonic::Code;
 
 struct Caller {
     send: client::SendRequest<Full<Bytes>>,
-    _identities: tempfile::NamedTempFile,
+    _identities: Option<tempfile::NamedTempFile>,
 }
 
-/// A broker with one idle tunnel of agent 1.
+/// A broker with one idle tunnel of agent 1, and a token for it in the identities file.
 async fn broker() -> (Caller, Agent) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let hash = TokenKey::of(b"token").to_hex();
@@ -32,23 +34,37 @@ async fn broker() -> (Caller, Agent) {
         "agents: [{{id: 1, name: a, token_sha256: []}}]\ncallers: [{{name: c, agents: [1], token_sha256: [{hash}]}}]"
     )
     .unwrap();
-    let registry = Arc::new(Registry::default());
     let (tunnel, agent) = pair();
+    let identities = Identities::File(IdentitySource::load(file.path().to_owned()).unwrap());
+    let send = serve(api(identities, Cors::NoCookies, Arc::new(()), tunnel)).await;
+    (Caller { send, _identities: Some(file) }, agent)
+}
+
+fn api(identities: Identities, cors: Cors, counted: Arc<dyn Counted>, tunnel: Tunnel) -> KubernetesApi {
+    let registry = Arc::new(Registry::default());
     std::mem::forget(registry.present(AgentId(1), "here".into(), true));
     let Offer::Idle(ticket, claimed) = registry.offer(AgentId(1)) else { panic!("nobody waits") };
     tokio::spawn(async move {
         let _ticket = ticket;
-        claimed.await.unwrap().send(Box::new(tunnel)).unwrap();
+        let Ok(claim) = claimed.await else { return };
+        claim.send(Box::new(tunnel)).unwrap();
     });
-    let api = Arc::new(KubernetesApi {
-        identities: Identities::File(IdentitySource::load(file.path().to_owned()).unwrap()),
+    KubernetesApi {
+        identities,
+        cors,
+        counted,
         registry,
         url_path_prefix: "/k8s/".into(),
         agent_wait: Duration::ZERO,
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
         under_way: TaskTracker::new(),
-    });
+    }
+}
+
+/// A connection to it.
+async fn serve(api: KubernetesApi) -> client::SendRequest<Full<Bytes>> {
+    let api = Arc::new(api);
     let (near, far) = tokio::io::duplex(64 * 1024);
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
@@ -59,7 +75,7 @@ async fn broker() -> (Caller, Agent) {
     });
     let (send, connection) = client::handshake(TokioIo::new(near)).await.unwrap();
     tokio::spawn(connection.with_upgrades());
-    (Caller { send, _identities: file }, agent)
+    send
 }
 
 impl Caller {

@@ -2,7 +2,7 @@
 //! protocol they speak (SPDY/3.1, WebSocket). An end on one side is passed on; no side waits on a timer.
 
 use super::{Account, Answer, ExchangeError, Upload, body::finish, message};
-use crate::{auth::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use crate::{auth::caller::CallerPermit, error::chain, tunnel::stream::RequestHalf};
 use bytes::BytesMut;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -10,6 +10,7 @@ use postern_wire::{
     http::MAX_DATA,
     proto::gitlab::agent::grpctool::{http_request, http_response},
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub(super) async fn run(
@@ -20,11 +21,12 @@ pub(super) async fn run(
     mut account: Account,
 ) {
     let Upload { keep, task, .. } = upload;
+    let received = account.received();
     let copied = async {
         let client = client.await.map_err(|_| ExchangeError::CallerGone)?;
         let to_agent = keep.await.map_err(|_| ExchangeError::NoAnswer)?;
         let (mut read, mut write) = tokio::io::split(TokioIo::new(client));
-        let upstream = towards_agent(&mut read, to_agent);
+        let upstream = towards_agent(&mut read, to_agent, &received);
         let downstream = towards_caller(&mut write, &mut answer, &mut account.sent);
         // The cluster's end is the end; the caller's end is only half of it.
         tokio::select! {
@@ -42,8 +44,12 @@ pub(super) async fn run(
             finish(answer).await;
         }
         Err(error) => {
-            account.outcome = "broken";
-            tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "upgraded connection ended");
+            if matches!(error, ExchangeError::Withdrawn) {
+                account.denied("withdrawn");
+            }
+            let error = chain(&error);
+            account.broken(&error);
+            tracing::debug!(trace_id = account.trace_id, error, "upgraded connection ended");
         }
     }
 }
@@ -54,6 +60,7 @@ const SMALL_READ: usize = 1024;
 async fn towards_agent(
     caller: &mut (impl AsyncRead + Unpin),
     to_agent: RequestHalf,
+    received: &AtomicU64,
 ) -> Result<std::convert::Infallible, ExchangeError> {
     let mut room = SMALL_READ;
     loop {
@@ -62,6 +69,7 @@ async fn towards_agent(
         if read == 0 {
             break;
         }
+        received.fetch_add(read as u64, Ordering::Relaxed);
         room = if read == room { MAX_DATA } else { SMALL_READ };
         let data = buffer.freeze();
         let data = http_request::UpgradeData { data };

@@ -47,6 +47,25 @@ impl AgentIo {
     }
 }
 
+/// What becomes of a connection that begins with HTTP/1.x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http1 {
+    Refused,
+    /// `ws-tunnel` upgrades only, with HTTP/2 inside.
+    Upgraded,
+    /// Handed on as it is.
+    Served,
+}
+
+impl Http1 {
+    fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Refused => &[b"h2"],
+            Self::Upgraded | Self::Served => &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
 /// Accepts until `stop` fires; what it yields is ready for HTTP/2. It ends only when `closing` fires, for its end
 /// makes the server say GOAWAY on every connection.
 pub fn accept(
@@ -57,6 +76,29 @@ pub fn accept(
     closing: CancellationToken,
     tasks: &TaskTracker,
 ) -> Connections {
+    let http1 = if websocket { Http1::Upgraded } else { Http1::Refused };
+    accept_as(listener, http1, server, (stop, closing), tasks)
+}
+
+/// Like [`accept`], for a listener that no agent connects to; with `http1` it yields HTTP/1.1 beside HTTP/2.
+pub(crate) fn accept_http(
+    listener: Arc<Listener>,
+    http1: bool,
+    stop: CancellationToken,
+    closing: CancellationToken,
+    tasks: &TaskTracker,
+) -> Connections {
+    let http1 = if http1 { Http1::Served } else { Http1::Refused };
+    accept_as(listener, http1, HeaderMap::new(), (stop, closing), tasks)
+}
+
+fn accept_as(
+    listener: Arc<Listener>,
+    http1: Http1,
+    server: HeaderMap,
+    (stop, closing): (CancellationToken, CancellationToken),
+    tasks: &TaskTracker,
+) -> Connections {
     let (ready, connections) = mpsc::channel(HANDED_OVER);
     let handshakes = tasks.clone();
     let server = Arc::new(server);
@@ -65,15 +107,15 @@ pub fn accept(
             let (ready, listener, server) = (ready.clone(), Arc::clone(&listener), Arc::clone(&server));
             handshakes.spawn(async move {
                 let peer = accepted.peer;
-                match open(accepted, &listener, websocket, &server).await {
+                match open(accepted, &listener, http1, &server).await {
                     Ok(io) => drop(ready.send(io).await),
                     Err(error) => {
-                        tracing::debug!(%peer, error = %crate::error::chain(&error), "not an agent's connection");
+                        tracing::debug!(%peer, error = %crate::error::chain(&error), "connection not taken");
                     }
                 }
             });
         }
-            drop(listener);
+        drop(listener);
         closing.cancelled().await;
         drop(ready);
     });
@@ -91,7 +133,9 @@ enum OpenError {
     Sniff(#[from] sniff::SniffError),
     #[error("WebSocket upgrade")]
     Refused(#[source] ws::Refused),
-    #[error("HTTP/1.1 where only gRPC is served; set agent.listen.websocket: true for ws:// and wss://")]
+    #[error(
+        "HTTP/1.1 where only gRPC is served; for agents with ws:// and wss:// set agent.listen.websocket: true"
+    )]
     NotGrpc,
     #[error("write")]
     Write(#[from] io::Error),
@@ -100,26 +144,28 @@ enum OpenError {
 async fn open(
     accepted: Accepted,
     listener: &Listener,
-    websocket: bool,
+    http1: Http1,
     server: &HeaderMap,
 ) -> Result<AgentIo, OpenError> {
     let peer = accepted.peer;
     let Some(identity) = &listener.identity else {
-        return unwrap(accepted, peer, websocket, server).await;
+        return unwrap(accepted, peer, http1, server).await;
     };
-    let alpn: &[&[u8]] = if websocket { &[b"h2", b"http/1.1"] } else { &[b"h2"] };
-    let acceptor = TlsAcceptor::from(identity.config(alpn));
+    let acceptor = TlsAcceptor::from(identity.config(http1.alpn()));
     let handshake = timeout(HANDSHAKE, acceptor.accept(accepted)).await.map_err(|_| OpenError::Slow)?;
-    unwrap(handshake.map_err(OpenError::Tls)?, peer, websocket, server).await
+    unwrap(handshake.map_err(OpenError::Tls)?, peer, http1, server).await
 }
 
-async fn unwrap<S>(mut io: S, peer: Peer, websocket: bool, server: &HeaderMap) -> Result<AgentIo, OpenError>
+async fn unwrap<S>(mut io: S, peer: Peer, http1: Http1, server: &HeaderMap) -> Result<AgentIo, OpenError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match sniff::sniff(&mut io, sniff::Limits::default()).await {
         Ok(Opening::Http2 { read }) => Ok(AgentIo::new(Rewound::new(io, read), peer)),
-        Ok(Opening::Http1 { .. }) if !websocket => {
+        Ok(Opening::Http1 { read, .. }) if http1 == Http1::Served => {
+            Ok(AgentIo::new(Rewound::new(io, read), peer))
+        }
+        Ok(Opening::Http1 { .. }) if http1 == Http1::Refused => {
             let answer =
                 b"HTTP/1.1 505 HTTP Version Not Supported\r\nConnection: close\r\nContent-Length: 37\r\n\
                            Content-Type: text/plain\r\n\r\nonly gRPC over HTTP/2 is served here\n";

@@ -4,14 +4,15 @@
 
 use super::{Config, RedisError, Servers};
 use ::redis::{
-    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, aio::MultiplexedConnection,
+    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisResult,
+    aio::MultiplexedConnection,
 };
 use postern_certs::client::{self, ClientIdentity, ClientTrust};
 use rustls::pki_types::ServerName;
 use std::{
     fs,
     path::{Path, PathBuf},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -136,10 +137,7 @@ impl Dialler {
         let Dialled { mut commands, mut driver, server } = self.reach(sentinel, login).await?;
         let mut question = ::redis::cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(master_name);
-        let answer = tokio::select! {
-            answer = question.query_async::<Option<(String, u16)>>(&mut commands) => answer,
-            () = &mut driver => Err(closed()),
-        };
+        let answer = driven(&mut driver, question.query_async::<Option<(String, u16)>>(&mut commands)).await;
         let answer = answer.map_err(|source| RedisError::Failed { server, source })?;
         Ok(answer.map(|(host, port)| Server::Tcp { host, port }))
     }
@@ -160,11 +158,7 @@ impl Dialler {
             MultiplexedConnection::new_with_config(login, io, config).await.map_err(refused)?;
         let mut driver: Driver = Box::pin(driver);
         let ping = ::redis::cmd("PING");
-        let pong = tokio::select! {
-            pong = ping.query_async::<()>(&mut commands) => pong,
-            () = &mut driver => Err(closed()),
-        };
-        pong.map_err(refused)?;
+        driven(&mut driver, ping.query_async::<()>(&mut commands)).await.map_err(refused)?;
         Ok(Dialled { commands, driver, server: name })
     }
 
@@ -195,8 +189,13 @@ impl Dialler {
     }
 }
 
-fn closed() -> ::redis::RedisError {
-    std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()
+/// An answer on a connection that nobody drives yet. Where the connection ends, that is the answer.
+async fn driven<T>(driver: &mut Driver, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    let mut answer = pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        () = driver => answer.await,
+    }
 }
 
 fn login(username: Option<&str>, password_file: Option<&Path>) -> Result<RedisConnectionInfo, RedisError> {

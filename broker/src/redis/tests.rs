@@ -106,7 +106,11 @@ async fn nobody_there_is_an_error_at_once_and_a_server_that_comes_is_found() {
     }
     assert!(begin.elapsed() < Duration::from_secs(1));
     server.restart().await.unwrap();
-    let found = async { while redis.ping().await.is_err() {} };
+    let found = async {
+        while redis.ping().await.is_err() {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(SOON, found).await.expect("it is dialled again");
 }
 
@@ -119,7 +123,11 @@ async fn a_restart_between_two_commands_is_not_noticed() {
     state.mark_unchanged();
     server.restart().await.unwrap();
     timeout(SOON, state.changed()).await.expect("the end of the connection is seen").unwrap();
-    let up = async { while redis.ping().await.is_err() {} };
+    let up = async {
+        while redis.ping().await.is_err() {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(SOON, up).await.expect("without a command in between");
 }
 
@@ -135,7 +143,11 @@ async fn a_server_that_hangs_is_given_up_after_the_time_outs() {
     assert!(matches!(redis.ping().await, Err(RedisError::Silent { .. })));
     assert!(matches!(redis.ping().await, Err(RedisError::Slow { .. })));
     server.resume();
-    let back = async { while redis.ping().await.is_err() {} };
+    let back = async {
+        while redis.ping().await.is_err() {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(SOON, back).await.expect("it is dialled again");
 }
 

@@ -1,7 +1,11 @@
 //! Local git repositories as the source of agent configurations: the embedded provider beside Gitaly. One follower
 //! a repository, however many agents read from it. It only reads; it never fetches, writes or runs a hook.
 
-use super::CommitId;
+mod manifests;
+
+pub use manifests::Manifests;
+
+use super::{CommitId, Reference};
 use postern_certs::watch::FileWatch;
 use std::{
     collections::HashMap,
@@ -28,6 +32,14 @@ pub enum RepositoryError {
     Empty {
         /// As the identities file says.
         path: PathBuf,
+    },
+    /// There is no such branch, tag or commit.
+    #[error("the git repository {} has no {reference}", path.display())]
+    NoSuchReference {
+        /// As the identities file says.
+        path: PathBuf,
+        /// Full name, or the commit's id.
+        reference: String,
     },
     /// An object is missing or damaged.
     #[error("cannot read {file} at {commit} in {}: {reason}", path.display())]
@@ -69,13 +81,13 @@ pub type Head = Result<CommitId, RepositoryError>;
 /// Followers of repositories, shared by all streams that read from the same one.
 #[derive(Debug)]
 pub struct Repositories {
-    followed: Mutex<HashMap<PathBuf, Weak<Repository>>>,
+    followed: Mutex<HashMap<(PathBuf, Reference), Weak<Repository>>>,
     poll_period: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// One repository and its newest commit.
+/// One repository and the newest commit of one of its references.
 #[derive(Debug)]
 pub struct Repository {
     path: PathBuf,
@@ -91,12 +103,18 @@ impl Repositories {
 
     /// The follower of this path; started by its first reader, stopped after its last.
     pub async fn follow(&self, path: &Path) -> Arc<Repository> {
-        if let Some(known) = self.known(path) {
+        self.follow_reference(path, &Reference::Default).await
+    }
+
+    /// [`Repositories::follow`] for any reference: one follower for each that somebody reads.
+    pub async fn follow_reference(&self, path: &Path, reference: &Reference) -> Arc<Repository> {
+        let key = (path.to_owned(), reference.clone());
+        if let Some(known) = self.known(&key) {
             return known;
         }
-        let first = read_head(path.to_owned()).await;
+        let first = read_head(key.clone()).await;
         let mut followed = self.followed.lock().expect("no code under this lock panics");
-        if let Some(known) = followed.get(path).and_then(Weak::upgrade) {
+        if let Some(known) = followed.get(&key).and_then(Weak::upgrade) {
             return known;
         }
         followed.retain(|_, repository| repository.strong_count() > 0);
@@ -107,15 +125,15 @@ impl Repositories {
             head: head.clone(),
             _stop: stop.clone().drop_guard(),
         });
-        followed.insert(path.to_owned(), Arc::downgrade(&repository));
-        let following = follow(path.to_owned(), head, self.poll_period);
+        followed.insert(key.clone(), Arc::downgrade(&repository));
+        let following = follow(key, head, self.poll_period);
         self.tasks.spawn(async move { stop.run_until_cancelled(following).await });
         repository
     }
 
-    fn known(&self, path: &Path) -> Option<Arc<Repository>> {
+    fn known(&self, key: &(PathBuf, Reference)) -> Option<Arc<Repository>> {
         let followed = self.followed.lock().expect("no code under this lock panics");
-        followed.get(path).and_then(Weak::upgrade)
+        followed.get(key).and_then(Weak::upgrade)
     }
 }
 
@@ -137,8 +155,9 @@ impl Repository {
     }
 }
 
-async fn follow(path: PathBuf, head: watch::Sender<Head>, poll_period: Duration) {
-    let mut watch = FileWatch::new(watched(&path)).map_err(|error| {
+async fn follow(key: (PathBuf, Reference), head: watch::Sender<Head>, poll_period: Duration) {
+    let path = &key.0;
+    let mut watch = FileWatch::new(watched(path, &key.1)).map_err(|error| {
         tracing::warn!(repository = %path.display(), %error, "changes are noticed by polling only");
     });
     loop {
@@ -149,7 +168,7 @@ async fn follow(path: PathBuf, head: watch::Sender<Head>, poll_period: Duration)
             }
         };
         let _ = tokio::time::timeout(poll_period, changed).await;
-        let now = read_head(path.clone()).await;
+        let now = read_head(key.clone()).await;
         head.send_if_modified(|last| {
             if *last == now {
                 return false;
@@ -164,10 +183,13 @@ async fn follow(path: PathBuf, head: watch::Sender<Head>, poll_period: Duration)
     }
 }
 
-/// The files that git replaces when `HEAD` moves: `HEAD` itself, its branch, and the packed references.
-fn watched(path: &Path) -> Vec<PathBuf> {
+/// The files that git replaces when the reference moves: `HEAD` itself, its branch, and the packed references.
+fn watched(path: &Path, reference: &Reference) -> Vec<PathBuf> {
     let nested = path.join(".git");
     let git_dir = if nested.is_dir() { nested } else { path.to_owned() };
+    if let Some(name) = reference.full_name() {
+        return vec![git_dir.join(name), git_dir.join("packed-refs")];
+    }
     let mut files = vec![git_dir.join("HEAD"), git_dir.join("packed-refs")];
     let head = std::fs::read_to_string(git_dir.join("HEAD")).unwrap_or_default();
     if let Some(branch) = head.trim().strip_prefix("ref: ") {
@@ -182,12 +204,25 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.expect("reading a repository does not panic")
 }
 
-async fn read_head(path: PathBuf) -> Head {
+async fn read_head((path, reference): (PathBuf, Reference)) -> Head {
     blocking(move || {
         let repository = open(&path)?;
-        match repository.head_id() {
-            Ok(id) => Ok(id.to_hex().to_string().into()),
-            Err(_) => Err(RepositoryError::Empty { path }),
+        let id = match (&reference, reference.full_name()) {
+            (Reference::Commit(id), _) => gix::ObjectId::from_hex(id.as_bytes())
+                .ok()
+                .and_then(|id| Some(repository.find_commit(id).ok()?.id)),
+            (_, Some(name)) => repository
+                .try_find_reference(name.as_str())
+                .ok()
+                .flatten()
+                .and_then(|mut reference| reference.peel_to_id().ok())
+                .and_then(|id| Some(id.object().ok()?.try_into_commit().ok()?.id)),
+            (_, None) => repository.head_id().ok().map(|id| id.detach()),
+        };
+        match (id, reference.full_name()) {
+            (Some(id), _) => Ok(id.to_hex().to_string().into()),
+            (None, Some(reference)) => Err(RepositoryError::NoSuchReference { path, reference }),
+            (None, None) => Err(RepositoryError::Empty { path }),
         }
     })
     .await
@@ -200,6 +235,16 @@ fn open(path: &Path) -> Result<gix::Repository, RepositoryError> {
         .map_err(|error| RepositoryError::Open { path: path.to_owned(), reason: error.to_string() })
 }
 
+fn tree_of<'a>(
+    repository: &'a gix::Repository,
+    commit: &str,
+    object: impl Fn(String) -> RepositoryError,
+) -> Result<gix::Tree<'a>, RepositoryError> {
+    let id = gix::ObjectId::from_hex(commit.as_bytes()).map_err(|error| object(error.to_string()))?;
+    let commit = repository.find_commit(id).map_err(|error| object(error.to_string()))?;
+    commit.tree().map_err(|error| object(error.to_string()))
+}
+
 fn read_file(path: &Path, commit: &str, file: &str, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
     let object = |reason: String| RepositoryError::Object {
         path: path.to_owned(),
@@ -208,12 +253,7 @@ fn read_file(path: &Path, commit: &str, file: &str, limit: u64) -> Result<Option
         reason,
     };
     let repository = open(path)?;
-    let id = gix::ObjectId::from_hex(commit.as_bytes()).map_err(|error| object(error.to_string()))?;
-    let tree = repository
-        .find_commit(id)
-        .map_err(|error| object(error.to_string()))?
-        .tree()
-        .map_err(|error| object(error.to_string()))?;
+    let tree = tree_of(&repository, commit, object)?;
     let entry = tree.lookup_entry_by_path(file).map_err(|error| object(error.to_string()))?;
     let Some(entry) = entry else { return Ok(None) };
     if !entry.mode().is_blob() {

@@ -94,6 +94,11 @@ impl Tunnel {
         self.version.is_some_and(|version| version >= (15, 1))
     }
 
+    /// Whether the agent heeds whom a request impersonates (14.3 and later); older ones would use their own rights.
+    pub fn carries_impersonation(&self) -> bool {
+        self.version.is_some_and(|version| version >= (14, 3))
+    }
+
     /// The next message of the agent while no request runs: any at all is a mistake, and the end is the end.
     pub async fn idle(&mut self) -> Option<Result<ConnectRequest, Status>> {
         self.from_agent.next().await

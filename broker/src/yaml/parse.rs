@@ -1,5 +1,5 @@
 //! Text -> tree. It collects what a tree cannot hold (keys written twice, keys that are no words, unknown tags) and
-//! stops at what is no YAML. Its costs are bounded by the text's length and [`MAX_VALUES`], whoever wrote the text.
+//! stops at what is no YAML. Its costs are bounded by the text's length and [`MAX_WEIGHT`], whoever wrote the text.
 
 use super::{Entry, Node, Position, Problems, Value, cut};
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
@@ -10,8 +10,11 @@ use std::{
 
 /// Collections within each other, of block and of flow style; no file of ours has more than ten.
 const MAX_NESTING: usize = 50;
-/// Values of a document with all aliases written out; 128 KiB cannot hold as many without aliases.
-const MAX_VALUES: usize = 200_000;
+/// What a document may weigh with all aliases written out: values, and text in units of [`TEXT_UNIT`]. 128 KiB cannot
+/// weigh as much without aliases.
+const MAX_WEIGHT: usize = 200_000;
+/// In bytes.
+const TEXT_UNIT: usize = 16;
 
 /// The only document of the text. `None`: it is no YAML, and `problems` says why.
 pub(crate) fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
@@ -90,8 +93,9 @@ impl Builder<'_> {
                 let plain = matches!(style, ScalarStyle::Plain);
                 let value = self.scalar(&text, plain, tag.as_deref(), at);
                 let merge = plain && tag.is_none() && text == "<<";
-                self.spend(1, at)?;
-                self.place(Rc::new(Node { at, value, weight: 1 }), anchor, Some((&text, merge)));
+                let weight = 1 + text.len() / TEXT_UNIT;
+                self.spend(weight, at)?;
+                self.place(Rc::new(Node { at, value, weight }), anchor, Some((&text, merge)));
             }
             Event::Alias(id) => match self.anchors.get(&id).cloned() {
                 Some(node) => {
@@ -136,8 +140,8 @@ impl Builder<'_> {
 
     fn spend(&mut self, weight: usize, at: Position) -> Option<()> {
         self.spent = self.spent.saturating_add(weight);
-        if self.spent > MAX_VALUES {
-            let found = format!("more than {MAX_VALUES} values with all aliases written out");
+        if self.spent > MAX_WEIGHT {
+            let found = "too much content with all aliases written out";
             self.problems.add(at, "", found, "fewer aliases of large anchors are wanted");
             return None;
         }
@@ -208,7 +212,7 @@ impl Builder<'_> {
         match tag.map(|tag| (tag.core_suffix(), tag.suffix())) {
             None if plain => core(text),
             // `!` alone: text, whatever it looks like.
-            None | Some((Some("str"), _)) | Some((None, "")) => Value::Text(text.to_owned()),
+            None | Some((Some("str"), _)) | Some((None, "!" | "")) => Value::Text(text.to_owned()),
             Some((Some("null" | "bool" | "int" | "float"), _)) => core(text),
             Some(_) => {
                 self.tagged(tag, "str", at);

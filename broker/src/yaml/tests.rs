@@ -1,1 +1,192 @@
+//! What trees look like, and what hostile documents cost: nothing to speak of.
 
+use super::*;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use std::time::{Duration, Instant};
+
+fn tree(text: &str) -> Result<Rc<Node>, String> {
+    let mut problems = Problems::default();
+    match parse(text, &mut problems) {
+        Some(node) if problems.is_empty() => Ok(node),
+        _ => Err(problems.to_string()),
+    }
+}
+
+/// A tree as a short text.
+fn show(node: &Node) -> String {
+    match &node.value {
+        Value::List(items) => {
+            format!("[{}]", items.iter().map(|item| show(item)).collect::<Vec<_>>().join(" "))
+        }
+        Value::Mapping(entries) => {
+            let entries = entries.iter().map(|entry| format!("{}={}", entry.key, show(&entry.value)));
+            format!("{{{}}}", entries.collect::<Vec<_>>().join(" "))
+        }
+        Value::Null => "-".to_owned(),
+        _ => node.shown(),
+    }
+}
+
+#[test]
+fn plain_scalars_mean_what_the_core_schema_says() {
+    for (text, wanted) in [
+        ("", "-"),
+        ("~", "-"),
+        ("Null", "-"),
+        ("true", "true"),
+        ("yes", "\"yes\""),
+        ("on", "\"on\""),
+        ("'true'", "\"true\""),
+        ("12", "12"),
+        ("-1.5e3", "-1.5e3"),
+        ("0x1F", "0x1F"),
+        ("0o17", "0o17"),
+        (".inf", ".inf"),
+        ("1.2.3", "\"1.2.3\""),
+        ("1s", "\"1s\""),
+        ("e3", "\"e3\""),
+        (".", "\".\""),
+        ("!!str 12", "\"12\""),
+        ("! 12", "\"12\""),
+        ("|\n  a\n  b\n", "\"a\\nb\\n\""),
+        ("\u{feff}a: 1", "{a=1}"),
+    ] {
+        assert_eq!(tree(text).map(|node| show(&node)), Ok(wanted.to_owned()), "{text:?}");
+    }
+}
+
+#[test]
+fn aliases_and_merges_are_followed() {
+    for (text, wanted) in [
+        ("a: &x [1, 2]\nb: *x", "{a=[1 2] b=[1 2]}"),
+        ("d: &d {p: 1, q: 2}\ne: {<<: *d, q: 3}", "{d={p=1 q=2} e={q=3 p=1}}"),
+        ("d: &d {p: 1}\nf: &f {p: 2, r: 3}\ne: {<<: [*d, *f]}", "{d={p=1} f={p=2 r=3} e={p=1 r=3}}"),
+        ("'<<': 1", "{<<=1}"),
+        ("&k key: *k", "{key=\"key\"}"),
+    ] {
+        assert_eq!(tree(text).map(|node| show(&node)), Ok(wanted.to_owned()), "{text:?}");
+    }
+}
+
+#[test]
+fn what_a_tree_cannot_hold_is_reported_where_it_stands() {
+    for (text, wanted) in [
+        ("a: 1\nb: 2\na: 3", "3:1: a: written twice, first in line 1; every key once is wanted"),
+        ("? [x]\n: 1", "1:3: a list as a key; a word is wanted"),
+        ("a: !secret x", "1:12: the tag !secret; no tag is wanted"),
+        ("a: 1\n---\nb: 2", "2:1: a second document begins here; one is wanted"),
+        ("<<: 5", "1:5: <<: 5; an alias of a mapping or a list of such aliases is wanted"),
+        ("a: &a [*a]", "1:8: an alias of what contains it; an anchor above is wanted"),
+    ] {
+        assert_eq!(tree(text).map(|node| show(&node)), Err(wanted.to_owned()), "{text:?}");
+    }
+    for (text, wanted) in
+        [("a: [1, 2\nb: 3\n", "2:"), ("a: 'x", "1:"), ("a: *b", "1:4: "), ("\u{1}", "1:1: ")]
+    {
+        let error = tree(text).map(|node| show(&node)).unwrap_err();
+        assert!(error.starts_with(wanted) && error.contains("not YAML: "), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn only_so_many_problems_are_kept_and_shown() {
+    let text: String = (0..2000).map(|line| format!("? [{line}]\n: 1\n")).collect();
+    let mut problems = Problems::default();
+    parse(&text, &mut problems);
+    let shown = problems.to_string();
+    assert!(shown.len() < MAX_SHOWN_TEXT + 200 && shown.ends_with("\nand 1980 more problems"), "{shown}");
+    let (list, more) = problems.sorted();
+    assert_eq!((list.len(), more), (MAX_PROBLEMS, 2000 - MAX_PROBLEMS));
+}
+
+const SIZE: usize = 128 * 1024;
+
+/// Documents that were written to cost time, memory or stack.
+fn hostile() -> Vec<(&'static str, String)> {
+    let repeat = |text: &str| text.repeat(SIZE / text.len());
+    let lines = |line: &dyn Fn(usize) -> String| {
+        let mut text = String::new();
+        let mut at = 0;
+        while text.len() < SIZE {
+            text += &line(at);
+            at += 1;
+        }
+        text
+    };
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    let mut merges = String::from("a0: &a0 {k: 1, l: 2}\n");
+    for at in 1..200 {
+        let alias = format!("*a{}", at - 1);
+        bomb += &format!("a{at}: &a{at} [{}]\n", [alias.as_str(); 10].join(", "));
+        merges += &format!("a{at}: &a{at} {{<<: [{}], k{at}: {alias}}}\n", [alias.as_str(); 10].join(", "));
+    }
+    let wide: String = (0..6000).map(|at| format!("k{at}: 1, ")).collect();
+    vec![
+        ("flow lists", repeat("[")),
+        ("flow mappings", repeat("{a: ")),
+        ("block lists", repeat("- ")),
+        ("complex keys", repeat("? ")),
+        ("a staircase", lines(&|at| format!("{}a:\n", " ".repeat(at)))),
+        ("an alias bomb", bomb),
+        ("a merge bomb", merges),
+        ("wide merges", format!("a: &a {{{wide}}}\nb:\n{}", "- {<<: *a}\n".repeat(6000))),
+        ("a long text often", format!("a: &a {}\nb: [{}]", "x".repeat(SIZE / 2), "*a, ".repeat(SIZE / 8))),
+        ("many anchors", lines(&|at| format!("k{at}: &a{at} 1\n"))),
+        ("one key", repeat("a: 1\n")),
+        ("many keys", lines(&|at| format!("k{at}: 1\n"))),
+        ("quotes", repeat("\"")),
+        ("anchors only", repeat("&a ")),
+        ("tags only", repeat("!a ")),
+        ("directives", repeat("%A b\n")),
+        ("documents", repeat("---\n")),
+        ("commas", format!("[{}", repeat(","))),
+        ("entries", format!("[{}]", repeat("1,"))),
+        ("tabs", repeat("\t")),
+        ("line ends", repeat("\n")),
+        ("comments", repeat("#\n")),
+        ("one long word", repeat("x")),
+        ("one long key", repeat("x") + ": 1"),
+        ("digits", repeat("9")),
+        ("a folded text", format!("a: >\n{}", repeat(" x\n\n"))),
+        ("NULs", repeat("\0")),
+    ]
+}
+
+#[test]
+fn hostile_documents_cost_little_and_break_nothing() {
+    for (name, text) in hostile() {
+        let begin = Instant::now();
+        let _ = tree(&text);
+        let took = Instant::now() - begin;
+        assert!(took < Duration::from_secs(5), "{name} took {took:?}");
+    }
+    for name in ["an alias bomb", "a merge bomb", "wide merges", "a long text often"] {
+        let text = hostile().into_iter().find(|(known, _)| *known == name).unwrap().1;
+        let error = tree(&text).map(|_| ()).unwrap_err();
+        assert!(error.contains("too much content"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn random_documents_break_nothing() {
+    const PIECES: &[&str] = &[
+        "a", "b", ": ", ":", "- ", "-", "? ", "[", "]", "{", "}", ",", "\n", "\n  ", "\n    ", " ", "\t",
+        "&x ", "*x", "!t ", "!!str ", "<<: ", "|\n", ">-\n", "'", "\"", "\\", "#", " # c", "---\n", "...\n",
+        "%", "~", "1", "0x", "1e9", "true", "\u{feff}", "\u{85}", "\u{2028}", "é", "\r\n", "\r", "\0",
+    ];
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let begin = Instant::now();
+    for _ in 0..3_000 {
+        let length = random.random_range(0..60);
+        let text: String = if random.random_bool(0.8) {
+            (0..length).filter_map(|_| PIECES.choose(&mut random)).copied().collect()
+        } else {
+            let bytes: Vec<u8> = (0..length * 4).map(|_| random.random()).collect();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let _ = tree(&text);
+        assert!(begin.elapsed() < Duration::from_secs(60), "seed {seed}: {text:?}");
+    }
+}

@@ -1,11 +1,8 @@
 //! Module requests: streamed both ways at once, at the pace of the slower side, and as the agent.
 
 use super::*;
-use std::{
-    io,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-use tokio::sync::mpsc;
+use std::io;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 fn echo(body: RequestBody) -> ModuleRequest {
@@ -53,26 +50,19 @@ async fn pieces_come_back_while_others_are_still_to_be_sent() {
 #[tokio::test]
 async fn nothing_is_taken_that_the_other_side_has_no_room_for() {
     let field = Field::new().await;
-    let taken = Arc::new(AtomicUsize::new(0));
-    let count = taken.clone();
+    let (count, mut taken) = watch::channel(0);
     let endless = futures::stream::repeat_with(move || {
-        count.fetch_add(1, Ordering::Relaxed);
+        count.send_modify(|count| *count += 1);
         Ok::<_, io::Error>(Bytes::from_static(&[b'x'; 64 << 10]))
     });
     let mut answer = field.client.module_request(&token(), echo(streamed(endless)), &call()).await.unwrap();
     // Nobody reads the echo: soon nothing moves.
-    let still = async {
-        let mut before = usize::MAX;
-        while before != taken.load(Ordering::Relaxed) {
-            before = taken.load(Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        before
-    };
-    let before = tokio::time::timeout(Duration::from_secs(20), still).await.expect("it comes to rest");
-    assert!(before < 512, "{before} pieces of 64 KiB were taken");
+    while tokio::time::timeout(Duration::from_millis(500), taken.changed()).await.is_ok() {
+        let before = *taken.borrow_and_update();
+        assert!(before < 512, "{before} pieces of 64 KiB were taken");
+    }
     let mut read = 0;
-    while taken.load(Ordering::Relaxed) == before {
+    while !taken.has_changed().unwrap() {
         read += answer.body.next().await.unwrap().unwrap().len();
     }
     assert!(read > 0);

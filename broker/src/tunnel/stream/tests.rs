@@ -16,11 +16,16 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn pair() -> (Tunnel, Agent) {
+    pair_of(Some((15, 1)))
+}
+
+/// An agent of this version.
+pub(crate) fn pair_of(version: Option<(u32, u32)>) -> (Tunnel, Agent) {
     let (send, from_agent) = mpsc::channel(8);
     let mut order = ConnectRequestOrder::new();
     order.accept(&says(connect_request::Msg::Descriptor(Default::default())).unwrap()).unwrap();
     let (tunnel, receive) =
-        Tunnel::new(AgentId(1), Some((15, 1)), ReceiverStream::new(from_agent).boxed(), order, None);
+        Tunnel::new(AgentId(1), version, ReceiverStream::new(from_agent).boxed(), order, None);
     (tunnel, Agent { send, receive })
 }
 

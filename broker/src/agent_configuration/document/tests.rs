@@ -1,0 +1,168 @@
+//! Both forms of a document, and every mistake of a bad one.
+
+use super::*;
+use agentcfg as wire;
+use serde_json::json;
+
+fn problems(text: &str) -> String {
+    parse(text.as_bytes()).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_document_is_an_empty_configuration() {
+    for text in ["", "# nothing\n", "{}", "null", "gitops:\n"] {
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!(
+            parsed,
+            Parsed { file: wire::ConfigurationFile::default(), document: json!({}) },
+            "{text:?}"
+        );
+    }
+}
+
+const ALL: &str = "\
+gitops:
+  manifest_projects:
+  - id: group/project
+    default_namespace: apps
+    paths: [{glob: '**/*.yaml'}, {file: a.yaml}]
+    reconcile_timeout: 30s
+    dry_run_strategy: none
+    prune: false
+    prune_propagation_policy: ''
+    ref: {branch: main}
+observability: {logging: {level: debug, grpc_level: info}, google_profiler: {enabled: false, project_id: p}}
+cilium: {hubble_relay_address: 'relay:80'}
+ci_access:
+  projects: [{id: a/b, access_as: {impersonate: {username: u, extra: [{key: k, val: [v]}]}}}]
+  groups: [{id: g, access_as: {ci_job: {}}, environments: [prod], protected_branches_only: true}]
+  instance: {}
+container_scanning: {cadence: '0 0 * * *', resource_requirements: {limits: {cpu: '1'}}, scanner_timeout: 5m}
+user_access: {access_as: {user: {}}, projects: [{id: a}], groups: [{id: g}]}
+remote_development:
+  enabled: true
+  dns_zone: x
+  partial_sync_interval: 0.5s
+  full_sync_interval: null
+  network_policy: {enabled: false, egress: [{allow: 0.0.0.0/0, except: [10.0.0.0/8]}]}
+  workspaces_quota: 5
+flux: {webhook_receiver_url: 'http://x'}
+";
+
+#[test]
+fn agents_get_the_sections_of_both_generations() {
+    let file = parse(ALL.as_bytes()).unwrap().file;
+    let project = &file.gitops.unwrap().manifest_projects[0];
+    assert_eq!(project.prune_oneof, Some(wire::manifest_project_cf::PruneOneof::Prune(false)));
+    assert_eq!(project.reconcile_timeout.unwrap().seconds, 30);
+    assert_eq!(project.dry_run_strategy, "none");
+    assert!(matches!(&project.paths[1].path, Some(wire::path_cf::Path::File(file)) if file == "a.yaml"));
+    let logging = file.observability.unwrap().logging.unwrap();
+    assert_eq!((logging.level, logging.grpc_level), (1, Some(0)));
+    let access = file.ci_access.unwrap();
+    let access_as = access.groups[0].access_as.as_ref().unwrap();
+    assert!(matches!(access_as.r#as, Some(wire::ci_access_as_cf::As::CiJob(_))));
+    assert_eq!(file.remote_development.unwrap().network_policy.unwrap().enabled, Some(false));
+}
+
+#[test]
+fn rails_gets_what_was_written_without_defaults_and_nulls() {
+    let wanted = json!({
+        "gitops": {"manifest_projects": [{
+            "id": "group/project",
+            "default_namespace": "apps",
+            "paths": [{"glob": "**/*.yaml"}, {"file": "a.yaml"}],
+            "reconcile_timeout": "30s",
+            "dry_run_strategy": "none",
+            "prune": false,
+            "ref": {"branch": "main"},
+        }]},
+        "observability": {
+            "logging": {"level": "debug", "grpc_level": "info"},
+            "google_profiler": {"project_id": "p"},
+        },
+        "cilium": {"hubble_relay_address": "relay:80"},
+        "ci_access": {
+            "projects": [{
+                "id": "a/b",
+                "access_as": {"impersonate": {"username": "u", "extra": [{"key": "k", "val": ["v"]}]}},
+            }],
+            "groups": [{
+                "id": "g",
+                "access_as": {"ci_job": {}},
+                "environments": ["prod"],
+                "protected_branches_only": true,
+            }],
+            "instance": {},
+        },
+        "container_scanning": {
+            "cadence": "0 0 * * *",
+            "resource_requirements": {"limits": {"cpu": "1"}},
+            "scanner_timeout": "5m",
+        },
+        "user_access": {"access_as": {"user": {}}, "projects": [{"id": "a"}], "groups": [{"id": "g"}]},
+        "remote_development": {
+            "enabled": true,
+            "dns_zone": "x",
+            "partial_sync_interval": "0.500s",
+            "network_policy": {
+                "enabled": false,
+                "egress": [{"allow": "0.0.0.0/0", "except": ["10.0.0.0/8"]}],
+            },
+            "workspaces_quota": 5,
+        },
+        "flux": {"webhook_receiver_url": "http://x"},
+    });
+    assert_eq!(parse(ALL.as_bytes()).unwrap().document, wanted);
+    let info = parse(b"observability: {logging: {level: info}}").unwrap().document;
+    assert_eq!(info, json!({"observability": {"logging": {}}}));
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_line_and_path() {
+    let text = "\
+gitops:
+  manifest_projects:
+  - idd: x
+    paths: [{glob: a, file: b}, {}, {glob: ''}]
+    dry_run_strategy: maybe
+    reconcile_timeout: 1h
+    prune: 'no'
+cilium: {}
+ci_access:
+  projects: [{default_namespace: n, access_as: {agnet: {}}}]
+  groups: {id: g}
+observability: {logging: {level: loud}}
+container_scanning: {resource_requirements: {limits: {cpu: 1}}}
+";
+    let wanted = "\
+3:5: gitops.manifest_projects[0].idd: unknown key; did you mean `id`?
+4:23: gitops.manifest_projects[0].paths[0]: both glob and file; exactly one of glob, file is wanted
+4:33: gitops.manifest_projects[0].paths[1]: an empty mapping; exactly one of glob, file is wanted
+4:44: gitops.manifest_projects[0].paths[2].glob: empty text; a value is wanted
+5:23: gitops.manifest_projects[0].dry_run_strategy: \"maybe\"; one of none, client, server is wanted
+6:24: gitops.manifest_projects[0].reconcile_timeout: \"1h\"; a duration in seconds such as 30s or 0.5s is wanted
+7:12: gitops.manifest_projects[0].prune: \"no\"; true or false is wanted
+8:9: cilium.hubble_relay_address: it is missing; a value is wanted
+10:14: ci_access.projects[0].id: it is missing; a value is wanted
+10:49: ci_access.projects[0].access_as.agnet: unknown key; did you mean `agent`?
+11:11: ci_access.groups: a mapping; a list is wanted
+12:34: observability.logging.level: \"loud\"; one of info, debug, warn, error is wanted
+13:60: container_scanning.resource_requirements.limits.cpu: 1 is a number; text is wanted: put quotes around it, \"1\"";
+    assert_eq!(problems(text), wanted);
+}
+
+#[test]
+fn what_is_no_text_has_its_line() {
+    assert_eq!(
+        parse(b"gitops:\n  \xff").map(|_| ()).unwrap_err().to_string(),
+        "2:1: bytes that are not UTF-8; UTF-8 is wanted"
+    );
+}
+
+#[test]
+fn long_reports_are_cut_and_counted() {
+    let text: String = (0..100).map(|at| format!("nonsense_{at}: 1\n")).collect();
+    let said = problems(&text);
+    assert!(said.ends_with(" more problems") && said.len() < 4_000, "{said}");
+}

@@ -1,0 +1,132 @@
+//! Who comes and goes, with the clock stopped.
+
+use super::*;
+use tokio::time::advance;
+
+const A: AgentId = AgentId(1);
+const B: AgentId = AgentId(2);
+const P: ProjectId = ProjectId(10);
+
+fn meta(pod: &str) -> AgentMeta {
+    AgentMeta { pod_name: pod.to_owned(), ..AgentMeta::default() }
+}
+
+/// `+` or `-` and the agent's id.
+type Told = Arc<Mutex<Vec<(char, i64)>>>;
+
+/// A tracker, and what it told.
+fn telling() -> (Tracker, Told) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    let tracker = Tracker::new(move |change| {
+        sink.lock().unwrap().push(match change {
+            Change::Connected(info) => ('+', info.agent_id),
+            Change::Disconnected(info) => ('-', info.agent_id),
+        });
+    });
+    (tracker, told)
+}
+
+fn pods(found: &[ConnectedAgentInfo]) -> Vec<&str> {
+    found.iter().map(|info| info.agent_meta.as_ref().unwrap().pod_name.as_str()).collect()
+}
+
+fn empty(tracker: &Tracker) -> bool {
+    let state = tracker.shared.lock();
+    state.agents.is_empty() && state.projects.is_empty()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_connected_while_its_guard_lives_and_only_first_and_last_are_told() {
+    let (tracker, told) = telling();
+    let one = tracker.connected(A, P, meta("one"));
+    let two = tracker.connected(A, P, meta("two"));
+    let other = tracker.connected(B, ProjectId(20), meta("other"));
+    let found = tracker.by_agents([A, A, AgentId(9)]);
+    assert_eq!(found.len(), 2, "asked for twice, listed once");
+    assert!(found.iter().all(|info| info.connection_id >= 0 && info.project_id == 10));
+    assert_eq!(pods(&tracker.by_projects([ProjectId(20), ProjectId(30)])), ["other"]);
+    assert_eq!(tracker.by_agents([A, B]).len(), 3);
+    drop(one);
+    assert_eq!(pods(&tracker.by_projects([P])), ["two"]);
+    // However long it lasts, a stream does not expire.
+    advance(Duration::from_secs(86_400)).await;
+    tracker.expire(Instant::now());
+    assert_eq!(tracker.by_agents([A]).len(), 1);
+    drop(two);
+    drop(other);
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('+', 2), ('-', 1), ('-', 2)]);
+    assert!(empty(&tracker));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
+    let (tracker, told) = telling();
+    tracker.registered(A, P, meta("one"), 7);
+    let first = tracker.by_agents([A]).remove(0);
+    assert_eq!((first.connection_id, first.agent_id, first.project_id), (7, 1, 10));
+    for _ in 0..3 {
+        advance(Duration::from_secs(320)).await;
+        tracker.expire(Instant::now());
+        tracker.registered(A, P, meta("renamed"), 7);
+    }
+    let found = tracker.by_agents([A]);
+    assert_eq!(pods(&found), ["renamed"]);
+    assert_eq!(found[0].connected_at, first.connected_at);
+    advance(REGISTRATION).await;
+    assert!(tracker.by_agents([A]).is_empty(), "gone before anybody cleans up");
+    assert!(tracker.by_projects([P]).is_empty());
+    assert!(!empty(&tracker));
+    tracker.expire(Instant::now());
+    assert!(empty(&tracker));
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_expired_unnoticed_and_comes_back_is_told_to_have_left() {
+    let (tracker, told) = telling();
+    tracker.registered(A, P, meta("one"), 7);
+    advance(REGISTRATION).await;
+    tracker.registered(A, P, meta("one"), 7);
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1), ('+', 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_and_a_replica_with_the_same_number_are_two() {
+    let (tracker, told) = telling();
+    let stream = tracker.connected(A, P, meta("stream"));
+    let Key::Stream(id) = stream.key else { panic!("a stream") };
+    tracker.registered(A, P, meta("pod"), id);
+    assert_eq!(tracker.by_agents([A]).len(), 2);
+    drop(stream);
+    assert_eq!(pods(&tracker.by_agents([A])), ["pod"]);
+    assert_eq!(*told.lock().unwrap(), [('+', 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_moves_to_another_project_is_found_there_only() {
+    let tracker = Tracker::default();
+    tracker.registered(A, P, meta("one"), 7);
+    tracker.registered(A, ProjectId(20), meta("one"), 7);
+    assert!(tracker.by_projects([P]).is_empty());
+    assert_eq!(tracker.by_projects([P, ProjectId(20)]).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_has_so_many_entries_and_no_longer_texts() {
+    let (tracker, told) = telling();
+    let stream = tracker.connected(A, P, meta("first"));
+    for pod in 0..CONNECTIONS_MAX + 5 {
+        tracker.registered(A, P, meta(&"ä".repeat(1000)), i64::try_from(pod).unwrap());
+        // Heard of again and again, so never the oldest.
+        tracker.registered(A, P, meta("known"), 0);
+    }
+    let found = tracker.by_agents([A]);
+    assert_eq!(found.len(), CONNECTIONS_MAX);
+    assert!(pods(&found).contains(&"known") && !pods(&found).contains(&"first"));
+    assert!(pods(&found).iter().all(|pod| pod.len() <= TEXT_MAX));
+    // Its guard no longer has anything to remove.
+    drop(stream);
+    assert_eq!(tracker.by_agents([A]).len(), CONNECTIONS_MAX);
+    assert_eq!(*told.lock().unwrap(), [('+', 1)]);
+}

@@ -1,0 +1,149 @@
+//! The calls of GitLab Rails, one small service each. Before them: the check of Rails' JWT. They keep nothing but the
+//! short memory of listings in [`super::configuration_files`].
+
+use super::configuration_files::ConfigurationFiles;
+use crate::{agent_tracker::Tracker, gitaly::Gitaly};
+use postern_wire::{
+    ids::{AgentId, ProjectId},
+    metadata::Program,
+    proto::gitlab::agent::{
+        agent_tracker::rpc::{
+            GetConnectedAgentsByAgentIDsRequest, GetConnectedAgentsByAgentIDsResponse,
+            GetConnectedAgentsByProjectIDsRequest, GetConnectedAgentsByProjectIDsResponse,
+            GetConnectedAgentsRequest, GetConnectedAgentsResponse, agent_tracker_server::AgentTracker,
+            get_connected_agents_request::Request as Wanted,
+        },
+        configuration_project::rpc::{
+            ListAgentConfigFilesRequest, ListAgentConfigFilesResponse,
+            configuration_project_server::ConfigurationProject,
+        },
+        notifications::rpc::{
+            GitPushEventRequest, GitPushEventResponse, notifications_server::Notifications,
+        },
+        server_info::{
+            ServerInfo as Info,
+            rpc::{GetServerInfoRequest, GetServerInfoResponse, server_info_server::ServerInfo},
+        },
+    },
+};
+use std::sync::Arc;
+use tonic::{Request, Response, Status, async_trait};
+
+/// Told the full path of a project that was pushed to.
+pub type OnPush = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// `AgentTracker`: who is connected.
+pub(super) struct AgentTrackerService {
+    pub(super) tracker: Tracker,
+}
+
+#[async_trait]
+impl AgentTracker for AgentTrackerService {
+    async fn get_connected_agents(
+        &self,
+        request: Request<GetConnectedAgentsRequest>,
+    ) -> Result<Response<GetConnectedAgentsResponse>, Status> {
+        let agents = match request.into_inner().request {
+            Some(Wanted::ProjectId(id)) => self.tracker.by_projects([ProjectId(id)]),
+            Some(Wanted::AgentId(id)) => self.tracker.by_agents([AgentId(id)]),
+            None => return Err(Status::invalid_argument("one of project_id and agent_id is required")),
+        };
+        Ok(Response::new(GetConnectedAgentsResponse { agents }))
+    }
+
+    async fn get_connected_agents_by_agent_i_ds(
+        &self,
+        request: Request<GetConnectedAgentsByAgentIDsRequest>,
+    ) -> Result<Response<GetConnectedAgentsByAgentIDsResponse>, Status> {
+        let ids = request.into_inner().agent_ids;
+        let agents = self.tracker.by_agents(ids.into_iter().map(AgentId));
+        Ok(Response::new(GetConnectedAgentsByAgentIDsResponse { agents }))
+    }
+
+    async fn get_connected_agents_by_project_i_ds(
+        &self,
+        request: Request<GetConnectedAgentsByProjectIDsRequest>,
+    ) -> Result<Response<GetConnectedAgentsByProjectIDsResponse>, Status> {
+        let ids = request.into_inner().project_ids;
+        let agents = self.tracker.by_projects(ids.into_iter().map(ProjectId));
+        Ok(Response::new(GetConnectedAgentsByProjectIDsResponse { agents }))
+    }
+
+    async fn get_connected_agentks_by_agent_i_ds(
+        &self,
+        request: Request<GetConnectedAgentsByAgentIDsRequest>,
+    ) -> Result<Response<GetConnectedAgentsByAgentIDsResponse>, Status> {
+        self.get_connected_agents_by_agent_i_ds(request).await
+    }
+}
+
+/// `ConfigurationProject`: which agents a project configures.
+pub(super) struct ConfigurationProjectService {
+    files: Option<ConfigurationFiles>,
+}
+
+impl ConfigurationProjectService {
+    pub(super) fn new(gitaly: Option<Arc<Gitaly>>) -> Self {
+        Self { files: gitaly.map(ConfigurationFiles::new) }
+    }
+}
+
+#[async_trait]
+impl ConfigurationProject for ConfigurationProjectService {
+    async fn list_agent_config_files(
+        &self,
+        request: Request<ListAgentConfigFilesRequest>,
+    ) -> Result<Response<ListAgentConfigFilesResponse>, Status> {
+        let files = self.files.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this kas has no GitLab to list configuration files of: its configuration has no section gitlab",
+            )
+        })?;
+        let config_files = files.list(request.into_inner()).await?;
+        Ok(Response::new(ListAgentConfigFilesResponse { config_files }))
+    }
+}
+
+/// `Notifications`: something was pushed.
+pub(super) struct NotificationsService {
+    pub(super) on_push: OnPush,
+}
+
+#[async_trait]
+impl Notifications for NotificationsService {
+    async fn git_push_event(
+        &self,
+        request: Request<GitPushEventRequest>,
+    ) -> Result<Response<GitPushEventResponse>, Status> {
+        let project = request.into_inner().event.and_then(|event| event.project);
+        let project = project.ok_or_else(|| Status::invalid_argument("event.project is required"))?;
+        if project.id <= 0 {
+            return Err(Status::invalid_argument("event.project.id must be greater than 0"));
+        }
+        if project.full_path.is_empty() {
+            return Err(Status::invalid_argument("event.project.full_path is required"));
+        }
+        tracing::debug!(project_id = project.id, project = project.full_path, "pushed to");
+        (self.on_push)(&project.full_path);
+        Ok(Response::new(GitPushEventResponse {}))
+    }
+}
+
+/// `ServerInfo`: which version this is.
+pub(super) struct ServerInfoService {
+    pub(super) program: Program,
+}
+
+#[async_trait]
+impl ServerInfo for ServerInfoService {
+    async fn get_server_info(
+        &self,
+        _: Request<GetServerInfoRequest>,
+    ) -> Result<Response<GetServerInfoResponse>, Status> {
+        let Program { version, commit, .. } = self.program;
+        // Rails links the commit to its own host where there is one, and compares versions without the `v`.
+        let git_ref = if commit == "unknown" { "" } else { commit };
+        let info = Info { version: version.trim_start_matches('v').to_owned(), git_ref: git_ref.to_owned() };
+        Ok(Response::new(GetServerInfoResponse { current_server_info: Some(info) }))
+    }
+}

@@ -1,0 +1,93 @@
+//! Which projects an agent may read manifests from, and where they are. Before it: an agent's request. After it: GitLab,
+//! asked with that agent's own token, or the identities file. One follower a repository is shared by all agents, but
+//! none gets it without a yes for its own token.
+
+use crate::{
+    auth::AgentPermit,
+    gitaly::poller::Pollers,
+    gitlab::{
+        Call, Fault, RailsError, Remembered,
+        cache::{Lasting, Remember},
+    },
+    repositories::{Place, Reference, Repositories, Repository},
+};
+use postern_wire::ids::ProjectId;
+use std::sync::Arc;
+use tonic::Status;
+
+/// Who knows the projects.
+#[derive(Clone, Debug)]
+pub enum Projects {
+    /// GitLab; they are on Gitaly servers.
+    GitLab {
+        /// Asked about every project.
+        rails: Arc<Remembered>,
+        /// Of manifest projects.
+        pollers: Arc<Pollers>,
+    },
+    /// The identities file. An agent reads its own repository only.
+    Local(Arc<Repositories>),
+}
+
+/// A project that the agent may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Project {
+    pub(super) id: ProjectId,
+    pub(super) place: Place,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// The agent is told this.
+    For(Status),
+    /// It may be answered a moment later.
+    Later(RailsError),
+}
+
+impl Projects {
+    /// The project of this path; an empty one is that of the agent's configuration.
+    pub(super) async fn of(&self, permit: &AgentPermit, path: &str) -> Result<Project, Refused> {
+        let agent = &permit.agent;
+        match self {
+            Self::GitLab { rails, .. } => {
+                let own = || match agent.project_path.as_str() {
+                    "" => agent.project_id.to_string(),
+                    path => path.to_owned(),
+                };
+                let path = if path.is_empty() { own() } else { path.to_owned() };
+                match rails.project_info(&permit.token, &path, &Call::default()).await {
+                    Ok(info) => {
+                        Ok(Project { id: info.project_id, place: Place::Gitaly(Arc::new(info.source())) })
+                    }
+                    Err(error) if error.lasting() != Lasting::Definitive => Err(Refused::Later(error)),
+                    Err(RailsError { fault: Fault::NotFound { .. }, .. }) => {
+                        Err(Refused::For(Status::not_found(
+                            "project not found: it does not exist, or this agent may not read it",
+                        )))
+                    }
+                    Err(error) => Err(Refused::For(error.for_agent())),
+                }
+            }
+            Self::Local(_) if path.is_empty() || path == agent.project_path => {
+                Ok(Project { id: agent.project_id, place: agent.repository.clone() })
+            }
+            Self::Local(_) => Err(Refused::For(Status::permission_denied(
+                "forbidden: without GitLab, an agent reads manifests from its own configuration project only",
+            ))),
+        }
+    }
+
+    /// Follows a reference of a project. `None`: it has no repository.
+    pub(super) async fn follow(&self, project: &Project, reference: &Reference) -> Option<Repository> {
+        match (self, &project.place) {
+            (Self::GitLab { pollers, .. }, Place::Gitaly(source)) => {
+                Some(Repository::Gitaly(pollers.follow_reference(source, reference).await))
+            }
+            (Self::Local(repositories), Place::Local(path)) => {
+                Some(Repository::Local(repositories.local.follow_reference(path, reference).await))
+            }
+            _ => None,
+        }
+    }
+}

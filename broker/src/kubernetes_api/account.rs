@@ -1,0 +1,143 @@
+//! The audit line of a request: who asked what of whom, what was decided and why, what came of it. Written when the request
+//! is over, exactly once, whichever way it ends. No secret and no query gets in, since queries can hold tokens.
+
+use crate::{
+    auth::caller::{CallerPermit, Credential, Who},
+    error::ApiFailure,
+    observability::Metrics,
+};
+use http::{Request, StatusCode};
+use rand::Rng;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::time::Instant;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
+/// Characters of a path, and of a reason that an agent may have a say in.
+const MAX_TEXT: usize = 512;
+
+/// What is known about one request.
+pub(super) struct Account {
+    pub(super) trace_id: String,
+    /// How the caller proved who it is; empty if it did not try.
+    caller_kind: &'static str,
+    who: Option<Who>,
+    pub(super) agent: Option<i64>,
+    access: Option<&'static str>,
+    method: String,
+    path: String,
+    decision: &'static str,
+    /// Of a refusal or a failure.
+    why: Option<String>,
+    pub(super) status: u16,
+    pub(super) outcome: &'static str,
+    /// Bytes of the answer's body.
+    pub(super) sent: u64,
+    /// Bytes of the request's body; counted where it is read.
+    received: Arc<AtomicU64>,
+    start: Instant,
+    metrics: Arc<Metrics>,
+    /// Counts the request as under way, from its head to its end, so that a drain can wait for it.
+    _under_way: TaskTrackerToken,
+}
+
+impl Account {
+    pub(super) fn open<B>(request: &Request<B>, metrics: Arc<Metrics>, under_way: &TaskTracker) -> Self {
+        Self {
+            trace_id: format!("{:016x}", rand::rng().random::<u64>()),
+            caller_kind: "",
+            who: None,
+            agent: None,
+            access: None,
+            method: shortened(request.method().as_str()),
+            path: shortened(request.uri().path()),
+            decision: "undecided",
+            why: None,
+            status: 0,
+            outcome: "cancelled",
+            sent: 0,
+            received: Arc::default(),
+            start: Instant::now(),
+            metrics,
+            _under_way: under_way.token(),
+        }
+    }
+
+    /// Somebody claims to be allowed.
+    pub(super) fn claimed(&mut self, credential: &Credential) {
+        self.caller_kind = credential.kind().as_str();
+        self.agent = Some(credential.agent.0);
+    }
+
+    /// Somebody who is known may not.
+    pub(super) fn known(&mut self, who: Option<Who>) {
+        self.who = who;
+    }
+
+    pub(super) fn allowed(&mut self, permit: &CallerPermit) {
+        self.who = Some(permit.who.clone());
+        self.access = Some(permit.access.mode());
+        self.decision = "allowed";
+    }
+
+    /// What was allowed no longer is, or was not for this request.
+    pub(super) fn denied(&mut self, decision: &'static str) {
+        self.decision = decision;
+    }
+
+    /// A browser only asked whether it might.
+    pub(super) fn preflight(&mut self, status: StatusCode) {
+        (self.decision, self.outcome, self.status) = ("preflight", "complete", status.as_u16());
+    }
+
+    /// The request ends with this instead of the cluster's answer.
+    pub(super) fn failed(&mut self, failure: &ApiFailure) {
+        self.status = failure.code.as_u16();
+        self.outcome = if failure.code.is_server_error() { "failed" } else { "refused" };
+        self.why = Some(shortened(&failure.message));
+        if self.decision == "undecided" {
+            self.decision = if failure.code.is_server_error() { "undecided" } else { "refused" };
+        }
+    }
+
+    /// The answer ends before it is whole.
+    pub(super) fn broken(&mut self, why: &str) {
+        self.outcome = "broken";
+        self.why = Some(shortened(why));
+    }
+
+    /// Where bytes of the request's body are counted.
+    pub(super) fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.metrics.finished(self.status);
+        let (mut job_id, mut project_id, mut user) = (None, None, None);
+        match &self.who {
+            Some(Who::Job { job, project, username, .. }) => {
+                (job_id, project_id, user) = (Some(*job), Some(*project), Some(username.as_str()));
+            }
+            Some(Who::User { username, .. }) => user = Some(username.as_str()),
+            Some(Who::Named(_)) | None => {}
+        }
+        let caller = self.who.as_ref().map(Who::to_string).unwrap_or_default();
+        tracing::info!(
+            target: "access", trace_id = %self.trace_id, caller_kind = self.caller_kind, caller = %caller, job_id,
+            project_id, user_id = self.who.as_ref().and_then(Who::user_id), user, agent_id = self.agent,
+            access_as = self.access, method = %self.method, path = %self.path, decision = self.decision,
+            status = self.status, outcome = self.outcome, why = self.why.as_deref(),
+            bytes_received = self.received.load(Ordering::Relaxed), bytes_sent = self.sent,
+            duration_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "request"
+        );
+    }
+}
