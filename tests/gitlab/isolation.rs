@@ -68,7 +68,7 @@ async fn an_agent_gets_its_own_configuration_and_no_word_of_another() {
         let metadata = json!([["kas-hop-routing-agent-id", OTHER.to_string()], ["x-postern-agent-id", "8"]]);
         let mut with = first.clone();
         with["metadata"] = metadata;
-        let answer = agent.agent(token, GET_CONFIGURATION, &[meta.clone()], with).await;
+        let answer = agent.agent(token, GET_CONFIGURATION, std::slice::from_ref(&meta), with).await;
         let answer = &answer["answers"][0];
         assert_eq!(answer["commit_id"], **commit, "{answer}");
         assert_eq!(answer["configuration"]["agent_id"], id.to_string(), "{answer}");

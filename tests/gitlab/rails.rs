@@ -23,11 +23,15 @@ async fn rails_lists_connected_agents_by_project_by_id_and_by_several_ids() {
     let field = GitLabField::start().await;
     idle_tunnels(&field, |count| count > 0).await;
     let mut rails = field.grpcio().await;
-    let several = "agent_tracker.rpc.AgentTracker/GetConnectedAgentsByAgentIDs";
+    let by_agents = "agent_tracker.rpc.AgentTracker/GetConnectedAgentsByAgentIDs";
+    let by_agents_newest = "agent_tracker.rpc.AgentTracker/GetConnectedAgentksByAgentIDs";
+    let by_projects = "agent_tracker.rpc.AgentTracker/GetConnectedAgentsByProjectIDs";
     for (method, request) in [
         (GET_CONNECTED_AGENTS, json!({"agent_id": AGENT.to_string()})),
         (GET_CONNECTED_AGENTS, json!({"project_id": "1"})),
-        (several, json!({"agent_ids": [AGENT.to_string(), "8"]})),
+        (by_agents, json!({"agent_ids": [AGENT.to_string(), "8"]})),
+        (by_agents_newest, json!({"agent_ids": [AGENT.to_string(), "8"]})),
+        (by_projects, json!({"project_ids": ["2", "1"]})),
     ] {
         let answer = rails.rails(method, request.clone()).await;
         assert_eq!(answer["code"], "OK", "{request}: {answer}");
@@ -162,6 +166,7 @@ async fn only_a_good_jwt_of_rails_lets_a_call_in() {
         ("not yet good", jwt(claims(json!({"nbf": 60})))),
         ("for another audience", jwt(claims(json!({"aud": "gitlab"})))),
         ("for other audiences", jwt(claims(json!({"aud": ["gitlab", "kas"]})))),
+        ("for no audience", jwt(claims(json!({"aud": null})))),
         ("of another key", json!({"jwt": {"secret": wrong, "claims": Grpcio::claims()}})),
         ("of the other direction", json!({"jwt": {"secret": to_rails, "claims": Grpcio::claims()}})),
         ("not signed", json!({"jwt": {"secret": secret, "claims": Grpcio::claims(), "algorithm": "none"}})),
