@@ -5,12 +5,15 @@ mod document;
 pub mod report;
 
 use crate::{
+    agent_tracker::{Connection, Tracker},
     auth::{self, AgentPermit},
+    events::{Event, EventKind, Events},
     listeners::agents::peer_address,
     repositories::{CommitId, Head, ReadError, Repositories, Repository},
     tunnel::registry::{PresenceGuard, Registry},
 };
 use bytes::Bytes;
+use document::Parsed;
 use futures::{Stream, stream};
 use postern_wire::{
     ids::AgentId,
@@ -22,6 +25,7 @@ use postern_wire::{
     },
 };
 use rand::Rng;
+use report::Reports;
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
@@ -30,12 +34,20 @@ use tonic::{Request, Response, Status, async_trait};
 const NO_REPOSITORY: &str = "none";
 
 /// The service.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConfigurationService {
     /// Where documents are.
     pub repositories: Arc<Repositories>,
     /// Counts the stream as a sign of life.
     pub registry: Arc<Registry>,
+    /// Lists agents that do not register.
+    pub tracker: Tracker,
+    /// Hears of what was sent and refused.
+    pub events: Arc<Events>,
+    /// Tells GitLab what each agent has; absent without GitLab.
+    pub reports: Option<Arc<Reports>>,
+    /// Where agents find GitLab's pages; empty without GitLab.
+    pub external_url: String,
     /// Larger documents are refused, in bytes.
     pub max_file_size: u32,
     /// How long one stream lives; agents then open the next one.
@@ -62,6 +74,10 @@ impl AgentConfiguration for ConfigurationService {
             agent_id = %permit.agent.id, version = meta.version, pod = meta.pod_name, namespace = meta.pod_namespace,
             "agent asks for its configuration"
         );
+        let agent = &permit.agent;
+        // Those that register would be listed twice.
+        let connection =
+            (!request.skip_register).then(|| self.tracker.connected(agent.id, agent.project_id, meta));
         let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
         let feed = Feed {
             service: self.clone(),
@@ -71,6 +87,7 @@ impl AgentConfiguration for ConfigurationService {
             over: false,
             deadline: tokio::time::Instant::now() + age,
             _presence: presence,
+            _connection: connection,
         };
         let responses = stream::unfold(feed, |mut feed| async move {
             let next = feed.next().await?;
@@ -91,6 +108,7 @@ struct Feed {
     over: bool,
     deadline: tokio::time::Instant,
     _presence: PresenceGuard,
+    _connection: Option<Connection>,
 }
 
 impl Feed {
@@ -126,7 +144,7 @@ impl Feed {
                         std::future::pending::<()>().await;
                     }
                     self.last = Some(NO_REPOSITORY.to_owned());
-                    return Ok(self.response(agentcfg::ConfigurationFile::default(), NO_REPOSITORY));
+                    return Ok(self.response(Parsed::default(), NO_REPOSITORY));
                 }
             },
         };
@@ -138,7 +156,10 @@ impl Feed {
                 let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
                 let limit = u64::from(self.service.max_file_size);
                 let read = repository.read(&commit, &file, limit).await;
-                let parsed = parse(agent.id, &file, &commit, read)?;
+                let parsed = parse(agent.id, &file, &commit, read).inspect_err(|status| {
+                    let error = status.message().to_owned();
+                    self.happened(EventKind::ConfigurationRefused { commit_id: commit.to_string(), error });
+                })?;
                 self.last = Some(commit.to_string());
                 return Ok(self.response(parsed, &commit));
             }
@@ -148,8 +169,18 @@ impl Feed {
         }
     }
 
-    fn response(&self, file: agentcfg::ConfigurationFile, commit: &str) -> ConfigurationResponse {
+    fn happened(&self, kind: EventKind) {
         let agent = &self.permit.agent;
+        self.service.events.publish(Event::now(kind, agent.id, agent.project_id));
+    }
+
+    fn response(&self, parsed: Parsed, commit: &str) -> ConfigurationResponse {
+        let agent = &self.permit.agent;
+        if let Some(reports) = &self.service.reports {
+            reports.report(agent.id, &parsed.document);
+        }
+        self.happened(EventKind::ConfigurationSent { commit_id: commit.to_owned() });
+        let file = parsed.file;
         tracing::info!(agent_id = %agent.id, commit_id = commit, "configuration sent");
         let configuration = agentcfg::AgentConfiguration {
             gitops: file.gitops,
@@ -162,7 +193,7 @@ impl Feed {
             project_path: agent.project_path.clone(),
             remote_development: file.remote_development,
             flux: file.flux,
-            gitlab_external_url: String::new(),
+            gitlab_external_url: self.service.external_url.clone(),
         };
         ConfigurationResponse { configuration: Some(configuration), commit_id: commit.to_owned() }
     }
@@ -173,17 +204,17 @@ fn parse(
     file: &str,
     commit: &CommitId,
     read: Result<Option<Bytes>, ReadError>,
-) -> Result<agentcfg::ConfigurationFile, Status> {
+) -> Result<Parsed, Status> {
     let refuse = |why: String| {
         tracing::warn!(agent_id = %agent, commit_id = %commit, error = why, "configuration refused");
         Status::failed_precondition(format!("Config: {why}"))
     };
     match read {
         // An agent without a file is an agent with an empty configuration.
-        Ok(None) => Ok(agentcfg::ConfigurationFile::default()),
+        Ok(None) => Ok(Parsed::default()),
         Ok(Some(bytes)) => {
             let parsed = document::parse(&bytes);
-            parsed.map(|parsed| parsed.file).map_err(|error| refuse(format!("{file} at {commit}: {error}")))
+            parsed.map_err(|error| refuse(format!("{file} at {commit}: {error}")))
         }
         Err(error) if error.is_users() => Err(refuse(error.to_string())),
         Err(error) => {

@@ -1,13 +1,19 @@
 //! The wiring page: everything the broker runs, bound and started in one place, and drained in the order that
 //! `drain` lists. `main.rs` and the tests use the same door.
 
+mod neighbours;
 mod providers;
 
 use crate::{
-    agent_configuration::ConfigurationService,
+    agent_configuration::{ConfigurationService, report::Reports},
+    agent_limit::AgentLimit,
     agent_registrar::RegistrarService,
     auth::Admission,
     config::{Config, ListenAddress, Provider},
+    events::Events,
+    gitaly::ManifestLimits,
+    gitlab_access::GitlabAccessService,
+    gitops::{GitopsService, Projects, Room},
     kubernetes_api::{Cors, KubernetesApi},
     listeners::{
         agents, kubernetes,
@@ -15,14 +21,19 @@ use crate::{
         socket::Listener,
     },
     observability::{Metrics, Readiness},
+    redis::Redis,
     tunnel::{connect::TunnelService, registry::Registry},
+    usage::Usage,
 };
+use anyhow::Context;
 use http::{HeaderMap, HeaderValue, header};
 use postern_wire::{
     metadata::Program,
     proto::gitlab::agent::{
         agent_configuration::rpc::agent_configuration_server::AgentConfigurationServer,
         agent_registrar::rpc::agent_registrar_server::AgentRegistrarServer,
+        gitlab_access::rpc::gitlab_access_server::GitlabAccessServer,
+        gitops::rpc::gitops_server::GitopsServer,
         reverse_tunnel::rpc::reverse_tunnel_server::ReverseTunnelServer,
     },
 };
@@ -64,7 +75,7 @@ const MAX_ABANDONED: usize = 1024;
 /// Idle tunnels and configuration streams end after this share of the connection age, as kas' do.
 const STREAM_SHARE: f64 = 0.3;
 /// Time for agents to take their leave after a drain, beyond what running requests got.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A running broker.
 #[derive(Debug)]
@@ -75,6 +86,8 @@ pub struct Bound {
     pub kubernetes_api: Option<ListenAddress>,
     /// Where probes and metrics are.
     pub observability: ListenAddress,
+    /// Where GitLab Rails connects.
+    pub api: Option<ListenAddress>,
     readiness: Readiness,
     registry: Arc<Registry>,
     stop: Stops,
@@ -113,8 +126,20 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         tracing::warn!(key = path, "this configuration key is accepted and not in force yet");
     }
     let (stop, tasks) = (Stops::default(), Tasks::default());
-    let Providers { identities, repositories, gitlab: _ } =
+    let (registry, metrics, readiness) =
+        (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
+    let (events, usage) = (Arc::new(Events::default()), Arc::new(Usage::default()));
+    let Providers { identities, repositories, gitlab } =
         Providers::open(&config, &stop.background, &tasks.background)?;
+    let limit = match &config.redis {
+        Some(section) => {
+            let redis = Redis::open(section.clone()).context("redis")?;
+            let per_minute = config.agents.connections_per_token_per_minute;
+            Some(Arc::new(AgentLimit::new(redis, section.key_prefix.clone(), per_minute)))
+        }
+        None => None,
+    };
+    neighbours::cable(config.events.as_ref(), &events, &metrics, &stop, &tasks)?;
     let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
     let kubernetes_listener = match &config.kubernetes_api {
         Some(api) => Some(Arc::new(Listener::bind(&api.listen, "kubernetes_api").await?)),
@@ -122,12 +147,15 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     };
     let probes_listener = Arc::new(Listener::bind(&config.observability.listen, "observability").await?);
 
-    let (registry, metrics, readiness) =
-        (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
+    let api_listener = match &config.api {
+        Some(api) => Some(Arc::new(Listener::bind(&api.listen, "api").await?)),
+        None => None,
+    };
     let addresses = (
         agents_listener.address.clone(),
         kubernetes_listener.as_ref().map(|listener| listener.address.clone()),
         probes_listener.address.clone(),
+        api_listener.as_ref().map(|listener| listener.address.clone()),
     );
 
     for listener in [Some(&agents_listener), kubernetes_listener.as_ref()].into_iter().flatten() {
@@ -136,10 +164,56 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         }
     }
 
+    let tracker = neighbours::tracker(&events, &stop, &tasks);
+    if let Some(gitlab) = &gitlab {
+        neighbours::usage(&usage, gitlab, config.usage_reporting_period, &stop, &tasks);
+    }
+    if let (Some(section), Some(listener)) = (&config.api, api_listener) {
+        let watched = config.events.as_ref().is_some_and(|config| config.server_sent_events);
+        neighbours::serve_api(
+            (listener, section),
+            &tracker,
+            (&repositories, gitlab.as_ref()),
+            watched.then_some(&events),
+            &stop,
+            &tasks,
+        )?;
+    }
+
     let stream_age = config.agents.max_connection_age.mul_f64(STREAM_SHARE);
+    let manifests = GitopsService {
+        projects: match &gitlab {
+            Some(gitlab) => {
+                Projects::GitLab { rails: Arc::clone(&gitlab.rails), pollers: Arc::clone(&gitlab.manifests) }
+            }
+            None => Projects::Local(Arc::clone(&repositories)),
+        },
+        limits: match &config.provider {
+            Provider::GitLab(section) => section.manifests,
+            Provider::Embedded { .. } => ManifestLimits::default(),
+        },
+        periods: gitlab.as_ref().map(|gitlab| gitlab.manifest_periods).unwrap_or_default(),
+        max_age: stream_age,
+        draining: stop.streams.clone(),
+        room: Room::default(),
+        usage: Arc::clone(&usage),
+        synced: Arc::new(|_| {}),
+    };
+    let rails = gitlab.as_ref().map(|gitlab| Arc::clone(gitlab.rails.rails()));
+    let access = GitlabAccessService::new(rails.clone(), stop.streams.clone());
+    let registrar = RegistrarService { tracker: tracker.clone(), usage: Arc::clone(&usage) };
     let configuration = ConfigurationService {
         repositories,
         registry: Arc::clone(&registry),
+        tracker,
+        events,
+        reports: rails.map(|rails| Reports::new(rails, stop.background.clone(), tasks.background.clone())),
+        external_url: match &config.provider {
+            Provider::GitLab(section) => {
+                section.external_url.as_ref().unwrap_or(&section.address).to_string()
+            }
+            Provider::Embedded { .. } => String::new(),
+        },
         max_file_size: config.agents.max_configuration_file_size,
         max_age: stream_age,
         draining: stop.streams.clone(),
@@ -150,7 +224,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         draining: stop.streams.clone(),
         tasks: tasks.connections.clone(),
     };
-    let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry) };
+    let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry), limit };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
     let server = Server::builder()
@@ -170,13 +244,15 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
                     .max_decoding_message_size(MAX_UNARY),
             ),
         )
+        .add_service(admission.guard(
+            AgentRegistrarServer::new(registrar).accept_compressed(gzip).max_decoding_message_size(MAX_UNARY),
+        ))
         .add_service(
             admission.guard(
-                AgentRegistrarServer::new(RegistrarService)
-                    .accept_compressed(gzip)
-                    .max_decoding_message_size(MAX_UNARY),
+                GitopsServer::new(manifests).accept_compressed(gzip).max_decoding_message_size(MAX_UNARY),
             ),
         )
+        .add_service(admission.guard(GitlabAccessServer::new(access).accept_compressed(gzip)))
         .add_service(admission.guard(ReverseTunnelServer::new(tunnels).accept_compressed(gzip)));
     let server_name =
         HeaderValue::try_from(PROGRAM.to_string()).expect("the program's name is visible ASCII");
@@ -205,7 +281,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let api = Arc::new(KubernetesApi {
             identities,
             cors,
-            counted: Arc::new(()),
+            counted: usage,
             registry: Arc::clone(&registry),
             url_path_prefix: section.url_path_prefix,
             agent_wait: section.agent_wait,
@@ -232,11 +308,12 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
 
     readiness.ready();
     tracing::info!("ready");
-    let (agents, kubernetes_api, observability) = addresses;
+    let (agents, kubernetes_api, observability, api) = addresses;
     Ok(Bound {
         agents,
         kubernetes_api,
         observability,
+        api,
         readiness,
         registry,
         stop,

@@ -4,6 +4,7 @@
 pub mod caller;
 
 use crate::{
+    agent_limit::AgentLimit,
     gitlab::{AgentInfo, Call, RailsError, Remembered, standing::Standing},
     identities::{Agent, IdentitySource, Verdict},
     repositories::Place,
@@ -159,6 +160,8 @@ pub struct Admission {
     pub identities: Identities,
     /// Remembers refusals for those who ask where an agent is.
     pub registry: Arc<Registry>,
+    /// How often one token may call; absent: nobody counts.
+    pub limit: Option<Arc<AgentLimit>>,
 }
 
 impl Admission {
@@ -173,6 +176,10 @@ impl Admission {
         let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
         let token = AgentToken::new(bearer(value).ok_or_else(missing)?).map_err(|_| missing())?;
         let key = token.key();
+        // Before anybody is asked about the token: a flood of calls must not become one of questions.
+        if let Some(limit) = &self.limit {
+            limit.admit(&token).await?;
+        }
         match &self.identities {
             Identities::File(identities) => match identities.current().agent(&key) {
                 Verdict::Known(agent) => {

@@ -39,6 +39,7 @@ pub struct Metrics {
     idle: Gauge,
     busy: Gauge,
     waiting: Gauge,
+    events_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -60,11 +61,22 @@ impl Default for Metrics {
         registry.register("tunnels_idle", "Tunnels that wait for a request", idle.clone());
         registry.register("tunnels_busy", "Tunnels that carry a request", busy.clone());
         registry.register("requests_waiting", "Requests that wait for a tunnel", waiting.clone());
-        Self { registry, requests, agents, idle, busy, waiting }
+        let events_dropped = Counter::default();
+        registry.register(
+            "events_dropped",
+            "Events that Rails' cable did not get because its Redis was away or slow",
+            events_dropped.clone(),
+        );
+        Self { registry, requests, agents, idle, busy, waiting, events_dropped }
     }
 }
 
 impl Metrics {
+    /// Counts events that nobody got to see.
+    pub fn events_dropped(&self) -> Counter {
+        self.events_dropped.clone()
+    }
+
     /// Counts one request by its status; 0 stands for a caller that left before there was one.
     pub fn finished(&self, status: u16) {
         let class = match status / 100 {

@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Which Redis, and how patient to be with it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where it is.
     pub servers: Servers,
@@ -68,7 +68,7 @@ impl Config {
 }
 
 /// Where a Redis is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Servers {
     /// `host:port`; an IPv6 address in brackets.
     Tcp(String),
@@ -86,7 +86,7 @@ pub enum Servers {
 }
 
 /// How TLS is spoken. The server's name is the host of its address.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Shown to a server that asks who dials. Read once.
     pub certificate: Option<CertFiles>,

@@ -76,7 +76,7 @@ pub enum Manifests {
     /// On this machine.
     Local(local::Manifests),
     /// On a Gitaly server.
-    Gitaly(gitaly::Manifests),
+    Gitaly(Box<gitaly::Manifests>),
 }
 
 impl Manifests {
@@ -159,7 +159,7 @@ impl Repository {
                 Ok(Manifests::Local(repository.manifests(commit, paths, limits).await?))
             }
             Self::Gitaly(repository) => {
-                Ok(Manifests::Gitaly(repository.manifests(commit, paths, limits).await?))
+                Ok(Manifests::Gitaly(Box::new(repository.manifests(commit, paths, limits).await?)))
             }
         }
     }

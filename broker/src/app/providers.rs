@@ -27,7 +27,6 @@ pub(super) struct Providers {
     /// Of agents' configurations.
     pub(super) repositories: Arc<Repositories>,
     /// What only GitLab offers.
-    #[expect(dead_code, reason = "the services that need it come next")]
     pub(super) gitlab: Option<GitLab>,
 }
 
@@ -36,8 +35,8 @@ pub(super) struct GitLab {
     pub(super) rails: Arc<Remembered>,
     pub(super) gitaly: Arc<Gitaly>,
     /// Of manifest projects, which are looked at in periods of their own.
-    #[expect(dead_code, reason = "the services that need it come next")]
     pub(super) manifests: Arc<Pollers>,
+    pub(super) manifest_periods: poller::Periods,
 }
 
 impl Providers {
@@ -98,6 +97,6 @@ impl GitLab {
             ..Default::default()
         };
         let manifests = Arc::new(Pollers::new(Arc::clone(&gitaly), periods, stop.clone(), tasks.clone()));
-        Ok(Self { rails, gitaly, manifests })
+        Ok(Self { rails, gitaly, manifests, manifest_periods: periods })
     }
 }

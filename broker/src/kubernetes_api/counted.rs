@@ -1,6 +1,9 @@
 //! The seam to usage counters: told of each request that was let in. Before it: the decision. After it: whoever counts.
 
-use crate::auth::caller::{CallerPermit, Kind};
+use crate::{
+    auth::caller::{CallerPermit, Kind},
+    usage::{Usage, Way},
+};
 use postern_wire::ids::{AgentId, ProjectId};
 use std::fmt;
 
@@ -37,4 +40,17 @@ pub trait Counted: fmt::Debug + Send + Sync {
 /// Counts nothing.
 impl Counted for () {
     fn authorised(&self, _: &Authorised) {}
+}
+
+impl Counted for Usage {
+    fn authorised(&self, request: &Authorised) {
+        let way = match request.kind {
+            Kind::Postern => None,
+            Kind::CiJob => Some(Way::Ci),
+            Kind::PersonalAccessToken => Some(Way::Pat),
+            Kind::SessionCookie => Some(Way::User),
+        };
+        let project = request.config_project.unwrap_or_default();
+        self.kubernetes_api_request(way, request.user, request.agent, project.0);
+    }
 }

@@ -19,8 +19,8 @@ pub struct GetConnectedAgentsResponse {
     #[prost(message, repeated, tag = "1")]
     pub agents: ::prost::alloc::vec::Vec<super::ConnectedAgentInfo>,
 }
-/// The two calls by several ids are one call under two names: 17.x and 18.x. Rails names their fields; that
-/// the only field of a message is its first is what every other message of this API does.
+/// Rails 16.9 and later asks by several ids. Names are as published; that the only field of a message is its first
+/// and that agents are described as above follows from how all of this API is made.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetConnectedAgentsByAgentIDsRequest {
     #[prost(int64, repeated, tag = "1")]
@@ -32,12 +32,12 @@ pub struct GetConnectedAgentsByAgentIDsResponse {
     pub agents: ::prost::alloc::vec::Vec<super::ConnectedAgentInfo>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GetConnectedAgentksByAgentIDsRequest {
+pub struct GetConnectedAgentsByProjectIDsRequest {
     #[prost(int64, repeated, tag = "1")]
-    pub agent_ids: ::prost::alloc::vec::Vec<i64>,
+    pub project_ids: ::prost::alloc::vec::Vec<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GetConnectedAgentksByAgentIDsResponse {
+pub struct GetConnectedAgentsByProjectIDsResponse {
     #[prost(message, repeated, tag = "1")]
     pub agents: ::prost::alloc::vec::Vec<super::ConnectedAgentInfo>,
 }
@@ -179,11 +179,43 @@ pub mod agent_tracker_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        pub async fn get_connected_agents_by_project_i_ds(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                super::GetConnectedAgentsByProjectIDsRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConnectedAgentsByProjectIDsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentsByProjectIDs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "gitlab.agent.agent_tracker.rpc.AgentTracker",
+                        "GetConnectedAgentsByProjectIDs",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// 18.x: the same under another name, its messages' names too, which the wire does not carry.
         pub async fn get_connected_agentks_by_agent_i_ds(
             &mut self,
-            request: impl tonic::IntoRequest<super::GetConnectedAgentksByAgentIDsRequest>,
+            request: impl tonic::IntoRequest<super::GetConnectedAgentsByAgentIDsRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::GetConnectedAgentksByAgentIDsResponse>,
+            tonic::Response<super::GetConnectedAgentsByAgentIDsResponse>,
             tonic::Status,
         > {
             self.inner
@@ -237,11 +269,19 @@ pub mod agent_tracker_server {
             tonic::Response<super::GetConnectedAgentsByAgentIDsResponse>,
             tonic::Status,
         >;
+        async fn get_connected_agents_by_project_i_ds(
+            &self,
+            request: tonic::Request<super::GetConnectedAgentsByProjectIDsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConnectedAgentsByProjectIDsResponse>,
+            tonic::Status,
+        >;
+        /// 18.x: the same under another name, its messages' names too, which the wire does not carry.
         async fn get_connected_agentks_by_agent_i_ds(
             &self,
-            request: tonic::Request<super::GetConnectedAgentksByAgentIDsRequest>,
+            request: tonic::Request<super::GetConnectedAgentsByAgentIDsRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::GetConnectedAgentksByAgentIDsResponse>,
+            tonic::Response<super::GetConnectedAgentsByAgentIDsResponse>,
             tonic::Status,
         >;
     }
@@ -419,15 +459,17 @@ pub mod agent_tracker_server {
                     };
                     Box::pin(fut)
                 }
-                "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentksByAgentIDs" => {
+                "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentsByProjectIDs" => {
                     #[allow(non_camel_case_types)]
-                    struct GetConnectedAgentksByAgentIDsSvc<T: AgentTracker>(pub Arc<T>);
+                    struct GetConnectedAgentsByProjectIDsSvc<T: AgentTracker>(
+                        pub Arc<T>,
+                    );
                     impl<
                         T: AgentTracker,
                     > tonic::server::UnaryService<
-                        super::GetConnectedAgentksByAgentIDsRequest,
-                    > for GetConnectedAgentksByAgentIDsSvc<T> {
-                        type Response = super::GetConnectedAgentksByAgentIDsResponse;
+                        super::GetConnectedAgentsByProjectIDsRequest,
+                    > for GetConnectedAgentsByProjectIDsSvc<T> {
+                        type Response = super::GetConnectedAgentsByProjectIDsResponse;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
@@ -435,7 +477,59 @@ pub mod agent_tracker_server {
                         fn call(
                             &mut self,
                             request: tonic::Request<
-                                super::GetConnectedAgentksByAgentIDsRequest,
+                                super::GetConnectedAgentsByProjectIDsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentTracker>::get_connected_agents_by_project_i_ds(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetConnectedAgentsByProjectIDsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentksByAgentIDs" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetConnectedAgentksByAgentIDsSvc<T: AgentTracker>(pub Arc<T>);
+                    impl<
+                        T: AgentTracker,
+                    > tonic::server::UnaryService<
+                        super::GetConnectedAgentsByAgentIDsRequest,
+                    > for GetConnectedAgentksByAgentIDsSvc<T> {
+                        type Response = super::GetConnectedAgentsByAgentIDsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::GetConnectedAgentsByAgentIDsRequest,
                             >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);

@@ -1,0 +1,117 @@
+//! Starts what the broker tells its neighbours: events to watchers and Rails' cable, usage to Rails, and the answers to
+//! what Rails asks. `app.rs` comes before it; nothing here is on a request's way.
+
+use super::{PROGRAM, Stops, Tasks, providers::GitLab};
+use crate::{
+    agent_tracker::{Change, Tracker},
+    api::{self, Api, Beside},
+    config::ApiConfig,
+    events::{self, Event, EventKind, Events, action_cable::Broadcaster, server_sent},
+    listeners::socket::Listener,
+    observability::Metrics,
+    repositories::Repositories,
+    usage::{self, Usage},
+};
+use anyhow::Context;
+use postern_wire::ids::{AgentId, ProjectId};
+use std::{sync::Arc, time::Duration};
+use tower_service::Service;
+
+/// Where events are served on the API listener.
+const EVENTS_PATH: &str = "/api/v1/events";
+/// Watchers at a time; each holds a connection and its place in the ring.
+const READERS: usize = 256;
+/// How often replicas that were not heard of are looked for.
+const EXPIRY: Duration = Duration::from_secs(60);
+
+/// A tracker whose changes are events, and which forgets who is gone.
+pub(super) fn tracker(events: &Arc<Events>, stop: &Stops, tasks: &Tasks) -> Tracker {
+    let told = Arc::clone(events);
+    let tracker = Tracker::new(move |change| {
+        let (kind, info) = match change {
+            Change::Connected(info) => (EventKind::AgentConnected, info),
+            Change::Disconnected(info) => (EventKind::AgentDisconnected, info),
+        };
+        told.publish(Event::now(kind, AgentId(info.agent_id), ProjectId(info.project_id)));
+    });
+    let (expiring, stop) = (tracker.clone(), stop.background.clone());
+    tasks.background.spawn(stop.run_until_cancelled_owned(async move {
+        let mut minutes = tokio::time::interval(EXPIRY);
+        loop {
+            expiring.expire(minutes.tick().await);
+        }
+    }));
+    tracker
+}
+
+/// Publishes to Rails' cable if the config wants it.
+pub(super) fn cable(
+    config: Option<&events::Config>,
+    events: &Events,
+    metrics: &Metrics,
+    stop: &Stops,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    if let Some(cable) = config.and_then(|config| config.action_cable.clone()) {
+        let broadcaster =
+            Broadcaster::open(cable, metrics.events_dropped()).context("events.action_cable")?;
+        tasks.background.spawn(broadcaster.run(events.subscribe(), stop.background.clone()));
+    }
+    Ok(())
+}
+
+/// Reports usage to Rails every period, and what is left at the end.
+pub(super) fn usage(
+    usage: &Arc<Usage>,
+    gitlab: &GitLab,
+    period: Option<Duration>,
+    stop: &Stops,
+    tasks: &Tasks,
+) {
+    if let Some(period) = period {
+        let rails = Arc::clone(gitlab.rails.rails());
+        tasks.background.spawn(usage::report(Arc::clone(usage), rails, period, stop.background.clone()));
+    }
+}
+
+/// Answers what Rails asks, and serves events beside it if the config wants that.
+pub(super) fn serve_api(
+    (listener, section): (Arc<Listener>, &ApiConfig),
+    tracker: &Tracker,
+    (repositories, gitlab): (&Arc<Repositories>, Option<&GitLab>),
+    server_sent_events: Option<&Arc<Events>>,
+    stop: &Stops,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let secret = api::secret(section).context("api.listen.authentication_secret_file")?;
+    let configurations = Arc::clone(repositories);
+    let manifests = gitlab.map(|gitlab| Arc::clone(&gitlab.manifests));
+    let on_push = move |project: &str| {
+        tracing::debug!(project, "GitLab says that somebody pushed");
+        for pollers in [configurations.gitaly.as_ref(), manifests.as_deref()].into_iter().flatten() {
+            pollers.pushed(project);
+        }
+    };
+    let api = Api {
+        secret,
+        tracker: tracker.clone(),
+        gitaly: gitlab.map(|gitlab| Arc::clone(&gitlab.gitaly)),
+        on_push: Arc::new(on_push),
+        program: PROGRAM,
+    };
+    let beside = server_sent_events.map(|events| {
+        let router = server_sent::router(EVENTS_PATH, Arc::clone(events), READERS, stop.streams.clone());
+        let answer = move |request| {
+            let mut router = router.clone();
+            let answer = async move {
+                let answer = router.call(request).await;
+                answer.unwrap_or_else(|never| match never {}).map(tonic::body::Body::new)
+            };
+            Box::pin(answer) as futures::future::BoxFuture<'static, _>
+        };
+        Beside { path: EVENTS_PATH, answer: Arc::new(answer) }
+    });
+    let ends = (stop.accepting.clone(), stop.streams.clone());
+    api::serve(listener, api, beside, section.max_connection_age, ends, &tasks.connections);
+    Ok(())
+}
