@@ -21,7 +21,7 @@ use tokio::{
 
 const PASSWORD: &str = "redis-password-0123456789";
 /// Where the API listener serves them.
-const EVENTS: &str = "/events";
+const EVENTS: &str = "/api/v1/events";
 
 /// What Rails does: subscribes, in bare RESP, and passes on what it is told.
 struct Cable(BufReader<TcpStream>);
@@ -189,13 +189,16 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     assert_eq!(event["commit_id"], bad, "{event}");
     assert!(event["error"].as_str().unwrap().contains("observabilty"), "{event}");
 
-    let mut other = field.agent_with(&field.tokens.other).await;
+    // An agent of 14.1, which is there for as long as it asks for its configuration; one that registers is missed only
+    // when it has not done so for minutes.
+    let mut other = field.grpcio().await;
+    let configuration = "agent_configuration.rpc.AgentConfiguration/GetConfiguration";
+    other.agent_stays(&field.tokens.other, configuration, json!({})).await;
     assert_eq!(all.tells("agent_connected", OTHER).await["project_id"], 2);
     // The first thing that a reader who asked for this agent only is told of.
     let event = others.event().await;
     assert_eq!((&event["kind"], &event["agent_id"]), (&json!("agent_connected"), &json!(OTHER)), "{event}");
-    other.signal("TERM").await;
-    other.ended().await;
+    drop(other);
     all.tells("agent_disconnected", OTHER).await;
     cable.tells("gitlab_test:kas_agent:8", "agent_disconnected").await;
 
