@@ -197,7 +197,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         draining: stop.streams.clone(),
         room: Room::default(),
         usage: Arc::clone(&usage),
-        synced: Arc::new(|_| {}),
+        events: Arc::clone(&events),
     };
     let rails = gitlab.as_ref().map(|gitlab| Arc::clone(gitlab.rails.rails()));
     let access = GitlabAccessService::new(rails.clone(), stop.streams.clone());

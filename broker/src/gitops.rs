@@ -17,6 +17,7 @@ pub use projects::Projects;
 use crate::{
     auth::{self, AgentPermit},
     error::chain,
+    events::{Event, EventKind, Events},
     gitaly::{
         GitalyError, ManifestLimits, ManifestPath,
         poller::{self, Periods},
@@ -75,23 +76,14 @@ pub struct GitopsService {
     pub room: Room,
     /// Counts each synchronization.
     pub usage: Arc<Usage>,
-    /// Hears of each synchronization.
-    pub synced: Arc<dyn Fn(&Synced) + Send + Sync>,
+    /// Hears of what was sent and refused.
+    pub events: Arc<Events>,
 }
 
 impl fmt::Debug for GitopsService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GitopsService").field("projects", &self.projects).finish_non_exhaustive()
     }
-}
-
-/// An agent got all manifests of a commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Synced {
-    pub agent_id: AgentId,
-    /// The manifest project.
-    pub project_id: ProjectId,
-    pub commit_id: CommitId,
 }
 
 /// Who may wait and who may read. Clones share it.
@@ -341,14 +333,30 @@ impl Stream {
         }
         tracing::info!(%agent_id, %project_id, %commit_id, bytes, "manifests sent");
         self.service.usage.gitops_synced();
-        (self.service.synced)(&Synced { agent_id, project_id, commit_id });
+        let commit_id = commit_id.to_string();
+        self.happened(EventKind::GitopsManifestsSent { manifest_project: self.project(), commit_id });
         Ok(())
+    }
+
+    fn happened(&self, kind: EventKind) {
+        let agent = &self.permit.agent;
+        self.service.events.publish(Event::now(kind, agent.id, agent.project_id));
+    }
+
+    /// As people know it.
+    fn project(&self) -> String {
+        match self.wanted.project.as_str() {
+            "" => self.permit.agent.project_path.clone(),
+            named => named.to_owned(),
+        }
     }
 
     /// For the owner of the agent's configuration to mend.
     fn refused(&self, commit_id: &CommitId, error: &ReadError) -> Status {
         let (agent_id, project) = (self.permit.agent.id, &self.wanted.project);
         tracing::info!(%agent_id, project, %commit_id, %error, "manifests refused");
+        let kind = EventKind::GitopsRefused { manifest_project: self.project(), error: error.to_string() };
+        self.happened(kind);
         Status::failed_precondition(format!("GitOps: failed to get objects to synchronize: {error}"))
     }
 }

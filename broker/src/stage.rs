@@ -72,6 +72,7 @@ impl Stage {
         let admission = Admission {
             identities: Identities::GitLab(Arc::clone(&rails)),
             registry: Arc::new(Registry::default()),
+            limit: None,
         };
         let guard = stop.clone().drop_guard();
         Self { gitlab, rails, admission, stop, tasks, _stop: guard }

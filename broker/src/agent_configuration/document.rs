@@ -18,6 +18,13 @@ pub(super) struct Parsed {
     pub(super) document: serde_json::Value,
 }
 
+impl Default for Parsed {
+    /// What an empty document says.
+    fn default() -> Self {
+        Self { file: agentcfg::ConfigurationFile::default(), document: serde_json::json!({}) }
+    }
+}
+
 /// Parses the document; an empty one is an empty configuration.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Problems> {
     let mut problems = Problems::default();

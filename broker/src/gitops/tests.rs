@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     auth::{Admission, Identities},
+    events::Published,
     gitaly::{self, Gitaly, poller::Pollers},
     gitlab::{self, cache::Settings},
     identities::IdentitySource,
@@ -29,6 +30,7 @@ use std::{
     sync::Mutex,
 };
 use tempfile::TempDir;
+use tokio::sync::broadcast::Receiver;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Streaming, service::Routes, transport::Channel};
 
@@ -43,7 +45,7 @@ struct Field {
     gitaly: stand_in::Gitaly,
     stage: Stage,
     service: GitopsService,
-    synced: Arc<Mutex<Vec<Synced>>>,
+    events: Mutex<Receiver<Arc<Published>>>,
     agent: GitopsClient<Channel>,
 }
 
@@ -77,12 +79,12 @@ impl Field {
         let client = Arc::new(Gitaly::new(options, trust(folder.path())));
         let periods = Periods { poll: QUICK, retry: QUICK, retry_max: QUICK };
         let pollers = Pollers::new(client, periods, stage.stop.clone(), stage.tasks.clone());
-        let (mut service, synced) =
+        let (mut service, events) =
             service(Projects::GitLab { rails: Arc::clone(&stage.rails), pollers: Arc::new(pollers) });
         adjust(&mut service);
         let routes = Routes::new(stage.admission.guard(GitopsServer::new(service.clone())));
         let agent = GitopsClient::new(serve(routes, &stage.stop).await);
-        Self { folder, gitaly, stage, service, synced, agent }
+        Self { folder, gitaly, stage, service, events, agent }
     }
 
     fn repository(&self, project: i64) -> PathBuf {
@@ -113,6 +115,18 @@ impl Field {
         }
     }
 
+    /// What agents were sent since the last look.
+    fn sent(&self) -> Vec<(AgentId, String)> {
+        let mut heard = self.events.lock().unwrap();
+        let mut sent = Vec::new();
+        while let Ok(published) = heard.try_recv() {
+            if let EventKind::GitopsManifestsSent { commit_id, .. } = &published.event.kind {
+                sent.push((published.event.agent_id, commit_id.clone()));
+            }
+        }
+        sent
+    }
+
     /// Waits until GitLab was asked about projects so often more.
     async fn asked(&self, more: u64) {
         let mut arrivals = self.stage.gitlab.arrivals();
@@ -126,9 +140,9 @@ impl Field {
     }
 }
 
-fn service(projects: Projects) -> (GitopsService, Arc<Mutex<Vec<Synced>>>) {
-    let synced = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&synced);
+fn service(projects: Projects) -> (GitopsService, Mutex<Receiver<Arc<Published>>>) {
+    let events = Arc::new(Events::default());
+    let heard = Mutex::new(events.subscribe());
     let service = GitopsService {
         projects,
         limits: ManifestLimits::default(),
@@ -137,9 +151,9 @@ fn service(projects: Projects) -> (GitopsService, Arc<Mutex<Vec<Synced>>>) {
         draining: CancellationToken::new(),
         room: Room::default(),
         usage: Arc::default(),
-        synced: Arc::new(move |sync: &Synced| heard.lock().unwrap().push(sync.clone())),
+        events,
     };
-    (service, synced)
+    (service, heard)
 }
 
 fn trust(folder: &Path) -> Arc<ClientTrust> {
@@ -239,8 +253,7 @@ async fn manifests_arrive_whole_and_are_counted() {
     assert_eq!(got.files[0].1, b"a: 1\n");
     assert_eq!((got.files[1].1.len(), got.files[1].2), (0, 1), "an empty file is one empty object");
     assert!(got.files[2].1 == large && got.files[2].2 >= 6);
-    let synced = Synced { agent_id: AgentId(1), project_id: ProjectId(30), commit_id: commit.into() };
-    assert_eq!(*field.synced.lock().unwrap(), [synced]);
+    assert_eq!(field.sent(), [(AgentId(1), commit)]);
     let counted = format!("{:?}", field.service.usage);
     assert!(counted.contains("gitops_syncs: 1,"), "{counted}");
 }
@@ -350,7 +363,7 @@ async fn what_the_configuration_gets_wrong_is_said_before_anything_is_sent() {
     assert_eq!(field.refusal(TOKEN_A, neither).await.code(), Code::InvalidArgument);
     let long = request(&"x".repeat(2_000), "", &[ALL]);
     assert_eq!(field.refusal(TOKEN_A, long).await.code(), Code::InvalidArgument);
-    assert!(field.synced.lock().unwrap().is_empty());
+    assert!(field.sent().is_empty());
 }
 
 #[tokio::test]
@@ -366,7 +379,7 @@ async fn an_agent_gets_nothing_of_another_s_private_project_though_that_one_is_f
     }
     let next = field.commit(20, &[("secret.yaml", b"secret 2")]);
     assert_eq!(whole(theirs).await.header.commit_id, next, "and its owner goes on");
-    assert!(field.synced.lock().unwrap().iter().all(|sync| sync.agent_id == AgentId(2)));
+    assert!(field.sent().iter().all(|(agent, _)| *agent == AgentId(2)));
 }
 
 #[tokio::test]
@@ -437,7 +450,7 @@ async fn nothing_is_read_for_an_agent_that_does_not_take_it() {
         objects += usize::from(matches!(message.message, Some(Message::Object(_))));
     }
     assert!(objects >= 48);
-    assert_eq!(field.synced.lock().unwrap().len(), 2);
+    assert_eq!(field.sent().len(), 2);
 }
 
 #[tokio::test]
@@ -501,6 +514,7 @@ async fn without_gitlab_an_agent_reads_its_own_repository_and_no_other() {
     let admission = Admission {
         identities: Identities::File(IdentitySource::load(file).unwrap()),
         registry: Arc::new(Registry::default()),
+        limit: None,
     };
     let routes = Routes::new(admission.guard(GitopsServer::new(service)));
     let mut agent = GitopsClient::new(serve(routes, &stop).await);

@@ -50,7 +50,7 @@ impl Counted for Usage {
             Kind::PersonalAccessToken => Some(Way::Pat),
             Kind::SessionCookie => Some(Way::User),
         };
-        let project = request.config_project.unwrap_or_default();
+        let project = request.config_project.unwrap_or(ProjectId(0));
         self.kubernetes_api_request(way, request.user, request.agent, project.0);
     }
 }
