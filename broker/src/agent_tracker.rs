@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// A replica registers every five minutes, and again within seconds after a failure; there is no word of leaving.
 const REGISTRATION: Duration = Duration::from_secs(360);
+/// How long a replica may be without any stream before it counts as gone.
+const ABSENCE: Duration = Duration::from_secs(15);
 /// Entries of one agent; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
@@ -110,12 +112,15 @@ impl Tracker {
         self.shared.insert(Key::Pod(pod_id), info(agent, project, meta, pod_id), Some(until));
     }
 
-    /// Forgets replicas that were not heard of for too long; to be called about once a minute.
-    pub fn expire(&self, now: Instant) {
+    /// Forgets replicas that were not heard of for too long, and those of agents of which nothing is `present` any more:
+    /// they register every five minutes, and nothing else says that they are gone. To be called every few seconds.
+    pub fn expire(&self, now: Instant, present: impl Fn(AgentId) -> bool) {
         let mut state = self.shared.lock();
         let agents: Vec<AgentId> = state.agents.keys().copied().collect();
         for agent in agents {
-            self.shared.tell(state.expire(agent, now));
+            // A replica registers before its first stream is open, and its streams may be between two connections.
+            let then = if present(agent) { now } else { now + REGISTRATION - ABSENCE };
+            self.shared.tell(state.expire(agent, then));
         }
     }
 

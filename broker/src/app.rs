@@ -164,7 +164,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         }
     }
 
-    let tracker = neighbours::tracker(&events, &stop, &tasks);
+    let tracker = neighbours::tracker(&events, &registry, &stop, &tasks);
     if let Some(gitlab) = &gitlab {
         neighbours::usage(&usage, gitlab, config.usage_reporting_period, &stop, &tasks);
     }

@@ -51,7 +51,7 @@ async fn a_stream_is_connected_while_its_guard_lives_and_only_first_and_last_are
     assert_eq!(pods(&tracker.by_projects([P])), ["two"]);
     // However long it lasts, a stream does not expire.
     advance(Duration::from_secs(86_400)).await;
-    tracker.expire(Instant::now());
+    tracker.expire(Instant::now(), |_| true);
     assert_eq!(tracker.by_agents([A]).len(), 1);
     drop(two);
     drop(other);
@@ -67,7 +67,7 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
     assert_eq!((first.connection_id, first.agent_id, first.project_id), (7, 1, 10));
     for _ in 0..3 {
         advance(Duration::from_secs(320)).await;
-        tracker.expire(Instant::now());
+        tracker.expire(Instant::now(), |_| true);
         tracker.registered(A, P, meta("renamed"), 7);
     }
     let found = tracker.by_agents([A]);
@@ -77,7 +77,7 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
     assert!(tracker.by_agents([A]).is_empty(), "gone before anybody cleans up");
     assert!(tracker.by_projects([P]).is_empty());
     assert!(!empty(&tracker));
-    tracker.expire(Instant::now());
+    tracker.expire(Instant::now(), |_| true);
     assert!(empty(&tracker));
     assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
 }
@@ -129,4 +129,18 @@ async fn an_agent_has_so_many_entries_and_no_longer_texts() {
     drop(stream);
     assert_eq!(tracker.by_agents([A]).len(), CONNECTIONS_MAX);
     assert_eq!(*told.lock().unwrap(), [('+', 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_whose_agent_has_no_stream_left_is_gone_within_seconds() {
+    let tracker = Tracker::default();
+    tracker.registered(AgentId(1), ProjectId(1), AgentMeta::default(), 5);
+    tokio::time::advance(ABSENCE - Duration::from_secs(1)).await;
+    tracker.expire(Instant::now(), |_| false);
+    assert_eq!(tracker.by_agents([AgentId(1)]).len(), 1, "its streams may be on their way");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tracker.expire(Instant::now(), |_| true);
+    assert_eq!(tracker.by_agents([AgentId(1)]).len(), 1, "its streams are here");
+    tracker.expire(Instant::now(), |_| false);
+    assert_eq!(tracker.agents(), 0);
 }

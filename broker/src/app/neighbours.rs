@@ -10,6 +10,7 @@ use crate::{
     listeners::socket::Listener,
     observability::Metrics,
     repositories::Repositories,
+    tunnel::registry::Registry,
     usage::{self, Usage},
 };
 use anyhow::Context;
@@ -21,11 +22,16 @@ use tower_service::Service;
 const EVENTS_PATH: &str = "/api/v1/events";
 /// Watchers at a time; each holds a connection and its place in the ring.
 const READERS: usize = 256;
-/// How often replicas that were not heard of are looked for.
-const EXPIRY: Duration = Duration::from_secs(60);
+/// How often replicas that are gone are looked for.
+const EXPIRY: Duration = Duration::from_secs(5);
 
 /// A tracker whose changes are events, and which forgets who is gone.
-pub(super) fn tracker(events: &Arc<Events>, stop: &Stops, tasks: &Tasks) -> Tracker {
+pub(super) fn tracker(
+    events: &Arc<Events>,
+    registry: &Arc<Registry>,
+    stop: &Stops,
+    tasks: &Tasks,
+) -> Tracker {
     let told = Arc::clone(events);
     let tracker = Tracker::new(move |change| {
         let (kind, info) = match change {
@@ -34,11 +40,11 @@ pub(super) fn tracker(events: &Arc<Events>, stop: &Stops, tasks: &Tasks) -> Trac
         };
         told.publish(Event::now(kind, AgentId(info.agent_id), ProjectId(info.project_id)));
     });
-    let (expiring, stop) = (tracker.clone(), stop.background.clone());
+    let (expiring, registry, stop) = (tracker.clone(), Arc::clone(registry), stop.background.clone());
     tasks.background.spawn(stop.run_until_cancelled_owned(async move {
-        let mut minutes = tokio::time::interval(EXPIRY);
+        let mut ticks = tokio::time::interval(EXPIRY);
         loop {
-            expiring.expire(minutes.tick().await);
+            expiring.expire(ticks.tick().await, |agent| registry.is_present(agent));
         }
     }));
     tracker

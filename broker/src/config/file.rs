@@ -39,7 +39,7 @@ section!(Agent {
     redis_conn_info_ttl: Span,
     redis_conn_info_refresh: Span,
     redis_conn_info_gc: Span,
-    kubernetes_api: Bare<KubernetesApi>,
+    kubernetes_api: KubernetesApi,
     remote_development: RemoteDevelopment,
 });
 section!(ListenAgent {

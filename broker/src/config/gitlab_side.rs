@@ -12,7 +12,7 @@ use crate::{
     gitlab::{self, cache::Settings},
     rate::Rate,
     redis,
-    yaml::{Bare, Given, Place, Positive, Section as _, Span},
+    yaml::{Given, Place, Positive, Section as _, Span},
 };
 use std::time::Duration;
 use url::Url;
@@ -42,7 +42,7 @@ impl Reader<'_> {
         let agent = Given::or_empty(&file.agent);
         let gitops = Given::or_empty(&agent.gitops);
         let kubernetes_api = match &agent.kubernetes_api {
-            Some(Given { value: Bare(section), .. }) => section,
+            Some(Given { value: section, .. }) => section,
             None => file::KubernetesApi::empty(),
         };
         let mut periods = gitlab::Periods::default();

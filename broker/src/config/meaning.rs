@@ -5,7 +5,7 @@ use super::{
     AgentsConfig, Config, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig, Provider,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
-use crate::yaml::{self, Bare, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
+use crate::yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
 use postern_certs::CertFiles;
 use std::{
     net::SocketAddr,
@@ -113,8 +113,9 @@ impl Reader<'_> {
         };
         let mut listen_grace = span(&listen.listen_grace_period, LISTEN_GRACE);
         let mut shutdown_grace = SHUTDOWN_GRACE;
+        // A section without any value (`kubernetes_api: {}`) turns it on; without even the braces it is not there, as in kas.
         let kubernetes_api = agent.kubernetes_api.as_ref().map(|section| {
-            let Bare(section) = &section.value;
+            let section = &section.value;
             let listen = Given::or_empty(&section.listen);
             listen_grace = listen_grace.max(span(&listen.listen_grace_period, LISTEN_GRACE));
             shutdown_grace = span(&listen.shutdown_grace_period, SHUTDOWN_GRACE);

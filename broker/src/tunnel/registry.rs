@@ -151,6 +151,11 @@ impl Registry {
         PresenceGuard { registry: Arc::clone(self), agent, from, tunnel }
     }
 
+    /// Whether any stream of this agent is open here.
+    pub fn is_present(&self, agent: AgentId) -> bool {
+        self.slots().agents.get(&agent).is_some_and(|slot| slot.open + slot.streams > 0)
+    }
+
     /// Remembers why a known agent was turned away, for those who ask where it is.
     pub fn refused(&self, agent: AgentId, why: String) {
         if let Some(slot) = self.slots().agents.get_mut(&agent) {
