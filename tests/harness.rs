@@ -141,7 +141,13 @@ impl Process {
             let mut ticks = interval(Duration::from_millis(10));
             loop {
                 ticks.tick().await;
-                let found = self.lines().into_iter().find(|line| line["message"] == message && matches(line));
+                // Parsing all of a log at `trace` would keep this thread from everything else.
+                let text = self.text();
+                let mut candidates = text.lines().filter(|line| line.contains(message));
+                let found = candidates.find_map(|line| {
+                    let line: Value = serde_json::from_str(line).ok()?;
+                    (line["message"] == message && matches(&line)).then_some(line)
+                });
                 if let Some(line) = found {
                     return Some(line);
                 }

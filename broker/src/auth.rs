@@ -232,7 +232,7 @@ where
         let pause = AGAIN.mul_f64(rand::rng().random_range(1.0..2.0));
         match ask().await {
             Err(error)
-                if error.status().is_none_or(|s| s.is_server_error()) && Instant::now() + pause < until =>
+                if error.status().is_none_or(|s| !s.is_client_error()) && Instant::now() + pause < until =>
             {
                 sleep(pause).await;
             }
