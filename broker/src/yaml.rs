@@ -53,12 +53,17 @@ pub struct Problem {
 }
 
 impl fmt::Display for Problem {
+    /// Behind a file's name and a colon, a place that tools understand.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.at)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        write!(f, "{}; {}", self.found, self.wanted)
+        write!(f, "{}: {}", self.at, self.words())
+    }
+}
+
+impl Problem {
+    /// What is wrong and what is wanted, without the place.
+    fn words(&self) -> String {
+        let Self { path, found, wanted, .. } = self;
+        if path.is_empty() { format!("{found}; {wanted}") } else { format!("{path}: {found}; {wanted}") }
     }
 }
 
@@ -116,7 +121,9 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (list, more) = self.clone().sorted();
         let (mut shown, mut bytes) = (0, 0);
-        for line in list.iter().take(MAX_SHOWN).map(ToString::to_string) {
+        for problem in list.iter().take(MAX_SHOWN) {
+            let Position { line, column } = problem.at;
+            let line = format!("line {line} column {column}: {}", problem.words());
             bytes += line.len();
             if shown > 0 && bytes > MAX_SHOWN_TEXT {
                 break;

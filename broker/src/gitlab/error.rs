@@ -130,18 +130,6 @@ impl Fault {
 }
 
 impl RailsError {
-    /// Whether GitLab has trouble, rather than an opinion: worth asking again in a moment.
-    pub fn is_trouble(&self) -> bool {
-        !matches!(
-            self.fault,
-            Fault::Unauthorized { .. }
-                | Fault::Forbidden { .. }
-                | Fault::NotFound { .. }
-                | Fault::Deadline
-                | Fault::Illegal(_)
-        )
-    }
-
     /// The status that GitLab answered, if it answered one that is no success.
     pub fn status(&self) -> Option<StatusCode> {
         match &self.fault {

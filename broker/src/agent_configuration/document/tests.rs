@@ -136,19 +136,19 @@ observability: {logging: {level: loud}}
 container_scanning: {resource_requirements: {limits: {cpu: 1}}}
 ";
     let wanted = "\
-3:5: gitops.manifest_projects[0].idd: unknown key; did you mean `id`?
-4:23: gitops.manifest_projects[0].paths[0]: both glob and file; exactly one of glob, file is wanted
-4:33: gitops.manifest_projects[0].paths[1]: an empty mapping; exactly one of glob, file is wanted
-4:44: gitops.manifest_projects[0].paths[2].glob: empty text; a value is wanted
-5:23: gitops.manifest_projects[0].dry_run_strategy: \"maybe\"; one of none, client, server is wanted
-6:24: gitops.manifest_projects[0].reconcile_timeout: \"1h\"; a duration in seconds such as 30s or 0.5s is wanted
-7:12: gitops.manifest_projects[0].prune: \"no\"; true or false is wanted
-8:9: cilium.hubble_relay_address: it is missing; a value is wanted
-10:14: ci_access.projects[0].id: it is missing; a value is wanted
-10:49: ci_access.projects[0].access_as.agnet: unknown key; did you mean `agent`?
-11:11: ci_access.groups: a mapping; a list is wanted
-12:34: observability.logging.level: \"loud\"; one of info, debug, warn, error is wanted
-13:60: container_scanning.resource_requirements.limits.cpu: 1 is a number; text is wanted: put quotes around it, \"1\"";
+line 3 column 5: gitops.manifest_projects[0].idd: unknown key; did you mean `id`?
+line 4 column 23: gitops.manifest_projects[0].paths[0]: both glob and file; exactly one of glob, file is wanted
+line 4 column 33: gitops.manifest_projects[0].paths[1]: an empty mapping; exactly one of glob, file is wanted
+line 4 column 44: gitops.manifest_projects[0].paths[2].glob: empty text; a value is wanted
+line 5 column 23: gitops.manifest_projects[0].dry_run_strategy: \"maybe\"; one of none, client, server is wanted
+line 6 column 24: gitops.manifest_projects[0].reconcile_timeout: \"1h\"; a duration in seconds such as 30s or 0.5s is wanted
+line 7 column 12: gitops.manifest_projects[0].prune: \"no\"; true or false is wanted
+line 8 column 9: cilium.hubble_relay_address: it is missing; a value is wanted
+line 10 column 14: ci_access.projects[0].id: it is missing; a value is wanted
+line 10 column 49: ci_access.projects[0].access_as.agnet: unknown key; did you mean `agent`?
+line 11 column 11: ci_access.groups: a mapping; a list is wanted
+line 12 column 34: observability.logging.level: \"loud\"; one of info, debug, warn, error is wanted
+line 13 column 60: container_scanning.resource_requirements.limits.cpu: 1 is a number; text is wanted: put quotes around it, \"1\"";
     assert_eq!(problems(text), wanted);
 }
 
@@ -156,7 +156,7 @@ container_scanning: {resource_requirements: {limits: {cpu: 1}}}
 fn what_is_no_text_has_its_line() {
     assert_eq!(
         parse(b"gitops:\n  \xff").map(|_| ()).unwrap_err().to_string(),
-        "2:1: bytes that are not UTF-8; UTF-8 is wanted"
+        "line 2 column 1: bytes that are not UTF-8; UTF-8 is wanted"
     );
 }
 
