@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Status, server::NamedService};
 
@@ -33,6 +33,9 @@ use tonic::{Status, server::NamedService};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two questions meanwhile; up to twice that.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The same with a question that is under way: long enough for one, and short of the time after which the server would
+/// cancel the call. Agents that are cancelled come back at once.
+const ADMISSION: Duration = Duration::from_secs(22);
 
 /// Who says who is who.
 #[derive(Clone, Debug)]
@@ -202,16 +205,9 @@ impl Admission {
                     correlation_id: correlation_id.map(str::to_owned),
                     ..Call::default()
                 };
-                match patiently(|| ask(gitlab, &token, &call)).await {
-                    Ok((info, standing)) => {
-                        let agent = Arc::new(described(&info));
-                        Ok(AgentPermit { agent, token, key, standing: AgentStanding::GitLab(standing) })
-                    }
-                    Err(error) => {
-                        tracing::warn!(token = %key, error = %crate::error::chain(&error), "agent turned away");
-                        Err(error.for_agent())
-                    }
-                }
+                let (info, standing) = held(token.key(), || ask(gitlab, &token, &call)).await?;
+                let agent = Arc::new(described(&info));
+                Ok(AgentPermit { agent, token, key, standing: AgentStanding::GitLab(standing) })
             }
         }
     }
@@ -226,6 +222,24 @@ async fn ask(
     Ok((standing.now()?, standing))
 }
 
+/// Ends in time, whatever GitLab does, with what the agent is told.
+async fn held<T, F>(token: TokenKey, ask: impl Fn() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, RailsError>>,
+{
+    match timeout(ADMISSION, patiently(ask)).await {
+        Ok(Ok(known)) => Ok(known),
+        Ok(Err(error)) => {
+            tracing::warn!(%token, error = %crate::error::chain(&error), "agent turned away");
+            Err(error.for_agent())
+        }
+        Err(_) => {
+            tracing::warn!(%token, error = "no answer from GitLab in time", "agent turned away");
+            Err(Status::unavailable("unavailable"))
+        }
+    }
+}
+
 /// Asks again for a while where GitLab has trouble: agents that are turned away stay away for minutes.
 async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, RailsError>
 where
@@ -235,11 +249,7 @@ where
     loop {
         let pause = AGAIN.mul_f64(rand::rng().random_range(1.0..2.0));
         match ask().await {
-            Err(error)
-                if error.status().is_none_or(|s| !s.is_client_error()) && Instant::now() + pause < until =>
-            {
-                sleep(pause).await;
-            }
+            Err(error) if error.is_trouble() && Instant::now() + pause < until => sleep(pause).await,
             settled => return settled,
         }
     }
@@ -289,3 +299,6 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

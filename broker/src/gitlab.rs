@@ -1,6 +1,6 @@
 //! GitLab Rails, asked over its internal REST API as a kas asks it. Before it: whoever must know who an agent, a job or a
-//! user is, mostly [`crate::auth`]. After it: GitLab. It never shows a token, follows no redirect and tries nothing twice:
-//! those who call know whether it is worth it.
+//! user is, mostly [`crate::auth`]. After it: GitLab. It never shows a token, follows no redirect and tries nothing twice
+//! but what GitLab turned away for a JWT that had grown old on its way: those who call know whether it is worth it.
 
 mod answers;
 pub mod cache;
@@ -44,7 +44,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +58,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CLIENT_NAME: HeaderName = HeaderName::from_static("x-gitlab-client-name");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const KAS: HeaderValue = HeaderValue::from_static("gitlab-kas");
+/// Less than a JWT's 5 s, for clocks differ.
+const JWT_DATED: Duration = Duration::from_secs(3);
 /// Bytes that are read of a refusal, for its reason.
 const REFUSAL: usize = 8 << 10;
 
@@ -126,7 +128,9 @@ pub struct Rails {
     rate: Bucket,
     limits: Limits,
     transport: Transport,
-    /// An answer had `default_branch`, which only newer Rails know.
+    /// A JWT that was signed so long ago may have been over when GitLab saw it.
+    jwt_dated: Duration,
+    /// An answer was one that only newer Rails give.
     newer: AtomicBool,
 }
 
@@ -175,6 +179,7 @@ impl Rails {
             rate: Bucket::new(rate, limits.call),
             limits,
             transport: Transport::new(server),
+            jwt_dated: JWT_DATED,
             newer: AtomicBool::new(false),
         })
     }
@@ -182,6 +187,11 @@ impl Rails {
     /// In which form this GitLab reads usage counters, by the answers that it gave so far.
     pub fn usage_form(&self) -> UsageForm {
         if self.newer.load(Ordering::Relaxed) { UsageForm::Structured } else { UsageForm::Flat }
+    }
+
+    /// An answer came that only newer Rails give. Once newer, it stays so.
+    pub(crate) fn saw_newer(&self) {
+        self.newer.store(true, Ordering::Relaxed);
     }
 
     /// Keeps the secret as its file has it, until `stop`. Spawn it once.
@@ -314,7 +324,24 @@ impl Rails {
         accept: Accept,
         call: &Call,
     ) -> Result<Response<Incoming>, Fault> {
-        let body = question.document.map(|document| Bytes::from(document.to_string()));
+        let signed = Instant::now();
+        match self.ask_once(&question, accept, call).await {
+            // Where the connection took so long that the JWT was over when it arrived; now there is one.
+            Err(fault) if fault.is_about_our_jwt() && signed.elapsed() >= self.jwt_dated => {
+                tracing::debug!(call = question.name, "asked again with a new JWT");
+                self.ask_once(&question, accept, call).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        question: &Question<'_>,
+        accept: Accept,
+        call: &Call,
+    ) -> Result<Response<Incoming>, Fault> {
+        let body = question.document.as_ref().map(|document| Bytes::from(document.to_string()));
         let mut headers = HeaderMap::new();
         if accept == Accept::Json {
             headers.insert(header::ACCEPT, JSON);
@@ -324,7 +351,7 @@ impl Rails {
         }
         let uri = self.uri(&question.target)?;
         self.turn(question.lane, call).await?;
-        match question.asker {
+        match &question.asker {
             Asker::Kas => self.as_kas(&mut headers, call),
             Asker::Agent(token) => {
                 self.as_agent(&mut headers, token);
@@ -338,7 +365,7 @@ impl Rails {
         }
         let body = Full::new(body.unwrap_or_default()).map_err(|never| match never {}).boxed_unsync();
         let mut request = Request::new(body);
-        *request.method_mut() = question.method;
+        *request.method_mut() = question.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         let answer = self.transport.send(request).await?;

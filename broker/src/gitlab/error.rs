@@ -127,6 +127,10 @@ impl Fault {
             _ => Self::Other { status, reason },
         }
     }
+
+    pub(super) fn is_about_our_jwt(&self) -> bool {
+        matches!(self, Self::Unauthorized { reason } if reason.is_about_our_jwt())
+    }
 }
 
 impl RailsError {
@@ -141,9 +145,29 @@ impl RailsError {
         }
     }
 
+    /// Whether it says nothing of whoever was asked about: GitLab may know better in a moment.
+    pub fn is_trouble(&self) -> bool {
+        match &self.fault {
+            Fault::Unauthorized { reason } => reason.is_about_our_jwt(),
+            Fault::Forbidden { .. } | Fault::NotFound { .. } | Fault::Illegal(_) => false,
+            Fault::Other { status, .. } => {
+                let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+                !status.is_client_error() || later.contains(status)
+            }
+            Fault::Transport { .. }
+            | Fault::Silent(_)
+            | Fault::Deadline
+            | Fault::RateLimited(_)
+            | Fault::Malformed(_)
+            | Fault::TooLarge(_) => true,
+        }
+    }
+
     /// What an agent is told when its own identity could not be had. The words are a kas': agents and people know them.
     pub fn for_agent(&self) -> Status {
         match &self.fault {
+            // The agent's own token may be good; it is ours that is not.
+            Fault::Unauthorized { reason } if reason.is_about_our_jwt() => Status::unavailable("unavailable"),
             Fault::Unauthorized { .. } => Status::unauthenticated("unauthenticated"),
             Fault::Forbidden { .. } => Status::permission_denied("forbidden"),
             Fault::NotFound { .. } => Status::not_found("agent not found"),
@@ -201,7 +225,7 @@ mod tests {
         let transport = Fault::Transport { what: "refused".to_owned(), source: None };
         let table = [
             (of(401), Code::Unauthenticated, "unauthenticated", Lasting::Definitive),
-            (jwt, Code::Unauthenticated, "unauthenticated", Lasting::Transient),
+            (jwt, Code::Unavailable, "unavailable", Lasting::Transient),
             (of(403), Code::PermissionDenied, "forbidden", Lasting::Definitive),
             (of(404), Code::NotFound, "agent not found", Lasting::Transient),
             (of(302), Code::Unavailable, "unavailable", Lasting::Transient),

@@ -188,3 +188,20 @@ async fn the_rate_is_kept_and_a_caller_without_time_is_told_at_once() {
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert_eq!(gitlab.calls(Endpoint::AgentInfo), 2);
 }
+
+#[tokio::test]
+async fn a_jwt_that_grew_old_on_its_way_is_signed_once_more() {
+    // Always too old for this GitLab; whether it may be for its way, the client tells by its own clock.
+    let gitlab = rails::Rails::start(Options { clock_ahead: 60.0, ..options() }).await.unwrap();
+    let mut client = client(&gitlab.url(), &gitlab.secret_file(), &any_ca(), limits());
+    client.agent_info(&token(), &call()).await.unwrap_err();
+    assert_eq!(gitlab.calls(Endpoint::AgentInfo), 1, "it was fast enough");
+    client.jwt_dated = Duration::ZERO;
+    let error = client.agent_info(&token(), &call()).await.unwrap_err();
+    assert_eq!(gitlab.calls(Endpoint::AgentInfo), 3, "once more, and no more than that");
+    assert_eq!(error.for_agent().code(), tonic::Code::Unavailable);
+    let usage = Usage { counters: [("a".to_owned(), 1)].into(), ..Usage::default() };
+    client.usage_metrics(&usage, UsageForm::Flat, &call()).await.unwrap_err();
+    let bodies: Vec<_> = gitlab.requests().into_iter().filter_map(|seen| seen.body).collect();
+    assert_eq!(bodies, [json!({"a": 1}), json!({"a": 1})], "with the same content");
+}
