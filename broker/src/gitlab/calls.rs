@@ -13,7 +13,7 @@ use postern_wire::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::HashMap, fmt, sync::atomic::Ordering};
+use std::{collections::HashMap, fmt};
 use url::form_urlencoded;
 
 const KUBERNETES: &str = "api/v4/internal/kubernetes/";
@@ -94,10 +94,10 @@ impl Rails {
         info.project().map_err(|what| self.error(name, Fault::Malformed(what.to_owned())))
     }
 
-    /// Once newer, it stays so: a project without a repository has no default branch anywhere.
+    /// That there is none says nothing: a project without a repository has no default branch anywhere.
     fn learn_age(&self, info: &InfoDocument) {
         if info.has_default_branch() {
-            self.newer.store(true, Ordering::Relaxed);
+            self.saw_newer();
         }
     }
 
@@ -117,6 +117,11 @@ impl Rails {
         let question = get("allowed_agents", "api/v4/job/allowed_agents".to_owned(), Asker::Job(token));
         let (headers, mut allowed) = self.json::<AllowedAgents>(question, call).await?;
         allowed.feature_flags = feature_flags(&headers);
+        // 14.x has `configuration` in some versions already, and reads flat counters only.
+        let tier = allowed.environment.as_ref().is_some_and(|environment| !environment.tier.is_empty());
+        if tier || !allowed.feature_flags.is_empty() {
+            self.saw_newer();
+        }
         Ok(allowed)
     }
 
@@ -147,6 +152,7 @@ impl Rails {
             let what = "it is about another agent than was asked for".to_owned();
             return Err(self.error(name, Fault::Malformed(what)));
         }
+        self.saw_newer();
         Ok(user)
     }
 

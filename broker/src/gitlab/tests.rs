@@ -258,6 +258,35 @@ async fn usage_configuration_and_events_are_reported() {
     assert_eq!(field.gitlab.calls(Endpoint::AgentEvents), 1);
 }
 
+#[tokio::test]
+async fn a_newer_gitlab_is_known_by_what_it_says_of_agents_jobs_and_users() {
+    let old = || {
+        let mut old = options();
+        old.default_branch = false;
+        old.jobs[0].feature_flags = None;
+        old.jobs[0].allowed_agents["environment"] = json!({"slug": "production"});
+        old
+    };
+    let form_after_job = async |options: Options| {
+        let field = Field::with(options, limits()).await;
+        field.client.agent_info(&token(), &call()).await.unwrap();
+        field.client.allowed_agents(&JobToken::new(JOB).unwrap(), &call()).await.unwrap();
+        field.client.usage_form()
+    };
+    assert_eq!(form_after_job(old()).await, UsageForm::Flat);
+    let mut flags = old();
+    flags.jobs[0].feature_flags = Some("one=true".to_owned());
+    assert_eq!(form_after_job(flags).await, UsageForm::Structured);
+    let mut tier = old();
+    tier.jobs[0].allowed_agents["environment"] = json!({"slug": "production", "tier": "production"});
+    assert_eq!(form_after_job(tier).await, UsageForm::Structured);
+
+    let field = Field::with(old(), limits()).await;
+    let access = ProxyAccess::PersonalAccessToken { key: "glpat-SECRET".to_owned() };
+    field.client.authorize_proxy_user(AgentId(1), &access, &call()).await.unwrap();
+    assert_eq!(field.client.usage_form(), UsageForm::Structured);
+}
+
 fn remembered(field: &Field) -> Remembered {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     Remembered::new(Arc::clone(&field.client), Periods::default(), &stop, &tasks)

@@ -62,8 +62,18 @@ struct Failing {
 async fn tell(usage: &Usage, rails: &Rails, failing: &mut Failing) {
     let call = Call::default();
     let now = usage.now();
-    let form = rails.usage_form();
-    let told = rails.usage_metrics(&now.usage(form), form, &call).await;
+    let mut form = rails.usage_form();
+    let mut told = rails.usage_metrics(&now.usage(form), form, &call).await;
+    if form == UsageForm::Flat && told.as_ref().is_err_and(is_about_the_form) {
+        // Nothing that it said so far shows it to be newer.
+        let newer =
+            rails.usage_metrics(&now.usage(UsageForm::Structured), UsageForm::Structured, &call).await;
+        if newer.is_ok() {
+            rails.saw_newer();
+            form = UsageForm::Structured;
+        }
+        told = newer;
+    }
     if settled("usage_metrics", told, &mut failing.usage) {
         usage.told(&now, form);
     }
@@ -94,6 +104,10 @@ fn settled(what: &'static str, told: Result<(), RailsError>, failing: &mut bool)
     }
     *failing = true;
     false
+}
+
+fn is_about_the_form(error: &RailsError) -> bool {
+    error.status() == Some(StatusCode::BAD_REQUEST)
 }
 
 /// The same again would be refused again. 401 and 404 are about our secret, a feature flag or the version, 429 about

@@ -122,6 +122,18 @@ async fn older_gitlab_is_told_what_it_knows() {
 }
 
 #[tokio::test]
+async fn a_form_that_gitlab_refuses_is_followed_by_the_other_once() {
+    let field = Field::start(false, PERIOD, Usage::default()).await;
+    field.answers(Endpoint::UsageMetrics, Some(400));
+    field.usage.gitops_synced();
+    field.heard(Endpoint::UsageMetrics, 2).await;
+    let gitlab = field.stopped().await;
+    let reports = gitlab.requests().into_iter().filter(|seen| seen.endpoint == Endpoint::UsageMetrics);
+    let bodies: Vec<_> = reports.filter_map(|seen| seen.body).collect();
+    assert_eq!(bodies, [json!({"gitops_sync_count": 1}), json!({"counters": {"gitops_sync": 1}})]);
+}
+
+#[tokio::test]
 async fn what_gitlab_did_not_take_is_told_again_with_what_came_meanwhile() {
     for status in [401, 404, 429, 500, 503] {
         let field = Field::start(true, PERIOD, Usage::default()).await;
