@@ -16,7 +16,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Agents whose last report is remembered; past that, one that was reported long ago may be reported again.
@@ -24,8 +27,12 @@ const AGENTS: usize = 50_000;
 /// Between attempts while GitLab is away; doubled each time, and up to as much again at random.
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// Before the same is told again after GitLab refused it: a feature may have been switched on meanwhile.
+/// Before the same is told again after GitLab refused it: a feature may have been switched on meanwhile, or the agent be
+/// known to the database that is asked. Doubled each time, and up to half as much again at random.
 const REFUSED: Duration = Duration::from_secs(600);
+const REFUSED_MAX: Duration = Duration::from_secs(2_400);
+/// About a day of that; then only when the agent's configuration is reported once more.
+const REFUSALS: u32 = 30;
 
 type Hash = [u8; 32];
 
@@ -45,6 +52,10 @@ struct Entry {
     wanted: Option<(Hash, Value)>,
     /// Somebody is at it.
     busy: bool,
+    /// How often GitLab refused what is wanted.
+    refusals: u32,
+    /// Wakes whoever waits with a content that is no longer wanted.
+    changed: Arc<Notify>,
 }
 
 impl fmt::Debug for Reports {
@@ -80,6 +91,8 @@ impl Reports {
         }
         entry.told = None;
         entry.wanted = Some((hash, document.clone()));
+        entry.refusals = 0;
+        entry.changed.notify_one();
         if !std::mem::replace(&mut entry.busy, true) {
             let reports = Arc::clone(self);
             let stop = self.stop.clone();
@@ -94,7 +107,7 @@ impl Reports {
     /// Tells what is wanted until nothing is.
     async fn tell(&self, agent: AgentId) {
         let mut failures = 0;
-        while let Some((hash, document)) = self.next(agent) {
+        while let Some((hash, document, changed)) = self.next(agent) {
             match self.rails.agent_configuration(agent, &document, &Call::default()).await {
                 Ok(()) => {
                     tracing::debug!(agent_id = %agent, "configuration reported to GitLab");
@@ -102,11 +115,20 @@ impl Reports {
                     failures = 0;
                 }
                 Err(error) if is_final(&error) => {
-                    tracing::warn!(
-                        agent_id = %agent, error = %crate::error::chain(&error),
-                        "GitLab does not take this configuration; CI jobs may not get the access it grants"
-                    );
-                    self.told(agent, hash, Some(Instant::now() + REFUSED));
+                    let refusals = self.refused(agent);
+                    if refusals == 0 {
+                        tracing::warn!(
+                            agent_id = %agent, error = %crate::error::chain(&error),
+                            "GitLab does not take this configuration; CI jobs may not get the access it grants"
+                        );
+                    }
+                    if refusals >= REFUSALS {
+                        self.told(agent, hash, Some(Instant::now() + REFUSED_MAX));
+                        continue;
+                    }
+                    let pause = refusal_pause(refusals, rand::rng().random_range(0.0..=1.0));
+                    // Another content need not wait for what was refused.
+                    let _ = timeout(pause, changed.notified()).await;
                 }
                 Err(error) => {
                     if failures == 0 {
@@ -125,14 +147,25 @@ impl Reports {
     }
 
     /// What to tell now; if nothing, whoever reports next begins anew.
-    fn next(&self, agent: AgentId) -> Option<(Hash, Value)> {
+    fn next(&self, agent: AgentId) -> Option<(Hash, Value, Arc<Notify>)> {
         let mut agents = self.agents();
         let entry = agents.get_mut(&agent)?;
         let next = entry.wanted.clone().filter(|(hash, _)| entry.told.is_none_or(|(told, _)| told != *hash));
         if next.is_none() {
             (entry.wanted, entry.busy) = (None, false);
         }
-        next
+        // A new one each time: what was wanted before this is no news.
+        entry.changed = Arc::default();
+        let changed = Arc::clone(&entry.changed);
+        next.map(|(hash, document)| (hash, document, changed))
+    }
+
+    /// Counts a refusal; how many there were before.
+    fn refused(&self, agent: AgentId) -> u32 {
+        let mut agents = self.agents();
+        let Some(entry) = agents.get_mut(&agent) else { return 0 };
+        entry.refusals += 1;
+        entry.refusals - 1
     }
 
     fn told(&self, agent: AgentId, hash: Hash, until: Option<Instant>) {
@@ -142,7 +175,13 @@ impl Reports {
     }
 }
 
-/// Asking again would not help: GitLab knows no such agent, has no such call (before 14.2), or wants other content.
+/// `random` is between 0 and 1.
+fn refusal_pause(refusals: u32, random: f64) -> Duration {
+    let doubled = REFUSED.saturating_mul(1 << refusals.min(10)).min(REFUSED_MAX);
+    doubled.mul_f64(1.0 + random / 2.0)
+}
+
+/// Asking again soon would not help: GitLab knows no such agent, has no such call (before 14.2), or wants other content.
 fn is_final(error: &RailsError) -> bool {
     let refused = error.status().is_some_and(|status| status.is_client_error() && status.as_u16() != 429);
     refused && (error.lasting() == Lasting::Definitive || error.status().is_some_and(|s| s.as_u16() == 400))

@@ -10,7 +10,6 @@ use postern_certs::client::ClientTrust;
 use serde_json::json;
 use stand_ins::rails::{self, Agent, Endpoint, Faults, Options, Project};
 use std::io::Write;
-use tokio::time::timeout;
 
 struct Field {
     gitlab: rails::Rails,
@@ -67,14 +66,57 @@ async fn a_content_is_told_once_however_many_replicas_and_commits_there_are() {
     assert_eq!(field.gitlab.configuration(7), Some(json!({})));
 }
 
-#[tokio::test]
-async fn an_agent_that_gitlab_does_not_know_is_not_told_of_again_and_again() {
-    let field = Field::new().await;
+/// Reports it again and again, and waits until GitLab refused it.
+async fn refused(field: &Field, agent: AgentId, document: &Value) {
     for _ in 0..3 {
-        field.reports.report(AgentId(8), &json!({}));
-        field.settled().await;
+        field.reports.report(agent, document);
     }
+    let refused = async {
+        while field.reports.agents()[&agent].refusals == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), refused).await.expect("it is told");
+    field.reports.report(agent, document);
     assert_eq!(field.gitlab.calls(Endpoint::AgentConfiguration), 1);
+}
+
+#[tokio::test]
+async fn what_gitlab_refused_it_is_told_again_long_after() {
+    let field = Field::new().await;
+    let missing = Faults { status: Some(http::StatusCode::NOT_FOUND), ..Faults::default() };
+    field.gitlab.set_faults(Endpoint::AgentConfiguration, missing);
+    let document = json!({"observability": {}});
+    refused(&field, AgentId(7), &document).await;
+    field.gitlab.set_faults(Endpoint::AgentConfiguration, Faults::default());
+    tokio::time::pause();
+    let begin = Instant::now();
+    let mut arrivals = field.gitlab.arrivals();
+    timeout(2 * REFUSED, arrivals.changed()).await.expect("it is told again").unwrap();
+    assert!(begin.elapsed() >= REFUSED * 9 / 10, "{:?}", begin.elapsed());
+    tokio::time::resume();
+    field.settled().await;
+    assert_eq!(field.gitlab.configuration(7), Some(document));
+}
+
+#[tokio::test]
+async fn another_content_does_not_wait_for_one_that_gitlab_refused() {
+    let field = Field::new().await;
+    let missing = Faults { status: Some(http::StatusCode::NOT_FOUND), ..Faults::default() };
+    field.gitlab.set_faults(Endpoint::AgentConfiguration, missing);
+    refused(&field, AgentId(7), &json!({"one": 1})).await;
+    field.gitlab.set_faults(Endpoint::AgentConfiguration, Faults::default());
+    field.reports.report(AgentId(7), &json!({"two": 2}));
+    field.settled().await;
+    assert_eq!(field.gitlab.configuration(7), Some(json!({"two": 2})));
+}
+
+#[test]
+fn refusals_are_told_again_after_ten_minutes_to_an_hour() {
+    for (refusals, random, minutes) in [(0, 0.0, 10), (0, 1.0, 15), (1, 0.0, 20), (2, 1.0, 60), (40, 1.0, 60)]
+    {
+        assert_eq!(refusal_pause(refusals, random), Duration::from_secs(minutes * 60), "{refusals} {random}");
+    }
 }
 
 #[tokio::test]
