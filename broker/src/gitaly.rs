@@ -207,7 +207,7 @@ impl Gitaly {
         deadline: Instant,
     ) -> Result<Vec<AgentFile>, GitalyError> {
         let mut files = Vec::new();
-        self.list(source, HEADS[0], (AGENTS, true), deadline, |entry| {
+        self.list(source, None, (AGENTS, true), deadline, |entry| {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             if let Some(agent) = agent_of(&path) {
                 files.push(AgentFile { agent: agent.to_owned(), path });
@@ -290,11 +290,12 @@ impl Gitaly {
         head.ok_or_else(|| no_such(source, reference))
     }
 
-    /// Hands every file of a directory to `visit`, as they come. A directory that does not exist has none.
+    /// Hands every file of a directory to `visit`, as they come; at `HEAD` without a commit. A directory that does not
+    /// exist has none, and neither has a `HEAD` that nobody pushed to.
     async fn list(
         &self,
         source: &Source,
-        revision: &str,
+        commit: Option<&str>,
         (directory, recursive): (&str, bool),
         deadline: Instant,
         mut visit: impl FnMut(TreeEntry) -> Result<(), GitalyError>,
@@ -304,14 +305,16 @@ impl Gitaly {
         self.turn(&call).await?;
         let request = call.request(GetTreeEntriesRequest {
             repository: Some(source.repository.clone()),
-            revision: Bytes::copy_from_slice(revision.as_bytes()),
+            revision: Bytes::copy_from_slice(commit.unwrap_or(HEADS[0]).as_bytes()),
             path: Bytes::copy_from_slice(directory.as_bytes()),
             recursive,
         });
         let mut client = CommitServiceClient::new(connection.channel.clone());
+        let mut empty = true;
         let entries = async {
             let mut stream = call.answer(client.get_tree_entries(request)).await?.into_inner();
             while let Some(message) = call.answer(stream.message()).await? {
+                empty &= message.entries.is_empty();
                 for entry in message.entries {
                     if entry.r#type == i32::from(EntryType::Blob) {
                         visit(entry)?;
@@ -321,12 +324,36 @@ impl Gitaly {
             Ok(())
         };
         match entries.await {
-            // Newer servers say so of a path that is not there; older ones list nothing.
-            Err(GitalyError::Rpc { code: Code::InvalidArgument, message, .. }) => {
-                tracing::debug!(directory, revision, message, "listed nothing");
-                Ok(())
+            // Of a path that is not there older servers list nothing, newer ones say the one, still newer ones of some
+            // listings the other. All say the same of a commit or a repository that is not there.
+            Err(GitalyError::Rpc { code: Code::InvalidArgument | Code::NotFound, message, .. }) => {
+                tracing::debug!(directory, commit, message, "listed nothing");
             }
-            other => other,
+            Ok(()) if empty => {}
+            other => return other,
+        }
+        self.confirm(source, commit, deadline).await
+    }
+
+    /// That the server has the commit, before what it says is missing there is believed to be: an agent removes from its
+    /// cluster what is no longer in the repository. For `HEAD`, that the repository is there.
+    async fn confirm(
+        &self,
+        source: &Source,
+        commit: Option<&str>,
+        deadline: Instant,
+    ) -> Result<(), GitalyError> {
+        let reference = commit.map_or(Reference::Default, |commit| Reference::Commit(commit.to_owned()));
+        match (self.head_of(source, &reference, deadline).await, commit) {
+            (Err(GitalyError::NoSuchReference { repository, .. }), Some(commit)) => {
+                Err(GitalyError::NoSuchCommit {
+                    address: source.server.address.clone(),
+                    repository,
+                    commit: commit.to_owned(),
+                })
+            }
+            (Ok(_), _) | (Err(GitalyError::NoDefaultBranch { .. }), None) => Ok(()),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -341,7 +368,11 @@ impl Gitaly {
         let connection = self.pool.connection(&source.server)?;
         let call = Call { source, connection: &connection, rpc: blob::TREE_ENTRY, deadline };
         self.turn(&call).await?;
-        Blob::open(&call, commit, file, limit).await
+        let opened = Blob::open(&call, commit, file, limit).await?;
+        if matches!(opened, Opened::Missing) {
+            self.confirm(source, Some(commit), deadline).await?;
+        }
+        Ok(opened)
     }
 
     /// Waits until both limits let one more call through.

@@ -17,6 +17,7 @@ use tokio_util::{
 };
 
 const SECRET: &str = "gitaly-secret";
+const GENERATIONS: [Generation; 3] = [Generation::V14_1, Generation::V16_7, Generation::V16Later];
 const CONFIG: &str = ".gitlab/agents/prod/config.yaml";
 
 struct Field {
@@ -326,12 +327,60 @@ async fn manifests_are_what_the_globs_select() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_there_holds_no_manifests_in_either_generation() {
-    for generation in [Generation::V14_1, Generation::V16_7] {
-        let field = Field::with(|options, _| options.generation = generation).await;
-        let commit = field.commit();
-        assert_eq!(field.selected(&commit, &["nothing/*.yaml"]).await, [""; 0]);
-        assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]));
+async fn a_directory_that_is_not_there_holds_no_manifests_in_any_generation() {
+    for generation in GENERATIONS {
+        for unimplemented in [false, true] {
+            let field = Field::with(|options, _| options.generation = generation).await;
+            if unimplemented {
+                field.server.break_call(Rpc::FindCommit, Broken::Unimplemented);
+            }
+            assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]), "nobody pushed");
+            let commit = field.commit();
+            for glob in ["nothing/*.yaml", "nothing/**/*.yaml", "**/*.yaml", "*.yaml"] {
+                assert_eq!(field.selected(&commit, &[glob]).await, [""; 0]);
+            }
+            assert_eq!(field.read(&commit, CONFIG, 9).await, Ok(None));
+            assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_or_a_repository_that_is_not_there_is_never_taken_for_an_empty_one() {
+    let absent: CommitId = "0123456789abcdef0123456789abcdef01234567".into();
+    for generation in GENERATIONS {
+        for unimplemented in [false, true] {
+            let mut field = Field::with(|options, _| options.generation = generation).await;
+            field.write("a.yaml", "a");
+            let commit = field.commit();
+            if unimplemented {
+                field.server.break_call(Rpc::FindCommit, Broken::Unimplemented);
+            }
+            let check = async |field: &Field, commit: &CommitId| {
+                let at = (generation, unimplemented);
+                for glob in ["nothing/*.yaml", "nothing/**/*.yaml", "*.yaml", "**/*.yaml"] {
+                    let error = field.select(commit, &[glob], ManifestLimits::default()).await.err();
+                    let error = error.unwrap_or_else(|| panic!("{at:?}: {glob} selects nothing"));
+                    assert_eq!(error.fault(), Fault::Transient, "{at:?} {glob}: {error}");
+                }
+                let file = [ManifestPath::File("a.yaml".to_owned())];
+                let limits = ManifestLimits::default();
+                let error = field.client.manifests(&field.source, commit, &file, limits).await.err().unwrap();
+                assert_eq!(error.fault(), Fault::Transient, "{at:?}: {error}");
+                let error = field.read(commit, CONFIG, 9).await.unwrap_err();
+                assert_eq!(error.fault(), Fault::Transient, "{at:?}: {error}");
+                error
+            };
+            let error = check(&field, &absent).await;
+            assert!(matches!(error, GitalyError::NoSuchCommit { .. }), "{error}");
+            field.source.repository.storage_name = "elsewhere".to_owned();
+            check(&field, &commit).await;
+            assert!(field.client.agent_files(&field.source, soon()).await.is_err());
+            field.source.repository.storage_name = "default".to_owned();
+            field.source.repository.relative_path = "moved.git".to_owned();
+            check(&field, &commit).await;
+            assert!(field.client.agent_files(&field.source, soon()).await.is_err());
+        }
     }
 }
 
