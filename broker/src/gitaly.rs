@@ -151,9 +151,19 @@ impl Gitaly {
         reference: &Reference,
         deadline: Instant,
     ) -> Result<CommitId, GitalyError> {
+        self.look(source, reference, (PATIENCE, deadline)).await
+    }
+
+    /// [`Gitaly::head_of`] for one who may as well look later: it waits for its turn no longer than `patience`.
+    async fn look(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        (patience, deadline): (Duration, Instant),
+    ) -> Result<CommitId, GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         if connection.may_find_commits() {
-            match self.found_head(source, reference, &connection, deadline).await {
+            match self.found_head(source, reference, &connection, (patience, deadline)).await {
                 Err(GitalyError::Rpc { code: Code::Unimplemented, .. }) => {
                     tracing::info!(
                         server = source.server.address,
@@ -164,7 +174,7 @@ impl Gitaly {
                 answer => return answer,
             }
         }
-        self.advertised_head(source, reference, &connection, deadline).await
+        self.advertised_head(source, reference, &connection, (patience, deadline)).await
     }
 
     /// The bytes of a file at a commit; `None` if there is no such file.
@@ -242,13 +252,13 @@ impl Gitaly {
         source: &Source,
         reference: &Reference,
         connection: &Connection,
-        deadline: Instant,
+        (patience, deadline): (Duration, Instant),
     ) -> Result<CommitId, GitalyError> {
         let named = reference.full_name();
         let revisions = named.as_deref().map_or(HEADS.to_vec(), |name| vec![name]);
         for revision in revisions {
             let call = Call { source, connection, rpc: FIND_COMMIT, deadline };
-            self.turn(&call).await?;
+            self.turn(&call, patience).await?;
             let request = call.request(FindCommitRequest {
                 repository: Some(source.repository.clone()),
                 revision: Bytes::copy_from_slice(revision.as_bytes()),
@@ -270,10 +280,10 @@ impl Gitaly {
         source: &Source,
         reference: &Reference,
         connection: &Connection,
-        deadline: Instant,
+        (patience, deadline): (Duration, Instant),
     ) -> Result<CommitId, GitalyError> {
         let call = Call { source, connection, rpc: INFO_REFS, deadline };
-        self.turn(&call).await?;
+        self.turn(&call, patience).await?;
         // Only the repository: with anything more Gitaly cannot answer from its cache.
         let request = call
             .request(InfoRefsRequest { repository: Some(source.repository.clone()), ..Default::default() });
@@ -302,7 +312,7 @@ impl Gitaly {
     ) -> Result<(), GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         let call = Call { source, connection: &connection, rpc: GET_TREE_ENTRIES, deadline };
-        self.turn(&call).await?;
+        self.turn(&call, PATIENCE).await?;
         let request = call.request(GetTreeEntriesRequest {
             repository: Some(source.repository.clone()),
             revision: Bytes::copy_from_slice(commit.unwrap_or(HEADS[0]).as_bytes()),
@@ -367,7 +377,7 @@ impl Gitaly {
     ) -> Result<Opened, GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         let call = Call { source, connection: &connection, rpc: blob::TREE_ENTRY, deadline };
-        self.turn(&call).await?;
+        self.turn(&call, PATIENCE).await?;
         let opened = Blob::open(&call, commit, file, limit).await?;
         if matches!(opened, Opened::Missing) {
             self.confirm(source, Some(commit), deadline).await?;
@@ -376,12 +386,20 @@ impl Gitaly {
     }
 
     /// Waits until both limits let one more call through.
-    async fn turn(&self, call: &Call<'_>) -> Result<(), GitalyError> {
+    async fn turn(&self, call: &Call<'_>, patience: Duration) -> Result<(), GitalyError> {
         for bucket in [&call.connection.bucket, &self.global] {
-            bucket.wait(Some(call.deadline)).await.map_err(|TooLong { wait }| GitalyError::Throttled {
-                address: call.source.server.address.clone(),
-                rpc: call.rpc,
-                wait,
+            let until = call.deadline.min(Instant::now() + patience);
+            bucket.wait(Some(until)).await.map_err(|TooLong { wait }| {
+                let server = &call.source.server.address;
+                if patience < PATIENCE && call.connection.tells_of_skips() {
+                    tracing::warn!(
+                        server,
+                        ?wait,
+                        "too many repositories for the rate limit: new commits are noticed later; \
+                         raise gitaly.per_server_api_rate_limit or global_api_rate_limit if this lasts"
+                    );
+                }
+                GitalyError::Throttled { address: server.clone(), rpc: call.rpc, wait }
             })?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
 use crate::rate::Rate;
+use futures::FutureExt;
 use postern_certs::dev::Ca;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
 use std::{
@@ -305,6 +306,27 @@ async fn calls_past_the_rate_wait_or_are_turned_away() {
     assert!(matches!(error, GitalyError::Throttled { .. }), "{error}");
     assert_eq!(field.server.calls(Rpc::FindCommit), 2);
     assert_eq!(client.head(&field.source, soon()).await, Ok(commit));
+}
+
+#[tokio::test]
+async fn a_crowd_of_polls_does_not_hold_up_who_reads_a_file() {
+    let field = Field::start().await;
+    field.write(CONFIG, "one");
+    let commit = field.commit();
+    let per_server = Rate { per_second: 20.0, burst: 1 };
+    let options = Options { per_server, ..Options::default() };
+    let trust = ClientTrust::load(Some(field.folder.path().join("ca.pem"))).unwrap();
+    let client = Gitaly::new(options, trust);
+    let turn = Duration::from_secs(1);
+    let mut looks: Vec<_> =
+        (0..500).map(|_| Box::pin(client.look(&field.source, &Reference::Default, (turn, soon())))).collect();
+    let skipped = looks.iter_mut().filter_map(|look| look.as_mut().now_or_never()).collect::<Vec<_>>();
+    assert!(skipped.len() >= 470, "{}", skipped.len());
+    assert!(skipped.iter().all(|look| matches!(look, Err(GitalyError::Throttled { .. }))));
+    let start = Instant::now();
+    let read = client.read(&field.source, &commit, CONFIG, 9, soon()).await;
+    assert_eq!(read, Ok(Some(Bytes::from("one"))));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
