@@ -8,6 +8,7 @@ use crate::{
     agent_tracker::{Connection, Tracker},
     auth::{self, AgentPermit},
     events::{Event, EventKind, Events},
+    gitaly::poller,
     listeners::agents::peer_address,
     repositories::{CommitId, Head, ReadError, Repositories, Repository},
     tunnel::registry::{PresenceGuard, Registry},
@@ -15,14 +16,11 @@ use crate::{
 use bytes::Bytes;
 use document::Parsed;
 use futures::{Stream, stream};
-use postern_wire::{
-    ids::AgentId,
-    proto::gitlab::agent::{
-        agent_configuration::rpc::{
-            ConfigurationRequest, ConfigurationResponse, agent_configuration_server::AgentConfiguration,
-        },
-        agentcfg,
+use postern_wire::proto::gitlab::agent::{
+    agent_configuration::rpc::{
+        ConfigurationRequest, ConfigurationResponse, agent_configuration_server::AgentConfiguration,
     },
+    agentcfg,
 };
 use rand::Rng;
 use report::Reports;
@@ -48,6 +46,8 @@ pub struct ConfigurationService {
     pub reports: Option<Arc<Reports>>,
     /// Where agents find GitLab's pages; empty without GitLab.
     pub external_url: String,
+    /// When to read again what could not be read.
+    pub retry: poller::Periods,
     /// Larger documents are refused, in bytes.
     pub max_file_size: u32,
     /// How long one stream lives; agents then open the next one.
@@ -148,6 +148,7 @@ impl Feed {
                 }
             },
         };
+        let mut failures = 0;
         loop {
             // No commit is not the agent's fault and perhaps mended soon: the stream stays, the follower's log says why.
             if let Some(commit) = head.now()
@@ -155,13 +156,30 @@ impl Feed {
             {
                 let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
                 let limit = u64::from(self.service.max_file_size);
-                let read = repository.read(&commit, &file, limit).await;
-                let parsed = parse(agent.id, &file, &commit, read).inspect_err(|status| {
-                    let error = status.message().to_owned();
-                    self.happened(EventKind::ConfigurationRefused { commit_id: commit.to_string(), error });
-                })?;
-                self.last = Some(commit.to_string());
-                return Ok(self.response(parsed, &commit));
+                match parse(&file, &commit, repository.read(&commit, &file, limit).await) {
+                    Ok(parsed) => {
+                        self.last = Some(commit.to_string());
+                        return Ok(self.response(parsed, &commit));
+                    }
+                    Err(Unusable::Refused(error)) => {
+                        tracing::warn!(agent_id = %agent.id, commit_id = %commit, error, "configuration refused");
+                        let (commit_id, status) = (commit.to_string(), format!("Config: {error}"));
+                        self.happened(EventKind::ConfigurationRefused { commit_id, error });
+                        return Err(Status::failed_precondition(status));
+                    }
+                    // Nor is a server that is away: nothing an agent could do brings it back.
+                    Err(Unusable::Unread(error)) => {
+                        let random = rand::rng().random_range(0.0..=1.0);
+                        let pause = poller::retry(self.service.retry, failures, random);
+                        // Once, not at every attempt.
+                        if failures == 0 {
+                            tracing::warn!(agent_id = %agent.id, %error, retry_in = ?pause, "configuration cannot be read yet");
+                        }
+                        failures = failures.saturating_add(1);
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                }
             }
             if !head.changed().await {
                 return Err(Status::unavailable("unavailable: the repository is no longer followed"));
@@ -199,27 +217,25 @@ impl Feed {
     }
 }
 
-fn parse(
-    agent: AgentId,
-    file: &str,
-    commit: &CommitId,
-    read: Result<Option<Bytes>, ReadError>,
-) -> Result<Parsed, Status> {
-    let refuse = |why: String| {
-        tracing::warn!(agent_id = %agent, commit_id = %commit, error = why, "configuration refused");
-        Status::failed_precondition(format!("Config: {why}"))
-    };
+/// Why an agent gets no configuration.
+enum Unusable {
+    /// Whoever wrote the file has to mend it.
+    Refused(String),
+    /// It may work a moment later.
+    Unread(ReadError),
+}
+
+fn parse(file: &str, commit: &CommitId, read: Result<Option<Bytes>, ReadError>) -> Result<Parsed, Unusable> {
     match read {
         // An agent without a file is an agent with an empty configuration.
         Ok(None) => Ok(Parsed::default()),
         Ok(Some(bytes)) => {
-            let parsed = document::parse(&bytes);
-            parsed.map_err(|error| refuse(format!("{file} at {commit}: {error}")))
+            document::parse(&bytes).map_err(|error| Unusable::Refused(format!("{file} at {commit}: {error}")))
         }
-        Err(error) if error.is_users() => Err(refuse(error.to_string())),
-        Err(error) => {
-            tracing::error!(agent_id = %agent, %error, "configuration unreadable");
-            Err(Status::unavailable("unavailable: the repository cannot be read; see the broker's log"))
-        }
+        Err(error) if error.is_users() => Err(Unusable::Refused(error.to_string())),
+        Err(error) => Err(Unusable::Unread(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

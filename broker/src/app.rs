@@ -11,7 +11,7 @@ use crate::{
     auth::Admission,
     config::{Config, ListenAddress, Provider},
     events::Events,
-    gitaly::ManifestLimits,
+    gitaly::{ManifestLimits, poller},
     gitlab_access::GitlabAccessService,
     gitops::{GitopsService, Projects, Room},
     kubernetes_api::{Cors, KubernetesApi},
@@ -214,6 +214,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             }
             Provider::Embedded { .. } => String::new(),
         },
+        retry: poller::Periods::default(),
         max_file_size: config.agents.max_configuration_file_size,
         max_age: stream_age,
         draining: stop.streams.clone(),
