@@ -189,8 +189,9 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     assert_eq!(event["commit_id"], bad, "{event}");
     assert!(event["error"].as_str().unwrap().contains("observabilty"), "{event}");
 
-    // An agent of 14.1, which is there for as long as it asks for its configuration; one that registers is missed only
-    // when it has not done so for minutes.
+    // One that registers says nothing when it goes; it is missed a while after its last stream.
+    field.agent.kill().await;
+    // An agent of 14.1 is there for as long as it asks for its configuration.
     let mut other = field.grpcio().await;
     let configuration = "agent_configuration.rpc.AgentConfiguration/GetConfiguration";
     other.agent_stays(&field.tokens.other, configuration, json!({})).await;
@@ -209,6 +210,9 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     let event = all.tells("gitops_manifests_sent", AGENT).await;
     assert_eq!(event["commit_id"], field.head(3), "{event}");
     assert_eq!(event["manifest_project"], "group/manifests", "{event}");
+
+    let gone = all.tells("agent_disconnected", AGENT).await;
+    assert_eq!(cable.tells(own, "agent_disconnected").await, gone);
 
     for process in [&field.broker, &field.agent] {
         let text = process.text();
