@@ -22,6 +22,8 @@ const REGISTRATION: Duration = Duration::from_secs(360);
 const ABSENCE: Duration = Duration::from_secs(15);
 /// Entries of one agent; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
+/// Of them, those that are listed, the newest: an answer has room for several agents.
+const LISTED_MAX: usize = 100;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
 const TEXT_MAX: usize = 256;
 
@@ -268,7 +270,7 @@ impl State {
             info.connected_at.map_or((0, 0), |connected| (connected.seconds, connected.nanos))
         };
         found.sort_by_key(|info| (age(info), info.connection_id));
-        found
+        found.split_off(found.len().saturating_sub(LISTED_MAX))
     }
 }
 

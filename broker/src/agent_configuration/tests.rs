@@ -62,6 +62,8 @@ impl Field {
             events,
             reports: None,
             external_url: "https://gitlab.example.com/".to_owned(),
+            documents: Arc::default(),
+            streams: PerAgent::new(STREAMS_PER_AGENT),
             retry: periods,
             max_file_size: 1024,
             max_age: Duration::from_secs(3600),
