@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_secs(1);
 /// The same for a look that somebody waits for: the first one, and that after a push.
 const AWAITED_TURN: Duration = Duration::from_secs(10);
+/// From a push to a look at a server that failed the last one; it may be well again, and others look at it too.
+const HASTE: Duration = Duration::from_secs(1);
 /// Between two looks at what does not change.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// For one file, its turn included.
@@ -284,6 +286,15 @@ async fn poll<F>(
                 awaited &= unknown;
                 rhythm.pause(false)
             }
+            // An answer, too: the first push is noticed as soon as any other.
+            Err(error) if is_answer(error) => {
+                if *head.borrow() != now {
+                    tracing::info!(repository = name, %error, "no commit to look at yet");
+                }
+                failures = 0;
+                awaited = false;
+                rhythm.pause(false)
+            }
             Err(error) => {
                 let pause = retry(periods, failures, rand::rng().random_range(0.0..=1.0));
                 let retry_in = tracing::field::debug(pause);
@@ -299,10 +310,16 @@ async fn poll<F>(
             }
         };
         head.send_if_modified(|last| tell(name, last, now));
+        let until = Instant::now() + pause;
         tokio::select! {
-            () = sleep(pause) => {}
-            // A push says nothing about a server that does not answer; its pause is kept.
-            () = look.notified(), if failures == 0 => awaited = true,
+            () = sleep_until(until) => {}
+            () = look.notified() => {
+                awaited = true;
+                // A push may mean that a server which did not answer is back, and more pushes mean no more than one.
+                if failures > 0 {
+                    sleep_until(until.min(Instant::now() + HASTE)).await;
+                }
+            }
         }
     }
 }
@@ -324,8 +341,12 @@ fn tell(name: &str, last: &mut Head, now: Head) -> bool {
 
 /// Whether the last commit is still the best that is known: not where the repository says that it has none.
 fn keeps_head(error: &GitalyError) -> bool {
-    error.fault() == Fault::Transient
-        && !matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
+    error.fault() == Fault::Transient && !is_answer(error)
+}
+
+/// Whether the server says that there is no such commit.
+fn is_answer(error: &GitalyError) -> bool {
+    matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
 }
 
 /// The pause after so many failures and one more. `random` is between 0 and 1.
