@@ -514,6 +514,22 @@ async fn a_push_is_noticed_long_before_the_next_poll() {
 }
 
 #[tokio::test]
+async fn a_push_to_a_renamed_project_is_noticed() {
+    let mut field = Field::start().await;
+    field.commit();
+    let (pollers, _stop) = field.pollers(Duration::from_secs(600));
+    let repository = pollers.follow(&field.source).await;
+    let mut head = repository.head();
+    head.borrow_and_update();
+    field.source.repository.gl_project_path = "group/renamed".to_owned();
+    assert!(Arc::ptr_eq(&repository, &pollers.follow(&field.source).await));
+    let next = field.commit();
+    pollers.pushed("group/renamed");
+    tokio::time::timeout(Duration::from_secs(10), head.changed()).await.expect("noticed").unwrap();
+    assert_eq!(*head.borrow(), Ok(next));
+}
+
+#[tokio::test]
 async fn a_failed_read_is_shared_but_not_kept() {
     let field = Field::start().await;
     field.write(CONFIG, "one");

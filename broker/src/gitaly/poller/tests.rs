@@ -40,7 +40,7 @@ fn polled_as(answer: Head, fixed: bool) -> Polled {
                 std::future::ready(answer.lock().unwrap().clone())
             };
             let rhythm = Rhythm { periods: PERIODS, fixed };
-            poll("group/config", ask, head, &look, rhythm).await;
+            poll(|| "group/config".to_owned(), ask, head, &look, rhythm).await;
         }
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
