@@ -424,6 +424,28 @@ async fn manifests_come_in_pieces_that_fit_a_message() {
 }
 
 #[tokio::test]
+async fn readers_that_stall_do_not_hold_up_a_look_at_the_head() {
+    let field = Field::start().await;
+    field.write("large.yaml", vec![b'x'; 8 << 20]);
+    let commit = field.commit();
+    let limits = ManifestLimits { file_bytes: 16 << 20, total_bytes: 16 << 20, ..Default::default() };
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut manifests = field.select(&commit, &["*.yaml"], limits).await.unwrap();
+        assert!(manifests.next().await.unwrap().is_some());
+        stalled.push(manifests);
+    }
+    // Meanwhile the server sends what it may.
+    for _ in 0..20 {
+        assert_eq!(field.head().await.as_ref(), Ok(&commit));
+    }
+    for manifests in stalled {
+        let rest: usize = all(manifests).await.unwrap().iter().map(|piece| piece.data.len()).sum();
+        assert!(rest >= (8 << 20) - PIECE_MAX);
+    }
+}
+
+#[tokio::test]
 async fn what_an_agent_s_owner_gets_wrong_is_told_apart() {
     let field = Field::start().await;
     for file in ["a.yaml", "b.yaml", "c.yaml"] {
