@@ -16,6 +16,10 @@ use tonic::transport::{Channel, Endpoint};
 const CONNECTIONS_MAX: usize = 256;
 /// Polling uses a connection several times a minute; one unused for so long is of a moved repository or an old token.
 const IDLE: Duration = Duration::from_secs(600);
+/// A file whose reader has stalled must not stop the other calls to its server, so the connection's window is as large as
+/// HTTP/2 allows: what is held unread is bounded by the streams, and few files are read at a time.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// What kas does, so that a firewall between forgets nothing.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Between two warnings that looks at a server are skipped.
@@ -104,6 +108,8 @@ impl Pool {
             .origin(origin)
             .user_agent(self.user_agent.as_str())
             .map_err(|error| bad(error.to_string()))?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);

@@ -424,6 +424,28 @@ async fn manifests_come_in_pieces_that_fit_a_message() {
 }
 
 #[tokio::test]
+async fn readers_that_stall_do_not_hold_up_a_look_at_the_head() {
+    let field = Field::start().await;
+    field.write("large.yaml", vec![b'x'; 8 << 20]);
+    let commit = field.commit();
+    let limits = ManifestLimits { file_bytes: 16 << 20, total_bytes: 16 << 20, ..Default::default() };
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut manifests = field.select(&commit, &["*.yaml"], limits).await.unwrap();
+        assert!(manifests.next().await.unwrap().is_some());
+        stalled.push(manifests);
+    }
+    // Meanwhile the server sends what it may.
+    for _ in 0..20 {
+        assert_eq!(field.head().await.as_ref(), Ok(&commit));
+    }
+    for manifests in stalled {
+        let rest: usize = all(manifests).await.unwrap().iter().map(|piece| piece.data.len()).sum();
+        assert!(rest >= (8 << 20) - PIECE_MAX);
+    }
+}
+
+#[tokio::test]
 async fn what_an_agent_s_owner_gets_wrong_is_told_apart() {
     let field = Field::start().await;
     for file in ["a.yaml", "b.yaml", "c.yaml"] {
@@ -511,6 +533,22 @@ async fn a_push_is_noticed_long_before_the_next_poll() {
     assert_eq!(repository.read(&second, CONFIG, 100).await, Ok(Some(Bytes::from("two"))));
     assert_eq!(repository.read(&first, CONFIG, 100).await, Ok(Some(Bytes::from("one"))));
     assert_eq!(field.server.calls(Rpc::FindCommit), 2);
+}
+
+#[tokio::test]
+async fn a_push_to_a_renamed_project_is_noticed() {
+    let mut field = Field::start().await;
+    field.commit();
+    let (pollers, _stop) = field.pollers(Duration::from_secs(600));
+    let repository = pollers.follow(&field.source).await;
+    let mut head = repository.head();
+    head.borrow_and_update();
+    field.source.repository.gl_project_path = "group/renamed".to_owned();
+    assert!(Arc::ptr_eq(&repository, &pollers.follow(&field.source).await));
+    let next = field.commit();
+    pollers.pushed("group/renamed");
+    tokio::time::timeout(Duration::from_secs(10), head.changed()).await.expect("noticed").unwrap();
+    assert_eq!(*head.borrow(), Ok(next));
 }
 
 #[tokio::test]

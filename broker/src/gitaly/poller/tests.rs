@@ -1,6 +1,7 @@
 //! The poller's loop on paused time, with answers made here.
 
 use super::*;
+use tokio::time::sleep;
 use tonic::Code;
 
 const PERIODS: Periods = Periods {
@@ -39,7 +40,7 @@ fn polled_as(answer: Head, fixed: bool) -> Polled {
                 std::future::ready(answer.lock().unwrap().clone())
             };
             let rhythm = Rhythm { periods: PERIODS, fixed };
-            poll("group/config", ask, head, &look, rhythm).await;
+            poll(|| "group/config".to_owned(), ask, head, &look, rhythm).await;
         }
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
@@ -124,7 +125,7 @@ async fn a_server_that_is_away_does_not_take_back_a_commit_but_an_emptied_reposi
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_is_looked_at_at_once_unless_the_server_is_failing() {
+async fn a_push_is_looked_at_at_once_or_within_a_second_of_a_failure_but_no_storm_of_them_is() {
     let polled = polled(commit("a"));
     let mut head = polled.head.subscribe();
     head.wait_for(Result::is_ok).await.unwrap();
@@ -135,13 +136,40 @@ async fn a_push_is_looked_at_at_once_unless_the_server_is_failing() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     polled.answers(down());
     polled.look.notify_one();
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_millis(10)).await;
     let looks = polled.looks.lock().unwrap().len();
-    for _ in 0..100 {
+    for _ in 0..500 {
         polled.look.notify_one();
         sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(polled.looks.lock().unwrap().len(), looks);
+    let more = polled.looks.lock().unwrap().len() - looks;
+    assert!((4..=6).contains(&more), "{more} looks in 5 s");
+    polled.answers(commit("c"));
+    let start = Instant::now();
+    polled.look.notify_one();
+    head.wait_for(|head| *head == commit("c")).await.unwrap();
+    assert!(start.elapsed() <= Duration::from_millis(1_100), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_push_to_an_empty_repository_is_noticed_like_any_other() {
+    let repository = "group/config".to_owned();
+    let reference = "refs/heads/dev".to_owned();
+    for none in [
+        GitalyError::NoDefaultBranch { repository: repository.clone() },
+        GitalyError::NoSuchReference { repository, reference },
+    ] {
+        let polled = polled(Err(none));
+        sleep(Duration::from_secs(3_600)).await;
+        let gaps = polled.gaps();
+        assert!(gaps.iter().all(|gap| *gap <= PERIODS.poll + Duration::from_millis(2)), "{gaps:?}");
+        let mut head = polled.head.subscribe();
+        polled.answers(commit("a"));
+        polled.look.notify_one();
+        let start = Instant::now();
+        head.wait_for(Result::is_ok).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
 }
 
 #[tokio::test(start_paused = true)]
