@@ -12,12 +12,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::Status;
 
 /// Less than the hour after which a key's minute comes again, as a kas has it.
 const LIFE_SECONDS: i64 = 59;
-/// Longer than this no RPC waits to be counted.
+/// Longer than this no RPC waits for a connection, nor to be counted on it; Redis is dialled anew then.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two warnings that nothing is counted.
 const WARN_EVERY: Duration = Duration::from_secs(60);
@@ -43,7 +43,8 @@ impl AgentLimit {
         Self { redis, prefix: prefix.into(), per_minute, uncounted: Mutex::default() }
     }
 
-    /// Counts one RPC of this token. It takes one round trip, a second at most; where Redis fails, the answer is yes.
+    /// Counts one RPC of this token. It takes one round trip, a second at most, and a
+    /// second more while a connection is being opened; where Redis fails, the answer is yes.
     ///
     /// # Errors
     /// `ResourceExhausted`: the token has used up this minute, by the clock of this process in UTC.
@@ -53,17 +54,13 @@ impl AgentLimit {
 
     async fn admit_at(&self, token: &AgentToken, now: SystemTime) -> Result<(), Status> {
         let key = key(&self.prefix, &token.half_key(), minute(now));
-        match timeout(PATIENCE, self.count(&key)).await {
-            Ok(Ok(count)) if count > u64::from(self.per_minute) => Err(Status::resource_exhausted(
+        match self.count(&key).await {
+            Ok(count) if count > u64::from(self.per_minute) => Err(Status::resource_exhausted(
                 "new connection rate limit exhausted for this agent, try again later",
             )),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
+            Ok(_) => Ok(()),
+            Err(error) => {
                 self.warn(&chain(&error));
-                Ok(())
-            }
-            Err(_) => {
-                self.warn("no answer in time");
                 Ok(())
             }
         }
@@ -75,7 +72,7 @@ impl AgentLimit {
         both.atomic();
         both.cmd("INCR").arg(key);
         both.cmd("EXPIRE").arg(key).arg(LIFE_SECONDS).ignore();
-        let (count,) = self.redis.pipeline(&both).await?;
+        let (count,) = self.redis.pipeline_in(PATIENCE, &both).await?;
         Ok(count)
     }
 
@@ -123,6 +120,7 @@ mod tests {
     use crate::redis::{Config, Servers};
     use futures::future::join_all;
     use stand_ins::redis::{Options, RedisServer};
+    use tokio::time::timeout;
     use tonic::Code;
 
     const NOW: SystemTime = UNIX_EPOCH;
@@ -207,6 +205,28 @@ mod tests {
         server.resume();
         let back = async {
             while limit.admit_at(&token, NOW).await.is_ok() {
+                tokio::task::yield_now().await
+            }
+        };
+        timeout(Duration::from_secs(10), back).await.expect("it counts again");
+    }
+
+    #[tokio::test]
+    async fn a_redis_that_stays_silent_is_given_up_and_costs_the_first_rpcs_only() {
+        let server = RedisServer::start(Options::default()).await.unwrap();
+        let dial_timeout = Duration::from_millis(200);
+        let config = Config { dial_timeout, ..Config::new(Servers::Unix(server.socket())) };
+        let limit = AgentLimit::new(Redis::open(config).unwrap(), "gitlab-kas", 1);
+        limit.admit_at(&token(), NOW).await.unwrap();
+        server.pause();
+        let begin = Instant::now();
+        for _ in 0..20 {
+            limit.admit_at(&token(), NOW).await.unwrap();
+        }
+        assert!(begin.elapsed() < PATIENCE * 3, "{:?}", begin.elapsed());
+        server.resume();
+        let back = async {
+            while limit.admit_at(&token(), NOW).await.is_ok() {
                 tokio::task::yield_now().await
             }
         };

@@ -197,7 +197,11 @@ impl Admission {
             },
             Identities::GitLab(gitlab) => {
                 let correlation_id = headers.get(CORRELATION_ID).and_then(|value| value.to_str().ok());
-                let call = Call { deadline: None, correlation_id: correlation_id.map(str::to_owned) };
+                let call = Call {
+                    deadline: None,
+                    correlation_id: correlation_id.map(str::to_owned),
+                    ..Call::default()
+                };
                 match patiently(|| ask(gitlab, &token, &call)).await {
                     Ok((info, standing)) => {
                         let agent = Arc::new(described(&info));

@@ -25,7 +25,7 @@ pub use secret::{JobToken, Length as SecretLength, SecretError, ServiceSecret};
 pub use transport::{BoxError, Limits, RequestBody};
 pub use usage::{AgentEvents, RegisteredEvent, Usage, UsageForm, UserEvent};
 
-use crate::rate::{Bucket, Rate};
+use crate::rate::{Bucket, Lane, Rate};
 use answers::Check;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -36,6 +36,7 @@ use postern_wire::{metadata::Program, token::AgentToken};
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use standing::Occasion;
 use std::{
     fmt,
     path::PathBuf,
@@ -97,12 +98,19 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// Goes into GitLab's logs.
     pub correlation_id: Option<String>,
+    /// What is asked was known a while ago: where others wait, this is refused at once, to be asked again later.
+    pub renewal: bool,
 }
 
 impl Call {
     /// The same for a question whose answer several wait for.
     fn for_all(&self) -> Self {
-        Self { deadline: None, correlation_id: self.correlation_id.clone() }
+        Self { deadline: None, correlation_id: self.correlation_id.clone(), renewal: false }
+    }
+
+    /// The same for a question that is asked for this occasion.
+    fn on(&self, occasion: Occasion) -> Self {
+        Self { renewal: occasion == Occasion::Again, ..self.clone() }
     }
 }
 
@@ -196,8 +204,9 @@ impl Rails {
     }
 
     /// Waits until GitLab may be asked again.
-    async fn turn(&self, call: &Call) -> Result<(), Fault> {
-        self.rate.wait(call.deadline).await.map_err(|late| Fault::RateLimited(late.wait))
+    async fn turn(&self, lane: Lane, call: &Call) -> Result<(), Fault> {
+        let lane = if call.renewal { Lane::Renewals } else { lane };
+        self.rate.wait_in(lane, call.deadline).await.map_err(|late| Fault::RateLimited(late.wait))
     }
 
     /// Both generations of headers: Rails of either reads its own.
@@ -314,7 +323,7 @@ impl Rails {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
         let uri = self.uri(&question.target)?;
-        self.turn(call).await?;
+        self.turn(question.lane, call).await?;
         match question.asker {
             Asker::Kas => self.as_kas(&mut headers, call),
             Asker::Agent(token) => {
@@ -352,6 +361,8 @@ struct Question<'a> {
     /// Path and query below GitLab's address.
     target: String,
     asker: Asker<'a>,
+    /// With whom it waits for its turn.
+    lane: Lane,
     document: Option<Value>,
 }
 

@@ -84,7 +84,8 @@ impl GitlabAccess for GitlabAccessService {
             )));
         };
         let correlation_id = request.metadata().get(CORRELATION_ID).and_then(|id| id.to_str().ok());
-        let call = Call { deadline: None, correlation_id: correlation_id.map(str::to_owned) };
+        let call =
+            Call { deadline: None, correlation_id: correlation_id.map(str::to_owned), ..Call::default() };
         let moved = Arc::new(AtomicU64::new(0));
         let messages = Messages {
             incoming: request.into_inner(),

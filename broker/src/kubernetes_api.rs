@@ -240,7 +240,7 @@ impl KubernetesApi {
     async fn admit(&self, parts: &Parts, account: &mut Account) -> Result<CallerPermit, ApiFailure> {
         let credential = Credential::read(self.identities.issuer(), &parts.headers, parts.uri.query())?;
         account.claimed(&credential);
-        let call = Call { deadline: None, correlation_id: Some(account.trace_id.clone()) };
+        let call = Call { deadline: None, correlation_id: Some(account.trace_id.clone()), ..Call::default() };
         match self.identities.admit(credential, &call).await {
             Ok(permit) => {
                 account.allowed(&permit);

@@ -1,12 +1,18 @@
-//! How often a neighbour (GitLab, Gitaly) may be asked: a token bucket in which callers wait for their turn, in order. Before it: a call. After
-//! it: the request. A turn that a caller's deadline cannot wait for is refused at once, and one that its caller gave up
-//! goes back.
+//! How often a neighbour (GitLab, Gitaly) may be asked: a token bucket in which callers wait for their turn. Each lane is
+//! served in order, and lanes that wait at the same time are served by turns, so that none starves another. Before it: a
+//! call. After it: the request. A turn that a caller's deadline cannot wait for is refused at once.
 
 use std::{
+    collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
+
+/// A renewal that would wait longer is put off by whoever asks for it.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(1);
+/// Who waits looks at least this often whether others left and its turn comes sooner.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How much a bucket gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +30,19 @@ impl Default for Rate {
     }
 }
 
+/// Who waits together. While several wait, each has an equal share of the turns; what one does not need the others have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Agents, and everything that has no lane of its own.
+    Agents,
+    /// Callers of the Kubernetes API. They may fill half of the time that anybody waits.
+    Callers,
+    /// About tokens that were good a while ago: they wait a second or not at all.
+    Renewals,
+}
+
+const LANES: usize = 3;
+
 /// There are too many before this caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooLong {
@@ -38,63 +57,141 @@ pub(crate) struct Bucket {
     ahead: Duration,
     /// Nobody waits longer than this, and so no more than fit into it wait at all.
     patience: Duration,
-    /// When the bucket is full again.
-    full_at: Mutex<Instant>,
+    state: Mutex<State>,
 }
 
-/// A turn that was given and not used yet.
-struct Turn<'a>(Option<&'a Bucket>);
+#[derive(Debug)]
+struct State {
+    /// When the bucket is full again.
+    full_at: Instant,
+    /// Who waits, by number, in order.
+    waiting: [VecDeque<u64>; LANES],
+    number: u64,
+    /// The lane that is served first among those that wait.
+    first: usize,
+}
 
-impl Drop for Turn<'_> {
+/// A place in a lane; left when it is dropped.
+struct Place<'a> {
+    bucket: &'a Bucket,
+    lane: Lane,
+    number: u64,
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(bucket) = self.0 {
-            let mut full_at = bucket.lock();
-            *full_at = full_at.checked_sub(bucket.interval).unwrap_or(*full_at);
+        let mut state = self.bucket.lock();
+        let waiting = &mut state.waiting[self.lane as usize];
+        if let Ok(index) = waiting.binary_search(&self.number) {
+            waiting.remove(index);
         }
+    }
+}
+
+impl State {
+    /// How many turns go before that of the one at this place of its lane.
+    fn before(&self, lane: usize, index: usize) -> usize {
+        let round = |lane: usize| (lane + LANES - self.first) % LANES;
+        let others = (0..LANES).filter(|other| *other != lane);
+        let theirs = others.map(|other| {
+            let ahead = index + usize::from(round(other) < round(lane));
+            self.waiting[other].len().min(ahead)
+        });
+        index + theirs.sum::<usize>()
+    }
+
+    fn take(&mut self, lane: Lane, now: Instant, interval: Duration) {
+        self.full_at = self.full_at.max(now) + interval;
+        self.first = (lane as usize + 1) % LANES;
     }
 }
 
 impl Bucket {
     pub(crate) fn new(rate: Rate, patience: Duration) -> Self {
         let interval = Duration::from_secs_f64(1.0 / rate.per_second.clamp(0.001, 1e6));
+        let state = State {
+            full_at: Instant::now(),
+            waiting: Default::default(),
+            number: 0,
+            first: Lane::Agents as usize,
+        };
         Self {
             interval,
             ahead: interval.saturating_mul(rate.burst.saturating_sub(1)),
             patience,
-            full_at: Mutex::new(Instant::now()),
+            state: Mutex::new(state),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Instant> {
-        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for this caller's turn. Dropping the future gives the turn back.
+    /// As [`Bucket::wait_in`] where there is one lane.
     pub(crate) async fn wait(&self, deadline: Option<Instant>) -> Result<(), TooLong> {
-        let (mut turn, at) = self.reserve(deadline)?;
-        if let Some(at) = at {
+        self.wait_in(Lane::Agents, deadline).await
+    }
+
+    /// Waits for this caller's turn. Dropping the future leaves the queue.
+    pub(crate) async fn wait_in(&self, lane: Lane, deadline: Option<Instant>) -> Result<(), TooLong> {
+        let Some(place) = self.enter(lane, deadline)? else { return Ok(()) };
+        loop {
+            let now = Instant::now();
+            let at = {
+                let mut state = self.lock();
+                let index = state.waiting[lane as usize].binary_search(&place.number).unwrap_or_default();
+                let wait = self.until(&state, state.before(lane as usize, index), now);
+                if wait.is_zero() {
+                    state.take(lane, now, self.interval);
+                    // The lock is free again before the place is left.
+                    break;
+                }
+                if deadline.is_some_and(|deadline| now + wait > deadline) {
+                    return Err(TooLong { wait });
+                }
+                now + wait.min(LOOK)
+            };
             tokio::time::sleep_until(at).await;
         }
-        turn.0 = None;
         Ok(())
     }
 
-    fn reserve(&self, deadline: Option<Instant>) -> Result<(Turn<'_>, Option<Instant>), TooLong> {
+    /// How long the turn after `before` others is away.
+    fn until(&self, state: &State, before: usize, now: Instant) -> Duration {
+        let turns = self.interval.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+        (state.full_at.saturating_duration_since(now) + turns).saturating_sub(self.ahead)
+    }
+
+    /// A place to wait in; `None`: the turn was there and is taken.
+    fn enter(&self, lane: Lane, deadline: Option<Instant>) -> Result<Option<Place<'_>>, TooLong> {
         let now = Instant::now();
-        let mut full_at = self.lock();
-        let from = (*full_at).max(now);
-        let wait = (from - now).saturating_sub(self.ahead);
-        if wait > self.patience || deadline.is_some_and(|deadline| now + wait > deadline) {
+        let mut state = self.lock();
+        let index = state.waiting[lane as usize].len();
+        let wait = self.until(&state, state.before(lane as usize, index), now);
+        if wait.is_zero() {
+            state.take(lane, now, self.interval);
+            return Ok(None);
+        }
+        let alone = self.until(&state, index, now);
+        let late = match lane {
+            Lane::Agents => wait > self.patience,
+            Lane::Callers => wait > self.patience || alone > self.patience / 2,
+            Lane::Renewals => wait > RENEWAL_PATIENCE.min(self.patience),
+        };
+        if late || deadline.is_some_and(|deadline| now + wait > deadline) {
             return Err(TooLong { wait });
         }
-        *full_at = from + self.interval;
-        Ok((Turn(Some(self)), (!wait.is_zero()).then(|| now + wait)))
+        state.number += 1;
+        let number = state.number;
+        state.waiting[lane as usize].push_back(number);
+        Ok(Some(Place { bucket: self, lane, number }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::{StreamExt, stream::FuturesUnordered};
     use std::pin::pin;
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -151,7 +248,84 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_longer_than_the_patience() {
         let bucket = Bucket::new(Rate { per_second: 1.0, burst: 1 }, Duration::from_secs(2));
-        let turns: Vec<_> = (0..5).map(|_| bucket.reserve(None)).collect();
+        let turns: Vec<_> = (0..5).map(|_| bucket.enter(Lane::Agents, None)).collect();
         assert_eq!(turns.iter().filter(|turn| turn.is_ok()).count(), 3);
+    }
+
+    /// How many of those who ask at this moment and in this lane are not refused at once; they wait in `field`.
+    fn ask<'a>(
+        bucket: &'a Bucket,
+        lane: Lane,
+        number: usize,
+        field: &FuturesUnordered<futures::future::BoxFuture<'a, Lane>>,
+    ) -> usize {
+        let mut accepted = 0;
+        for _ in 0..number {
+            let mut turn = Box::pin(bucket.wait_in(lane, None));
+            match futures::FutureExt::now_or_never(&mut turn) {
+                Some(Err(_)) => {}
+                Some(Ok(())) => accepted += 1,
+                None => {
+                    accepted += 1;
+                    field.push(Box::pin(async move {
+                        turn.await.expect("nobody has a deadline");
+                        lane
+                    }));
+                }
+            }
+        }
+        accepted
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_in_one_lane_leaves_the_other_its_share() {
+        for (flooded, other) in [(Lane::Callers, Lane::Agents), (Lane::Agents, Lane::Callers)] {
+            let (bucket, field) = (bucket(), FuturesUnordered::new());
+            assert!(ask(&bucket, flooded, 5_000, &field) >= 300);
+            let flood = field;
+            let mut few = FuturesUnordered::new();
+            assert_eq!(ask(&bucket, other, 20, &few), 20, "{other:?} are not kept out");
+            let begin = Instant::now();
+            let both = async {
+                let mut flood = flood;
+                while flood.next().await.is_some() {}
+            };
+            let others = async {
+                while few.next().await.is_some() {}
+                begin.elapsed()
+            };
+            let ((), took) = tokio::join!(both, others);
+            assert!(took < Duration::from_millis(4_500), "{other:?} took {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_fill_no_more_than_half_of_the_queue_and_renewals_almost_none() {
+        for (lane, most) in [(Lane::Agents, 604), (Lane::Callers, 304), (Lane::Renewals, 14)] {
+            let (bucket, field) = (bucket(), FuturesUnordered::new());
+            let accepted = ask(&bucket, lane, 5_000, &field);
+            assert!((most - 3..=most).contains(&accepted), "{lane:?}: {accepted}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_lane_does_not_need_the_other_has() {
+        let (bucket, mut field) = (bucket(), FuturesUnordered::new());
+        assert_eq!(ask(&bucket, Lane::Callers, 103, &field), 103);
+        let begin = Instant::now();
+        while field.next().await.is_some() {}
+        assert!(begin.elapsed() < Duration::from_millis(10_500), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_behind_one_that_leaves_move_up() {
+        let (bucket, mut field) = (bucket(), FuturesUnordered::new());
+        ask(&bucket, Lane::Agents, 103, &field);
+        let mut last = pin!(bucket.wait(None));
+        assert!(futures::poll!(&mut last).is_pending());
+        field.clear();
+        let begin = Instant::now();
+        last.await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     }
 }

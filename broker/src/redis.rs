@@ -140,12 +140,12 @@ pub enum RedisError {
         /// What is wrong, and what to do about it.
         what: String,
     },
-    /// Dialling took longer than `dial_timeout`.
+    /// Dialling took longer than `dial_timeout`, or than the caller waits.
     #[error("Redis at {server} does not answer within {limit:?}; is it up, and may this host reach it?")]
     Slow {
         /// Its address.
         server: String,
-        /// `dial_timeout`.
+        /// How long that is.
         limit: Duration,
     },
     /// It wants another user name or password than ours.
@@ -177,7 +177,7 @@ pub enum RedisError {
     Silent {
         /// Its address.
         server: String,
-        /// `write_timeout` and `read_timeout` together.
+        /// `write_timeout` and `read_timeout` together, or what the caller allows if that is less.
         limit: Duration,
     },
     /// A command failed, or the connection did while it ran.
@@ -249,21 +249,41 @@ impl Redis {
 
     /// One command and its answer.
     pub(crate) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let Up { mut commands, server, broken } = self.connection().await?;
+        let Up { mut commands, server, broken } = self.connection(self.dialler.patience).await?;
         let answer = timeout(self.answer, command.query_async(&mut commands)).await;
-        self.judge(answer.ok(), &server, &broken)
+        self.judge(answer.ok(), self.answer, &server, &broken)
     }
 
     /// Several commands in one round trip, or as one transaction where they are `atomic()`.
     pub(crate) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
-        let Up { mut commands, server, broken } = self.connection().await?;
-        let answer = timeout(self.answer, pipeline.query_async(&mut commands)).await;
-        self.judge(answer.ok(), &server, &broken)
+        self.pipeline_within(self.dialler.patience, self.answer, pipeline).await
+    }
+
+    /// The same for callers with less time: the connection that is being opened, and then the answer, may each take so
+    /// long. A limit around this call would never let the connection be found broken.
+    pub(crate) async fn pipeline_in<T: FromRedisValue>(
+        &self,
+        limit: Duration,
+        pipeline: &Pipeline,
+    ) -> Result<T, RedisError> {
+        self.pipeline_within(self.dialler.patience.min(limit), self.answer.min(limit), pipeline).await
+    }
+
+    async fn pipeline_within<T: FromRedisValue>(
+        &self,
+        dial: Duration,
+        limit: Duration,
+        pipeline: &Pipeline,
+    ) -> Result<T, RedisError> {
+        let Up { mut commands, server, broken } = self.connection(dial).await?;
+        let answer = timeout(limit, pipeline.query_async(&mut commands)).await;
+        self.judge(answer.ok(), limit, &server, &broken)
     }
 
     fn judge<T>(
         &self,
         answer: Option<::redis::RedisResult<T>>,
+        limit: Duration,
         server: &str,
         broken: &CancellationToken,
     ) -> Result<T, RedisError> {
@@ -283,13 +303,13 @@ impl Redis {
             }
             None => {
                 broken.cancel();
-                Err(RedisError::Silent { server, limit: self.answer })
+                Err(RedisError::Silent { server, limit })
             }
         }
     }
 
     /// The connection that is there, or the one that is being opened.
-    async fn connection(&self) -> Result<Up, RedisError> {
+    async fn connection(&self, limit: Duration) -> Result<Up, RedisError> {
         let mut state = self.state.subscribe();
         self.keeper.get_or_init(|| {
             let keeper = keep(Arc::clone(&self.dialler), self.state.clone());
@@ -300,11 +320,11 @@ impl Redis {
             State::Up(up) => !up.broken.is_cancelled(),
             State::Away(_) => true,
         });
-        let settled = timeout(self.dialler.patience, settled).await;
+        let settled = timeout(limit, settled).await;
         match settled.as_ref().map(|state| state.as_deref()) {
             Ok(Ok(State::Up(up))) => Ok(up.clone()),
             Ok(Ok(State::Away(error))) => Err(error.clone()),
-            _ => Err(RedisError::Slow { server: self.dialler.name(), limit: self.dialler.patience }),
+            _ => Err(RedisError::Slow { server: self.dialler.name(), limit }),
         }
     }
 }

@@ -76,6 +76,7 @@ struct State<K, V, E> {
 
 struct Kept<V, E> {
     until: (Instant, u64),
+    answered: Instant,
     result: Result<V, E>,
 }
 
@@ -97,6 +98,14 @@ where
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
+        self.get_dated(key, ask).await.0
+    }
+
+    /// As [`Cache::get`], and when that was answered.
+    pub async fn get_dated<F>(&self, key: K, ask: impl FnOnce() -> F) -> (Result<V, E>, Instant)
+    where
+        F: Future<Output = Result<V, E>> + Send + 'static,
+    {
         self.follow(self.plan(key, ask, false)).await
     }
 
@@ -105,18 +114,19 @@ where
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
-        self.follow(self.plan(key, ask, true)).await
+        self.follow(self.plan(key, ask, true)).await.0
     }
 
-    async fn follow<F>(&self, plan: Plan<V, E, impl FnOnce() -> F>) -> Result<V, E>
+    async fn follow<F>(&self, plan: Plan<V, E, impl FnOnce() -> F>) -> (Result<V, E>, Instant)
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
-        match plan {
-            Plan::Known(result) => result,
+        let result = match plan {
+            Plan::Known(result, answered) => return (result, answered),
             Plan::Join(asking) => asking.await,
             Plan::Alone(ask) => ask().await,
-        }
+        };
+        (result, Instant::now())
     }
 
     /// Forgets the answer, and does not keep one that is under way.
@@ -146,7 +156,7 @@ where
             && !anew
             && kept.until.0 > Instant::now()
         {
-            return Plan::Known(kept.result.clone());
+            return Plan::Known(kept.result.clone(), kept.answered);
         }
         if let Some(asking) = state.asking.get(&key).and_then(|(_, asking)| asking.upgrade()) {
             return Plan::Join(asking);
@@ -170,7 +180,8 @@ where
 }
 
 enum Plan<V, E, A> {
-    Known(Result<V, E>),
+    /// And when it was answered.
+    Known(Result<V, E>, Instant),
     Join(Shared<Asking<V, E>>),
     /// So many questions are under way that this one is not shared, and its answer not kept.
     Alone(A),
@@ -241,9 +252,10 @@ where
         }
         state.remove(&self.key);
         state.make_room(settings.capacity);
-        let until = (Instant::now() + time, state.number());
+        let answered = Instant::now();
+        let until = (answered + time, state.number());
         state.expiry.insert(until, self.key.clone());
-        state.kept.insert(self.key.clone(), Kept { until, result: result.clone() });
+        state.kept.insert(self.key.clone(), Kept { until, answered, result: result.clone() });
     }
 }
 

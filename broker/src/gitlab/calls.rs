@@ -5,6 +5,7 @@ use super::{
     AgentEvents, AgentInfo, AllowedAgents, Asker, Call, Fault, JobToken, ProjectInfo, ProxyUser, Question,
     Rails, RailsError, Usage, UsageForm, answers::InfoDocument,
 };
+use crate::rate::Lane;
 use http::{HeaderMap, Method};
 use postern_wire::{
     ids::AgentId,
@@ -51,12 +52,17 @@ impl fmt::Debug for ProxyAccess {
 }
 
 fn get<'a>(name: &'static str, target: String, asker: Asker<'a>) -> Question<'a> {
-    Question { name, method: Method::GET, target, asker, document: None }
+    let lane = match asker {
+        Asker::Job(_) => Lane::Callers,
+        Asker::Agent(_) | Asker::Kas => Lane::Agents,
+    };
+    Question { name, method: Method::GET, target, asker, lane, document: None }
 }
 
 fn post(name: &'static str, document: Value) -> Question<'static> {
     let target = format!("{KUBERNETES}{name}");
-    Question { name, method: Method::POST, target, asker: Asker::Kas, document: Some(document) }
+    let (asker, lane) = (Asker::Kas, Lane::Agents);
+    Question { name, method: Method::POST, target, asker, lane, document: Some(document) }
 }
 
 fn with_project(name: &str, project: &str) -> String {
@@ -135,7 +141,8 @@ impl Rails {
             }),
         };
         let name = "authorize_proxy_user";
-        let (_, user) = self.json::<ProxyUser>(post(name, document), call).await?;
+        let question = Question { lane: Lane::Callers, ..post(name, document) };
+        let (_, user) = self.json::<ProxyUser>(question, call).await?;
         if user.agent.id != agent.0 {
             let what = "it is about another agent than was asked for".to_owned();
             return Err(self.error(name, Fault::Malformed(what)));

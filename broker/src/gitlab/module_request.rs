@@ -7,6 +7,7 @@ use super::{
     error::Fault,
     transport::{BoxError, RequestBody},
 };
+use crate::rate::Lane;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -166,7 +167,7 @@ impl super::Rails {
         *outgoing.headers_mut() = forwarded(request.headers);
         // Whole before the body: a stream may be as long as it likes.
         let head = async {
-            self.turn(call).await?;
+            self.turn(Lane::Agents, call).await?;
             self.as_agent(outgoing.headers_mut(), token);
             self.as_kas(outgoing.headers_mut(), call);
             self.transport.send(outgoing).await

@@ -78,9 +78,9 @@ impl Remembered {
 
     /// [`Rails::agent_info`].
     pub async fn agent(&self, token: &AgentToken, call: &Call) -> Result<Standing<AgentInfo>, RailsError> {
-        let (rails, own, again) = (Arc::clone(&self.rails), token.clone(), call.for_all());
-        let standing = self.agents.of(token.key(), move || {
-            let (rails, token, call) = (Arc::clone(&rails), own.clone(), again.clone());
+        let (rails, own, around) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+        let standing = self.agents.of(token.key(), move |occasion| {
+            let (rails, token, call) = (Arc::clone(&rails), own.clone(), around.on(occasion));
             async move { rails.agent_info(&token, &call).await.map(Arc::new) }
         });
         self.within(call, "agent_info", standing).await
@@ -103,9 +103,9 @@ impl Remembered {
 
     /// [`Rails::allowed_agents`].
     pub async fn job(&self, token: &JobToken, call: &Call) -> Result<Standing<AllowedAgents>, RailsError> {
-        let (rails, own, again) = (Arc::clone(&self.rails), token.clone(), call.for_all());
-        let standing = self.jobs.of(token.key(), move || {
-            let (rails, token, call) = (Arc::clone(&rails), own.clone(), again.clone());
+        let (rails, own, around) = (Arc::clone(&self.rails), token.clone(), call.for_all());
+        let standing = self.jobs.of(token.key(), move |occasion| {
+            let (rails, token, call) = (Arc::clone(&rails), own.clone(), around.on(occasion));
             async move { rails.allowed_agents(&token, &call).await.map(Arc::new) }
         });
         self.within(call, "allowed_agents", standing).await
@@ -118,9 +118,9 @@ impl Remembered {
         access: &Arc<ProxyAccess>,
         call: &Call,
     ) -> Result<Standing<ProxyUser>, RailsError> {
-        let (rails, own, again) = (Arc::clone(&self.rails), Arc::clone(access), call.for_all());
-        let standing = self.users.of((agent, access.key()), move || {
-            let (rails, access, call) = (Arc::clone(&rails), Arc::clone(&own), again.clone());
+        let (rails, own, around) = (Arc::clone(&self.rails), Arc::clone(access), call.for_all());
+        let standing = self.users.of((agent, access.key()), move |occasion| {
+            let (rails, access, call) = (Arc::clone(&rails), Arc::clone(&own), around.on(occasion));
             async move { rails.authorize_proxy_user(agent, &access, &call).await.map(Arc::new) }
         });
         self.within(call, "authorize_proxy_user", standing).await

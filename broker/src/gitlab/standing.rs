@@ -3,7 +3,7 @@
 //! end when their token is withdrawn. GitLab being away withdraws nothing, and who is here already may go on.
 
 use super::{
-    RailsError,
+    Fault, RailsError,
     cache::{Cache, Lasting, Remember, Settings},
 };
 use rand::Rng;
@@ -14,7 +14,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -27,6 +30,15 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 type Now<V> = Result<Arc<V>, RailsError>;
+
+/// Why a token is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Somebody waits to be let in.
+    First,
+    /// It was good, and something runs with it.
+    Again,
+}
 
 /// What is known of each token, and followed while somebody needs it.
 pub struct Standings<K, V> {
@@ -85,7 +97,7 @@ where
     pub async fn of<F>(
         &self,
         key: K,
-        ask: impl Fn() -> F + Send + Sync + 'static,
+        ask: impl Fn(Occasion) -> F + Send + Sync + 'static,
     ) -> Result<Standing<V>, RailsError>
     where
         F: Future<Output = Now<V>> + Send + 'static,
@@ -93,8 +105,8 @@ where
         if let Some(known) = self.known(&key) {
             return Ok(known);
         }
-        let first = self.cache.get(key.clone(), &ask).await?;
-        Ok(self.enter(key, first, ask))
+        let (first, answered) = self.cache.get_dated(key.clone(), || ask(Occasion::First)).await;
+        Ok(self.enter(key, first?, answered, ask))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Weak<Live<V>>>> {
@@ -107,7 +119,13 @@ where
         good.then_some(Standing(live))
     }
 
-    fn enter<F>(&self, key: K, first: Arc<V>, ask: impl Fn() -> F + Send + Sync + 'static) -> Standing<V>
+    fn enter<F>(
+        &self,
+        key: K,
+        first: Arc<V>,
+        answered: Instant,
+        ask: impl Fn(Occasion) -> F + Send + Sync + 'static,
+    ) -> Standing<V>
     where
         F: Future<Output = Now<V>> + Send + 'static,
     {
@@ -127,21 +145,27 @@ where
         live.insert(key.clone(), Arc::downgrade(&standing));
         let (cache, period) = (self.cache.clone(), self.period);
         self.tasks.spawn(async move {
-            let renew = || cache.renew(key.clone(), &ask);
-            stop.run_until_cancelled(follow(now, period, renew)).await;
+            let renew = || cache.renew(key.clone(), || ask(Occasion::Again));
+            stop.run_until_cancelled(follow(now, answered, period, renew)).await;
         });
         Standing(standing)
     }
 }
 
-async fn follow<V: PartialEq, F>(now: watch::Sender<Now<V>>, period: Duration, renew: impl Fn() -> F)
-where
+async fn follow<V: PartialEq, F>(
+    now: watch::Sender<Now<V>>,
+    answered: Instant,
+    period: Duration,
+    renew: impl Fn() -> F,
+) where
     F: Future<Output = Now<V>>,
 {
+    let random = || rand::rng().random_range(0.0..=1.0);
     let mut failures = 0;
+    // What was known already was answered a part of the period ago.
+    let mut next = answered + pause(period, failures, random());
     loop {
-        let pause = pause(period, failures, rand::rng().random_range(0.0..=1.0));
-        sleep(pause).await;
+        sleep_until(next).await;
         match renew().await {
             Ok(value) => {
                 failures = 0;
@@ -155,6 +179,11 @@ where
                 drop(now.send_replace(Err(error)));
                 return;
             }
+            // Others wait for their turn to ask who they are, and this token was good a while ago.
+            Err(RailsError { fault: Fault::RateLimited(_), .. }) => {
+                next = Instant::now() + RETRY + (RETRY_MAX - RETRY).mul_f64(random());
+                continue;
+            }
             Err(error) => {
                 if failures == 0 {
                     tracing::warn!(
@@ -165,6 +194,7 @@ where
                 failures += 1;
             }
         }
+        next = Instant::now() + pause(period, failures, random());
     }
 }
 

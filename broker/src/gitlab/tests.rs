@@ -113,7 +113,8 @@ fn token() -> AgentToken {
 }
 
 fn call() -> Call {
-    Call { deadline: Some(Instant::now() + Duration::from_secs(20)), correlation_id: Some("c-1".to_owned()) }
+    let deadline = Some(Instant::now() + Duration::from_secs(20));
+    Call { deadline, correlation_id: Some("c-1".to_owned()), renewal: false }
 }
 
 fn hash(secret: &str) -> String {

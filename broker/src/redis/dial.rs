@@ -9,6 +9,7 @@ use ::redis::{
 };
 use postern_certs::client::{self, ClientIdentity, ClientTrust};
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -22,6 +23,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
+
+/// So that a connection that nobody uses is found dead, too.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What moves the bytes of a connection; it ends with it.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -170,6 +174,8 @@ impl Dialler {
         };
         let io = TcpStream::connect((host.as_str(), port)).await.map_err(failed)?;
         io.set_nodelay(true).map_err(failed)?;
+        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE);
+        SockRef::from(&io).set_tcp_keepalive(&keepalive).map_err(failed)?;
         let Some(secure) = &self.secure else { return Ok(Box::pin(io)) };
         let trouble = |what: String| RedisError::Tls { server: server.to_string(), what };
         let name = ServerName::try_from(host.clone())

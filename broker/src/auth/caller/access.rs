@@ -4,10 +4,10 @@
 
 use crate::gitlab::{AllowedAgent, AllowedAgents, CiAccessAs, Impersonation, ProxyUser, UserAccessAs};
 use postern_wire::proto::gitlab::agent::kubernetes_api::rpc::{ExtraKeyVal, ImpersonationConfig};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-/// As whom.
-#[derive(Clone, Debug, PartialEq)]
+/// As whom. Equal where a cluster would make no difference: the order of groups has no meaning, and GitLab keeps none.
+#[derive(Clone, Debug)]
 pub enum Access {
     /// With the agent's own rights; the caller may impersonate as far as the agent may.
     Agent,
@@ -28,6 +28,29 @@ impl Access {
             Self::As { mode, .. } => mode,
         }
     }
+}
+
+impl PartialEq for Access {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Agent, Self::Agent) => true,
+            (Self::As { mode, identity }, Self::As { mode: other_mode, identity: other }) => {
+                mode == other_mode
+                    && (&identity.username, &identity.uid) == (&other.username, &other.uid)
+                    && set(&identity.groups) == set(&other.groups)
+                    && extras(identity) == extras(other)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn set(values: &[String]) -> BTreeSet<&str> {
+    values.iter().map(String::as_str).collect()
+}
+
+fn extras(identity: &ImpersonationConfig) -> BTreeSet<(&str, BTreeSet<&str>)> {
+    identity.extra.iter().map(|extra| (extra.key.as_str(), set(&extra.val))).collect()
 }
 
 /// Why nobody can be found to send the request as.
@@ -315,5 +338,31 @@ mod tests {
         );
         assert_eq!(of_user(&user(json!({"agent": {}})), "x"), Ok(Access::Agent));
         assert_eq!(of_user(&user(json!({})), "x"), Err(Nobody::Unsaid));
+    }
+
+    #[test]
+    fn an_access_is_the_same_in_whatever_order_gitlab_names_roles_and_groups() {
+        let user = |projects: Value| -> ProxyUser {
+            serde_json::from_value(json!({
+                "agent": {"id": 17, "config_project": {"id": 20}},
+                "user": {"id": 5, "username": "ada"},
+                "access_as": {"user": {"projects": projects, "groups": []}},
+            }))
+            .unwrap()
+        };
+        let of = |projects: Value| of_user(&user(projects), "session_cookie").unwrap();
+        let one = of(json!([{"id": 1, "roles": ["developer", "reporter"]}, {"id": 2, "roles": ["guest"]}]));
+        let same = of(json!([{"id": 2, "roles": ["guest"]}, {"id": 1, "roles": ["reporter", "developer"]}]));
+        let less = of(json!([{"id": 1, "roles": ["developer"]}, {"id": 2, "roles": ["guest"]}]));
+        assert_eq!(one, same);
+        assert_ne!(one, less, "a role that was taken away is");
+
+        let job = |groups: Value| {
+            let mut allowed = job_of(json!({"access_as": {"ci_job": {}}}), Value::Null);
+            allowed.project.groups = serde_json::from_value(groups).unwrap();
+            of_job(&allowed, &allowed.allowed_agents[0]).unwrap()
+        };
+        assert_eq!(job(json!([{"id": 1}, {"id": 2}])), job(json!([{"id": 2}, {"id": 1}])));
+        assert_ne!(job(json!([{"id": 1}, {"id": 2}])), job(json!([{"id": 2}])));
     }
 }

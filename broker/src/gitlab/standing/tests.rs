@@ -1,9 +1,13 @@
 //! Under paused time: how often is asked, what ends a standing, and what does not.
 
-use super::super::{Fault, Reason};
+use super::super::Reason;
 use super::*;
+use crate::rate::{Bucket, Lane, Rate};
 use http::StatusCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
 use tokio::time::{Instant, timeout};
 
 const PERIOD: Duration = Duration::from_secs(300);
@@ -29,7 +33,7 @@ impl Field {
 
     async fn of(&self, key: u8) -> Result<Standing<u32>, RailsError> {
         let gitlab = Arc::clone(&self.gitlab);
-        let asked = self.standings.of(key, move || {
+        let asked = self.standings.of(key, move |_| {
             let gitlab = Arc::clone(&gitlab);
             async move {
                 gitlab.asked.fetch_add(1, Ordering::Relaxed);
@@ -90,6 +94,68 @@ async fn a_withdrawn_token_is_noticed_within_a_period_by_all_who_hold_it() {
         assert!(field.of(1).await.is_ok(), "until GitLab thinks better of it");
         assert!(one.now().is_err(), "what ended stays ended");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_period_begins_with_the_answer_and_not_with_who_comes_later_and_is_told_the_same() {
+    let field = Field::new();
+    drop(field.of(1).await.unwrap());
+    let answered = Instant::now();
+    tokio::time::sleep(PERIOD / 2).await;
+    let later = field.of(1).await.unwrap();
+    assert_eq!(field.asked(), 1, "the answer is still good");
+    field.answers(Some(401));
+    let mut watch = later.watch();
+    timeout(PERIOD, watch.wait_for(Result::is_err)).await.expect("it is noticed").unwrap();
+    assert!(answered.elapsed() <= PERIOD, "{:?} after the last answer", answered.elapsed());
+}
+
+/// A thousand tokens are in use, GitLab is away for ten minutes and comes back.
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_who_comes_anew_waits_seconds_and_who_is_here_is_asked_for_in_minutes() {
+    const HELD: u32 = 1_000;
+    let settings = Settings { capacity: 10_000, ok: PERIOD, error: Duration::from_secs(60) };
+    let standings: Standings<u32, u32> =
+        Standings::new(settings, CancellationToken::new(), TaskTracker::new());
+    let bucket = Arc::new(Bucket::new(Rate::default(), PERIOD / 5));
+    let (away, renewed) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(HashSet::new())));
+    let of = |key: u32| {
+        let (bucket, away, renewed) = (Arc::clone(&bucket), Arc::clone(&away), Arc::clone(&renewed));
+        standings.of(key, move |occasion| {
+            let (bucket, away, renewed) = (Arc::clone(&bucket), Arc::clone(&away), Arc::clone(&renewed));
+            async move {
+                let error = |fault| RailsError { call: "agent_info", host: "h".into(), fault };
+                let lane = if occasion == Occasion::Again { Lane::Renewals } else { Lane::Agents };
+                let turn = bucket.wait_in(lane, None).await;
+                turn.map_err(|late| error(Fault::RateLimited(late.wait)))?;
+                if away.load(Ordering::Relaxed) {
+                    return Err(error(Fault::Silent(Duration::ZERO)));
+                }
+                renewed.lock().unwrap().insert(key);
+                Ok(Arc::new(7))
+            }
+        })
+    };
+    let mut held = Vec::new();
+    for key in 0..HELD {
+        held.push(of(key).await.unwrap());
+    }
+    away.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    away.store(false, Ordering::Relaxed);
+    renewed.lock().unwrap().clear();
+    for key in HELD..HELD + 20 {
+        let begin = Instant::now();
+        of(key).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    }
+    let all = async {
+        while (0..HELD).any(|key| !renewed.lock().unwrap().contains(&key)) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(PERIOD, all).await.expect("everybody is asked for again");
+    assert!(held.iter().all(|held| held.now().is_ok()));
 }
 
 #[tokio::test(start_paused = true)]
