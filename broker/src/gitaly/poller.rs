@@ -27,6 +27,11 @@ use tokio_util::{
 
 /// For one look at the head, its turn included.
 const LOOK: Duration = Duration::from_secs(30);
+/// How long a look waits for its turn: it can as well be made a period later, and whoever reads a file or opens a page
+/// waits behind all looks that wait already.
+const TURN: Duration = Duration::from_secs(1);
+/// The same for a look that somebody waits for: the first one, and that after a push.
+const AWAITED_TURN: Duration = Duration::from_secs(10);
 /// Between two looks at what does not change.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// For one file, its turn included.
@@ -158,14 +163,11 @@ impl Pollers {
         followed.insert(key, Arc::downgrade(&repository));
         let (head, look) = (repository.head.clone(), Arc::clone(&repository.look));
         let (gitaly, source, reference) = (Arc::clone(&self.gitaly), source.clone(), reference.clone());
-        let mut periods = self.periods;
-        if reference.is_fixed() {
-            periods.poll = FOR_EVER;
-        }
+        let rhythm = Rhythm { periods: self.periods, fixed: reference.is_fixed() };
         self.tasks.spawn(async move {
             let name = source.name();
-            let ask = || gitaly.head_of(&source, &reference, Instant::now() + LOOK);
-            stop.run_until_cancelled(poll(name, ask, head, &look, periods)).await;
+            let ask = |turn| gitaly.look(&source, &reference, (turn, Instant::now() + LOOK));
+            stop.run_until_cancelled(poll(name, ask, head, &look, rhythm)).await;
         });
         repository
     }
@@ -237,18 +239,50 @@ impl Repository {
     }
 }
 
-/// Looks again and again, and tells of each change.
-async fn poll<F>(name: &str, ask: impl Fn() -> F, head: watch::Sender<Head>, look: &Notify, periods: Periods)
-where
+#[derive(Clone, Copy)]
+struct Rhythm {
+    periods: Periods,
+    /// What was found once stays.
+    fixed: bool,
+}
+
+impl Rhythm {
+    /// The pause after an answer.
+    fn pause(&self, found: bool) -> Duration {
+        if found && self.fixed {
+            return FOR_EVER;
+        }
+        self.periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+    }
+}
+
+/// Looks again and again, and tells of each change. `ask` is told how long it may wait for its turn.
+async fn poll<F>(
+    name: &str,
+    ask: impl Fn(Duration) -> F,
+    head: watch::Sender<Head>,
+    look: &Notify,
+    rhythm: Rhythm,
+) where
     F: Future<Output = Head>,
 {
+    let periods = rhythm.periods;
     let mut failures = 0_u32;
+    let mut awaited = true;
     loop {
-        let now = ask().await;
+        let now = ask(if awaited { AWAITED_TURN } else { TURN }).await;
+        let unknown = head.borrow().is_err();
         let pause = match &now {
             Ok(_) => {
                 failures = 0;
-                periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+                awaited = false;
+                rhythm.pause(true)
+            }
+            // Nobody failed: too many look at this server, and they take turns in skipping one.
+            Err(error @ GitalyError::Throttled { .. }) => {
+                tracing::debug!(repository = name, %error, "looks for new commits a period later");
+                awaited &= unknown;
+                rhythm.pause(false)
             }
             Err(error) => {
                 let pause = retry(periods, failures, rand::rng().random_range(0.0..=1.0));
@@ -260,6 +294,7 @@ where
                     tracing::debug!(repository = name, %error, retry_in, failures, "still cannot look for new commits");
                 }
                 failures = failures.saturating_add(1);
+                awaited = false;
                 pause
             }
         };
@@ -267,7 +302,7 @@ where
         tokio::select! {
             () = sleep(pause) => {}
             // A push says nothing about a server that does not answer; its pause is kept.
-            () = look.notified(), if failures == 0 => {}
+            () = look.notified(), if failures == 0 => awaited = true,
         }
     }
 }
@@ -279,6 +314,7 @@ fn tell(name: &str, last: &mut Head, now: Head) -> bool {
             tracing::info!(repository = name, commit_id = %commit, "new commit");
         }
         Err(error) if known && keeps_head(error) => return false,
+        Err(GitalyError::Throttled { .. }) if !matches!(last, Err(GitalyError::NotAsked)) => return false,
         _ if *last == now => return false,
         _ => {}
     }
