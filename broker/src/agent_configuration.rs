@@ -2,27 +2,28 @@
 //! whenever a commit changes it. It reads from `repositories.rs`; what an agent does with it is the agent's.
 
 mod document;
+mod documents;
 pub mod report;
 
 use crate::{
     agent_tracker::{Connection, Tracker},
     auth::{self, AgentPermit},
     events::{Event, EventKind, Events},
+    gitaly::poller,
     listeners::agents::peer_address,
+    per_agent::{PerAgent, Slot},
     repositories::{CommitId, Head, ReadError, Repositories, Repository},
     tunnel::registry::{PresenceGuard, Registry},
 };
 use bytes::Bytes;
 use document::Parsed;
+pub use documents::Documents;
 use futures::{Stream, stream};
-use postern_wire::{
-    ids::AgentId,
-    proto::gitlab::agent::{
-        agent_configuration::rpc::{
-            ConfigurationRequest, ConfigurationResponse, agent_configuration_server::AgentConfiguration,
-        },
-        agentcfg,
+use postern_wire::proto::gitlab::agent::{
+    agent_configuration::rpc::{
+        ConfigurationRequest, ConfigurationResponse, agent_configuration_server::AgentConfiguration,
     },
+    agentcfg,
 };
 use rand::Rng;
 use report::Reports;
@@ -32,6 +33,9 @@ use tonic::{Request, Response, Status, async_trait};
 
 /// Stands for the commit of an agent that has no repository: its configuration is empty and never changes.
 const NO_REPOSITORY: &str = "none";
+
+/// Streams that one agent may have open: one a replica.
+pub const STREAMS_PER_AGENT: usize = 1_000;
 
 /// The service.
 #[derive(Clone)]
@@ -48,6 +52,12 @@ pub struct ConfigurationService {
     pub reports: Option<Arc<Reports>>,
     /// Where agents find GitLab's pages; empty without GitLab.
     pub external_url: String,
+    /// What files say.
+    pub documents: Arc<Documents>,
+    /// How many streams each agent has.
+    pub streams: PerAgent,
+    /// When to read again what could not be read.
+    pub retry: poller::Periods,
     /// Larger documents are refused, in bytes.
     pub max_file_size: u32,
     /// How long one stream lives; agents then open the next one.
@@ -67,6 +77,11 @@ impl AgentConfiguration for ConfigurationService {
         request: Request<ConfigurationRequest>,
     ) -> Result<Response<Responses>, Status> {
         let permit = auth::permit(&request)?;
+        let Some(slot) = self.streams.try_enter(permit.agent.id) else {
+            return Err(Status::resource_exhausted(format!(
+                "this agent has {STREAMS_PER_AGENT} configuration streams open already"
+            )));
+        };
         let presence = self.registry.present(permit.agent.id, peer_address(&request), false);
         let request = request.into_inner();
         let meta = request.agent_meta.unwrap_or_default();
@@ -88,6 +103,7 @@ impl AgentConfiguration for ConfigurationService {
             deadline: tokio::time::Instant::now() + age,
             _presence: presence,
             _connection: connection,
+            _slot: slot,
         };
         let responses = stream::unfold(feed, |mut feed| async move {
             let next = feed.next().await?;
@@ -109,6 +125,7 @@ struct Feed {
     deadline: tokio::time::Instant,
     _presence: PresenceGuard,
     _connection: Option<Connection>,
+    _slot: Slot,
 }
 
 impl Feed {
@@ -144,10 +161,11 @@ impl Feed {
                         std::future::pending::<()>().await;
                     }
                     self.last = Some(NO_REPOSITORY.to_owned());
-                    return Ok(self.response(Parsed::default(), NO_REPOSITORY));
+                    return Ok(self.response(&Parsed::default(), NO_REPOSITORY));
                 }
             },
         };
+        let mut failures = 0;
         loop {
             // No commit is not the agent's fault and perhaps mended soon: the stream stays, the follower's log says why.
             if let Some(commit) = head.now()
@@ -156,12 +174,30 @@ impl Feed {
                 let file = format!(".gitlab/agents/{}/config.yaml", agent.name);
                 let limit = u64::from(self.service.max_file_size);
                 let read = repository.read(&commit, &file, limit).await;
-                let parsed = parse(agent.id, &file, &commit, read).inspect_err(|status| {
-                    let error = status.message().to_owned();
-                    self.happened(EventKind::ConfigurationRefused { commit_id: commit.to_string(), error });
-                })?;
-                self.last = Some(commit.to_string());
-                return Ok(self.response(parsed, &commit));
+                match understand(&self.service.documents, &file, &commit, read).await {
+                    Ok(parsed) => {
+                        self.last = Some(commit.to_string());
+                        return Ok(self.response(&parsed, &commit));
+                    }
+                    Err(Unusable::Refused(error)) => {
+                        tracing::warn!(agent_id = %agent.id, commit_id = %commit, error, "configuration refused");
+                        let (commit_id, status) = (commit.to_string(), format!("Config: {error}"));
+                        self.happened(EventKind::ConfigurationRefused { commit_id, error });
+                        return Err(Status::failed_precondition(status));
+                    }
+                    // Nor is a server that is away: nothing an agent could do brings it back.
+                    Err(Unusable::Unread(error)) => {
+                        let random = rand::rng().random_range(0.0..=1.0);
+                        let pause = poller::retry(self.service.retry, failures, random);
+                        // Once, not at every attempt.
+                        if failures == 0 {
+                            tracing::warn!(agent_id = %agent.id, %error, retry_in = ?pause, "configuration cannot be read yet");
+                        }
+                        failures = failures.saturating_add(1);
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                }
             }
             if !head.changed().await {
                 return Err(Status::unavailable("unavailable: the repository is no longer followed"));
@@ -174,13 +210,13 @@ impl Feed {
         self.service.events.publish(Event::now(kind, agent.id, agent.project_id));
     }
 
-    fn response(&self, parsed: Parsed, commit: &str) -> ConfigurationResponse {
+    fn response(&self, parsed: &Parsed, commit: &str) -> ConfigurationResponse {
         let agent = &self.permit.agent;
         if let Some(reports) = &self.service.reports {
             reports.report(agent.id, &parsed.document);
         }
         self.happened(EventKind::ConfigurationSent { commit_id: commit.to_owned() });
-        let file = parsed.file;
+        let file = parsed.file.clone();
         tracing::info!(agent_id = %agent.id, commit_id = commit, "configuration sent");
         let configuration = agentcfg::AgentConfiguration {
             gitops: file.gitops,
@@ -199,27 +235,31 @@ impl Feed {
     }
 }
 
-fn parse(
-    agent: AgentId,
+/// Why an agent gets no configuration.
+enum Unusable {
+    /// Whoever wrote the file has to mend it.
+    Refused(String),
+    /// It may work a moment later.
+    Unread(ReadError),
+}
+
+async fn understand(
+    documents: &Documents,
     file: &str,
     commit: &CommitId,
     read: Result<Option<Bytes>, ReadError>,
-) -> Result<Parsed, Status> {
-    let refuse = |why: String| {
-        tracing::warn!(agent_id = %agent, commit_id = %commit, error = why, "configuration refused");
-        Status::failed_precondition(format!("Config: {why}"))
-    };
+) -> Result<Parsed, Unusable> {
     match read {
         // An agent without a file is an agent with an empty configuration.
         Ok(None) => Ok(Parsed::default()),
-        Ok(Some(bytes)) => {
-            let parsed = document::parse(&bytes);
-            parsed.map_err(|error| refuse(format!("{file} at {commit}: {error}")))
-        }
-        Err(error) if error.is_users() => Err(refuse(error.to_string())),
-        Err(error) => {
-            tracing::error!(agent_id = %agent, %error, "configuration unreadable");
-            Err(Status::unavailable("unavailable: the repository cannot be read; see the broker's log"))
-        }
+        Ok(Some(content)) => match &*documents.understand(commit, file, content).await {
+            Ok(parsed) => Ok(parsed.clone()),
+            Err(problems) => Err(Unusable::Refused(format!("{file} at {commit}: {problems}"))),
+        },
+        Err(error) if error.is_users() => Err(Unusable::Refused(error.to_string())),
+        Err(error) => Err(Unusable::Unread(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,10 +18,12 @@ use tokio::time::Instant;
 
 /// A replica registers every five minutes, and again within seconds after a failure; there is no word of leaving.
 const REGISTRATION: Duration = Duration::from_secs(360);
-/// How long a replica may be without any stream before it counts as gone.
+/// How long an agent may be without any stream before its replicas count as gone.
 const ABSENCE: Duration = Duration::from_secs(15);
 /// Entries of one agent; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
+/// Of them, those that are listed, the newest: an answer has room for several agents.
+const LISTED_MAX: usize = 100;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
 const TEXT_MAX: usize = 256;
 
@@ -59,6 +61,8 @@ struct State {
 /// An agent with at least one entry.
 struct Known {
     project: ProjectId,
+    /// Since when nobody has seen a stream of it.
+    absent: Option<Instant>,
     entries: HashMap<Key, Entry>,
 }
 
@@ -118,9 +122,14 @@ impl Tracker {
         let mut state = self.shared.lock();
         let agents: Vec<AgentId> = state.agents.keys().copied().collect();
         for agent in agents {
+            let is_present = present(agent);
+            let Some(known) = state.agents.get_mut(&agent) else { continue };
             // A replica registers before its first stream is open, and its streams may be between two connections.
-            let then = if present(agent) { now } else { now + REGISTRATION - ABSENCE };
-            self.shared.tell(state.expire(agent, then));
+            known.absent = if is_present { None } else { known.absent.or(Some(now)) };
+            if known.absent.is_some_and(|since| now >= since + ABSENCE) {
+                known.entries.values_mut().for_each(|entry| entry.until = entry.until.map(|_| now));
+            }
+            self.shared.tell(state.expire(agent, now));
         }
     }
 
@@ -203,7 +212,11 @@ impl State {
         self.heard += 1;
         let heard = self.heard;
         let first = !self.agents.contains_key(&agent);
-        let known = self.agents.entry(agent).or_insert_with(|| Known { project, entries: HashMap::new() });
+        let known = self.agents.entry(agent).or_insert_with(|| Known {
+            project,
+            absent: None,
+            entries: HashMap::new(),
+        });
         let before = std::mem::replace(&mut known.project, project);
         if let Some(old) = known.entries.get(&key) {
             info.connected_at = old.info.connected_at;
@@ -257,7 +270,7 @@ impl State {
             info.connected_at.map_or((0, 0), |connected| (connected.seconds, connected.nanos))
         };
         found.sort_by_key(|info| (age(info), info.connection_id));
-        found
+        found.split_off(found.len().saturating_sub(LISTED_MAX))
     }
 }
 

@@ -5,13 +5,13 @@ mod neighbours;
 mod providers;
 
 use crate::{
-    agent_configuration::{ConfigurationService, report::Reports},
+    agent_configuration::{self, ConfigurationService, report::Reports},
     agent_limit::AgentLimit,
     agent_registrar::RegistrarService,
     auth::Admission,
     config::{Config, ListenAddress, Provider},
     events::Events,
-    gitaly::ManifestLimits,
+    gitaly::{ManifestLimits, poller},
     gitlab_access::GitlabAccessService,
     gitops::{GitopsService, Projects, Room},
     kubernetes_api::{Cors, KubernetesApi},
@@ -21,6 +21,7 @@ use crate::{
         socket::Listener,
     },
     observability::{Metrics, Readiness},
+    per_agent::PerAgent,
     redis::Redis,
     tunnel::{connect::TunnelService, registry::Registry},
     usage::Usage,
@@ -200,7 +201,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         events: Arc::clone(&events),
     };
     let rails = gitlab.as_ref().map(|gitlab| Arc::clone(gitlab.rails.rails()));
-    let access = GitlabAccessService::new(rails.clone(), stop.streams.clone());
+    let access = GitlabAccessService::new(rails.clone(), stop.background.clone());
     let registrar = RegistrarService { tracker: tracker.clone(), usage: Arc::clone(&usage) };
     let configuration = ConfigurationService {
         repositories,
@@ -214,6 +215,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             }
             Provider::Embedded { .. } => String::new(),
         },
+        documents: Arc::default(),
+        streams: PerAgent::new(agent_configuration::STREAMS_PER_AGENT),
+        retry: poller::Periods::default(),
         max_file_size: config.agents.max_configuration_file_size,
         max_age: stream_age,
         draining: stop.streams.clone(),

@@ -151,9 +151,19 @@ impl Gitaly {
         reference: &Reference,
         deadline: Instant,
     ) -> Result<CommitId, GitalyError> {
+        self.look(source, reference, (PATIENCE, deadline)).await
+    }
+
+    /// [`Gitaly::head_of`] for one who may as well look later: it waits for its turn no longer than `patience`.
+    async fn look(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        (patience, deadline): (Duration, Instant),
+    ) -> Result<CommitId, GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         if connection.may_find_commits() {
-            match self.found_head(source, reference, &connection, deadline).await {
+            match self.found_head(source, reference, &connection, (patience, deadline)).await {
                 Err(GitalyError::Rpc { code: Code::Unimplemented, .. }) => {
                     tracing::info!(
                         server = source.server.address,
@@ -164,7 +174,7 @@ impl Gitaly {
                 answer => return answer,
             }
         }
-        self.advertised_head(source, reference, &connection, deadline).await
+        self.advertised_head(source, reference, &connection, (patience, deadline)).await
     }
 
     /// The bytes of a file at a commit; `None` if there is no such file.
@@ -207,7 +217,7 @@ impl Gitaly {
         deadline: Instant,
     ) -> Result<Vec<AgentFile>, GitalyError> {
         let mut files = Vec::new();
-        self.list(source, HEADS[0], (AGENTS, true), deadline, |entry| {
+        self.list(source, None, (AGENTS, true), deadline, |entry| {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             if let Some(agent) = agent_of(&path) {
                 files.push(AgentFile { agent: agent.to_owned(), path });
@@ -242,13 +252,13 @@ impl Gitaly {
         source: &Source,
         reference: &Reference,
         connection: &Connection,
-        deadline: Instant,
+        (patience, deadline): (Duration, Instant),
     ) -> Result<CommitId, GitalyError> {
         let named = reference.full_name();
         let revisions = named.as_deref().map_or(HEADS.to_vec(), |name| vec![name]);
         for revision in revisions {
             let call = Call { source, connection, rpc: FIND_COMMIT, deadline };
-            self.turn(&call).await?;
+            self.turn(&call, patience).await?;
             let request = call.request(FindCommitRequest {
                 repository: Some(source.repository.clone()),
                 revision: Bytes::copy_from_slice(revision.as_bytes()),
@@ -270,10 +280,10 @@ impl Gitaly {
         source: &Source,
         reference: &Reference,
         connection: &Connection,
-        deadline: Instant,
+        (patience, deadline): (Duration, Instant),
     ) -> Result<CommitId, GitalyError> {
         let call = Call { source, connection, rpc: INFO_REFS, deadline };
-        self.turn(&call).await?;
+        self.turn(&call, patience).await?;
         // Only the repository: with anything more Gitaly cannot answer from its cache.
         let request = call
             .request(InfoRefsRequest { repository: Some(source.repository.clone()), ..Default::default() });
@@ -290,28 +300,31 @@ impl Gitaly {
         head.ok_or_else(|| no_such(source, reference))
     }
 
-    /// Hands every file of a directory to `visit`, as they come. A directory that does not exist has none.
+    /// Hands every file of a directory to `visit`, as they come; at `HEAD` without a commit. A directory that does not
+    /// exist has none, and neither has a `HEAD` that nobody pushed to.
     async fn list(
         &self,
         source: &Source,
-        revision: &str,
+        commit: Option<&str>,
         (directory, recursive): (&str, bool),
         deadline: Instant,
         mut visit: impl FnMut(TreeEntry) -> Result<(), GitalyError>,
     ) -> Result<(), GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         let call = Call { source, connection: &connection, rpc: GET_TREE_ENTRIES, deadline };
-        self.turn(&call).await?;
+        self.turn(&call, PATIENCE).await?;
         let request = call.request(GetTreeEntriesRequest {
             repository: Some(source.repository.clone()),
-            revision: Bytes::copy_from_slice(revision.as_bytes()),
+            revision: Bytes::copy_from_slice(commit.unwrap_or(HEADS[0]).as_bytes()),
             path: Bytes::copy_from_slice(directory.as_bytes()),
             recursive,
         });
         let mut client = CommitServiceClient::new(connection.channel.clone());
+        let mut empty = true;
         let entries = async {
             let mut stream = call.answer(client.get_tree_entries(request)).await?.into_inner();
             while let Some(message) = call.answer(stream.message()).await? {
+                empty &= message.entries.is_empty();
                 for entry in message.entries {
                     if entry.r#type == i32::from(EntryType::Blob) {
                         visit(entry)?;
@@ -321,12 +334,36 @@ impl Gitaly {
             Ok(())
         };
         match entries.await {
-            // Newer servers say so of a path that is not there; older ones list nothing.
-            Err(GitalyError::Rpc { code: Code::InvalidArgument, message, .. }) => {
-                tracing::debug!(directory, revision, message, "listed nothing");
-                Ok(())
+            // Of a path that is not there older servers list nothing, newer ones say the one, still newer ones of some
+            // listings the other. All say the same of a commit or a repository that is not there.
+            Err(GitalyError::Rpc { code: Code::InvalidArgument | Code::NotFound, message, .. }) => {
+                tracing::debug!(directory, commit, message, "listed nothing");
             }
-            other => other,
+            Ok(()) if empty => {}
+            other => return other,
+        }
+        self.confirm(source, commit, deadline).await
+    }
+
+    /// That the server has the commit, before what it says is missing there is believed to be: an agent removes from its
+    /// cluster what is no longer in the repository. For `HEAD`, that the repository is there.
+    async fn confirm(
+        &self,
+        source: &Source,
+        commit: Option<&str>,
+        deadline: Instant,
+    ) -> Result<(), GitalyError> {
+        let reference = commit.map_or(Reference::Default, |commit| Reference::Commit(commit.to_owned()));
+        match (self.head_of(source, &reference, deadline).await, commit) {
+            (Err(GitalyError::NoSuchReference { repository, .. }), Some(commit)) => {
+                Err(GitalyError::NoSuchCommit {
+                    address: source.server.address.clone(),
+                    repository,
+                    commit: commit.to_owned(),
+                })
+            }
+            (Ok(_), _) | (Err(GitalyError::NoDefaultBranch { .. }), None) => Ok(()),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -340,17 +377,29 @@ impl Gitaly {
     ) -> Result<Opened, GitalyError> {
         let connection = self.pool.connection(&source.server)?;
         let call = Call { source, connection: &connection, rpc: blob::TREE_ENTRY, deadline };
-        self.turn(&call).await?;
-        Blob::open(&call, commit, file, limit).await
+        self.turn(&call, PATIENCE).await?;
+        let opened = Blob::open(&call, commit, file, limit).await?;
+        if matches!(opened, Opened::Missing) {
+            self.confirm(source, Some(commit), deadline).await?;
+        }
+        Ok(opened)
     }
 
     /// Waits until both limits let one more call through.
-    async fn turn(&self, call: &Call<'_>) -> Result<(), GitalyError> {
+    async fn turn(&self, call: &Call<'_>, patience: Duration) -> Result<(), GitalyError> {
         for bucket in [&call.connection.bucket, &self.global] {
-            bucket.wait(Some(call.deadline)).await.map_err(|TooLong { wait }| GitalyError::Throttled {
-                address: call.source.server.address.clone(),
-                rpc: call.rpc,
-                wait,
+            let until = call.deadline.min(Instant::now() + patience);
+            bucket.wait(Some(until)).await.map_err(|TooLong { wait }| {
+                let server = &call.source.server.address;
+                if patience < PATIENCE && call.connection.tells_of_skips() {
+                    tracing::warn!(
+                        server,
+                        ?wait,
+                        "too many repositories for the rate limit: new commits are noticed later; \
+                         raise gitaly.per_server_api_rate_limit or global_api_rate_limit if this lasts"
+                    );
+                }
+                GitalyError::Throttled { address: server.clone(), rpc: call.rpc, wait }
             })?;
         }
         Ok(())

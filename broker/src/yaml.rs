@@ -6,7 +6,7 @@
 //! code, keeps its state on the heap instead of the stack, bounds nesting and lookahead, and takes a panic or a hang
 //! for a security flaw. What documents may cost beyond that is bounded in `parse.rs`: aliases and merged mappings
 //! share their target and are paid for at its full size. Plain scalars mean what YAML 1.2's core schema says, so
-//! `yes` and `on` are text; `<<` merges, since kas' parser does it too.
+//! `yes` and `on` are text, except where a boolean is wanted; `<<` merges, since kas' parser does it too.
 
 mod kinds;
 mod parse;

@@ -181,7 +181,7 @@ async fn walk(
         tour::run(&visitor).await?;
         return Ok(Ended::Toured);
     }
-    describe(&field, children);
+    describe(&field, gitlab, children);
     Err(first_end(children).await.into())
 }
 
@@ -208,10 +208,13 @@ async fn drain(children: &mut [Child]) -> Vec<&'static str> {
     cut
 }
 
-fn describe(field: &Field, children: &[Child]) {
+fn describe(field: &Field, gitlab: Option<&GitLab>, children: &[Child]) {
     println!();
     println!("Try:         KUBECONFIG={} kubectl get pods -A", field.kubeconfig.display());
     println!("Kubeconfig:  {}", field.kubeconfig.display());
+    if gitlab.is_some() {
+        println!("             its token is that of a CI job: `ci:<agent id>:<job token>`");
+    }
     println!("Agent:       its configuration is {};", field.repository.join(place::CONFIGURATION).display());
     println!("             commit a change there and the broker pushes it");
     println!();

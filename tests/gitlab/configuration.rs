@@ -106,13 +106,21 @@ async fn a_broken_file_shows_the_agent_every_problem_with_its_line() {
     let commit = field.commit(1, &[(FILE, Some(broken))]);
     let line = field.agent.logged("no configuration", |_| true).await;
     let error = line["error"].as_str().unwrap();
-    for word in
-        ["FailedPrecondition", FILE, &commit, "levle", "3:5: ", "prunes", "7:5: ", "sometimes", "11:5: "]
-    {
+    for word in [
+        "FailedPrecondition",
+        FILE,
+        &commit,
+        "levle",
+        "line 3 column 5",
+        "prunes",
+        "line 7 column 5",
+        "sometimes",
+        "line 11 column 5",
+    ] {
         assert!(error.contains(word), "{word:?} is missing in: {error}");
     }
     let line = field.broker.logged("configuration refused", |line| line["commit_id"] == commit).await;
-    assert!(line["error"].as_str().unwrap().contains("11:5: "), "{line}");
+    assert!(line["error"].as_str().unwrap().contains("line 11 column 5"), "{line}");
     // What works goes on working, and Rails keeps what it knows.
     assert_eq!(crate::harness::http::Client::new(&field).await.get("/version").await.0, 200);
     assert_eq!(field.rails().calls(Endpoint::AgentConfiguration), reports);

@@ -24,14 +24,18 @@ const PASSWORD: &str = "redis-password-0123456789";
 const EVENTS: &str = "/api/v1/events";
 
 /// What Rails does: subscribes, in bare RESP, and passes on what it is told.
-struct Cable(BufReader<TcpStream>);
+struct Cable {
+    stream: BufReader<TcpStream>,
+    /// What came while something else was awaited: channel and message.
+    passed: Vec<(String, Value)>,
+}
 
 impl Cable {
     async fn subscribe(address: &str, pattern: &str) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let commands = format!("AUTH {PASSWORD}\r\nPSUBSCRIBE {pattern}\r\n");
         stream.write_all(commands.as_bytes()).await.unwrap();
-        let mut cable = Self(BufReader::new(stream));
+        let mut cable = Self { stream: BufReader::new(stream), passed: Vec::new() };
         assert_eq!(cable.line().await, "+OK");
         assert_eq!(cable.line().await, "*3");
         assert_eq!((cable.text().await, cable.text().await), ("psubscribe".into(), pattern.into()));
@@ -41,14 +45,14 @@ impl Cable {
 
     async fn line(&mut self) -> String {
         let mut line = String::new();
-        timeout(PATIENCE, self.0.read_line(&mut line)).await.expect("in time").unwrap();
+        timeout(PATIENCE, self.stream.read_line(&mut line)).await.expect("in time").unwrap();
         line.trim_end().to_owned()
     }
 
     async fn text(&mut self) -> String {
         let length: usize = self.line().await.strip_prefix('$').unwrap().parse().unwrap();
         let mut bytes = vec![0; length + 2];
-        self.0.read_exact(&mut bytes).await.unwrap();
+        self.stream.read_exact(&mut bytes).await.unwrap();
         bytes.truncate(length);
         String::from_utf8(bytes).unwrap()
     }
@@ -62,13 +66,18 @@ impl Cable {
         (channel, serde_json::from_str(&self.text().await).unwrap())
     }
 
-    /// The next message of this kind on this channel.
+    /// The next message of this kind on this channel, which nobody was told of yet.
     async fn tells(&mut self, channel: &str, kind: &str) -> Value {
+        let wanted = |(on, message): &(String, Value)| on == channel && message["kind"] == kind;
+        if let Some(at) = self.passed.iter().position(wanted) {
+            return self.passed.remove(at).1;
+        }
         loop {
-            let (on, message) = self.message().await;
-            if on == channel && message["kind"] == kind {
-                return message;
+            let told = self.message().await;
+            if wanted(&told) {
+                return told.1;
             }
+            self.passed.push(told);
         }
     }
 }
@@ -77,6 +86,8 @@ impl Cable {
 struct Reader {
     body: Incoming,
     text: String,
+    /// What came while something else was awaited.
+    passed: Vec<Value>,
 }
 
 async fn read(address: SocketAddr, path: &str, authorization: Option<&str>) -> Response<Incoming> {
@@ -96,7 +107,7 @@ impl Reader {
         let response = read(address, path, Some(authorization)).await;
         assert_eq!(response.status(), 200, "{response:?}");
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut reader = Self { body: response.into_body(), text: String::new() };
+        let mut reader = Self { body: response.into_body(), text: String::new(), passed: Vec::new() };
         // What it says first, so that nothing is missed from then on.
         reader.piece().await;
         reader
@@ -127,12 +138,18 @@ impl Reader {
         }
     }
 
+    /// The next event of this kind about this agent, which nobody was told of yet.
     async fn tells(&mut self, kind: &str, agent: i64) -> Value {
+        let wanted = |event: &Value| event["kind"] == kind && event["agent_id"] == agent;
+        if let Some(at) = self.passed.iter().position(wanted) {
+            return self.passed.remove(at);
+        }
         loop {
             let event = self.event().await;
-            if event["kind"] == kind && event["agent_id"] == agent {
+            if wanted(&event) {
                 return event;
             }
+            self.passed.push(event);
         }
     }
 }
@@ -189,8 +206,9 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     assert_eq!(event["commit_id"], bad, "{event}");
     assert!(event["error"].as_str().unwrap().contains("observabilty"), "{event}");
 
-    // An agent of 14.1, which is there for as long as it asks for its configuration; one that registers is missed only
-    // when it has not done so for minutes.
+    // One that registers says nothing when it goes; it is missed a while after its last stream.
+    field.agent.kill().await;
+    // An agent of 14.1 is there for as long as it asks for its configuration.
     let mut other = field.grpcio().await;
     let configuration = "agent_configuration.rpc.AgentConfiguration/GetConfiguration";
     other.agent_stays(&field.tokens.other, configuration, json!({})).await;
@@ -209,6 +227,9 @@ async fn what_happens_to_agents_reaches_rails_cable_and_readers_of_the_api_liste
     let event = all.tells("gitops_manifests_sent", AGENT).await;
     assert_eq!(event["commit_id"], field.head(3), "{event}");
     assert_eq!(event["manifest_project"], "group/manifests", "{event}");
+
+    let gone = all.tells("agent_disconnected", AGENT).await;
+    assert_eq!(cable.tells(own, "agent_disconnected").await, gone);
 
     for process in [&field.broker, &field.agent] {
         let text = process.text();

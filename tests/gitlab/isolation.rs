@@ -173,6 +173,9 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
             assert!(!seen.headers.contains_key("x-injected"), "{seen:?}");
         }
     }
+    let probed = field.rails().requests();
+    let probed = probed.iter().skip(before).filter(|seen| seen.headers.contains_key("x-probe")).count();
+    assert!(probed > 0, "what is harmless about them is let through");
     // An unknown token asks nothing in nobody's name.
     let requests = module_request("stand_in_echo", "/x", &json!({}), "");
     let answer = agent.agent("glagent-unknown-0123456789", MAKE_REQUEST, &requests, json!({})).await;

@@ -52,7 +52,7 @@ async fn a_revoked_agent_is_cut_off_within_the_bound_with_all_that_runs_through_
 }
 
 #[tokio::test]
-async fn a_job_that_is_over_loses_its_watch_within_the_bound_and_nobody_else_does() {
+async fn a_job_that_is_over_or_a_revoked_user_loses_the_watch_within_the_bound_and_nobody_else_does() {
     let field = GitLabField::with(Setup { allowed_agent_cache_ttl: "2s", ..Setup::default() }).await;
     let (over, going) = (ci(&field.tokens.spare_jobs[0]), ci(&field.tokens.spare_jobs[1]));
     let pat = format!("Bearer pat:{AGENT}:{}", field.tokens.pat);
@@ -71,5 +71,12 @@ async fn a_job_that_is_over_loses_its_watch_within_the_bound_and_nobody_else_doe
     for other in &mut others {
         other.goes_on().await;
     }
+    let start = Instant::now();
+    field.rails().revoke(&field.tokens.pat);
+    let [job, user] = &mut others;
+    user.ends(BOUND).await;
+    println!("the watch of a revoked user ended after {:?}", start.elapsed());
+    status(get(&field, "/version", &[("authorization", &pat)]).await, 401, "Unauthorized").await;
+    job.goes_on().await;
     assert_eq!(status_of(&field, &going).await, 200);
 }

@@ -12,14 +12,25 @@ use crate::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
-use stand_ins::rails::{Endpoint, Faults};
+use stand_ins::{
+    rails::{Endpoint, Faults},
+    redis::{self, RedisServer},
+};
 use std::fs;
 
 const GITLAB: &str = "https://gitlab.example.com";
 
 #[tokio::test]
 async fn no_secret_of_any_kind_is_in_a_log_of_a_busy_run_at_trace() {
+    const REDIS: &str = "redis-password-abcdefghijklmnop";
+    let redis = redis::Options { password: Some(REDIS.into()), tcp: true, ..redis::Options::default() };
+    let redis = RedisServer::start(redis).await.unwrap();
+    let password = redis.directory().join("password");
+    fs::write(&password, REDIS).unwrap();
+    let section =
+        format!("{{server: {{address: '{}'}}, password_file: '{}'}}", redis.address(), password.display());
     let mut field = GitLabField::with(Setup {
+        kas_extra: format!("redis: {section}\nevents: {{action_cable: {{redis: {section}}}}}\n"),
         field: Options { log: Some("trace"), configuration: "{}\n", agent_wait: "1s", ..Options::default() },
         external_url: Some(GITLAB),
         usage_reporting_period: "0.5s",
@@ -173,6 +184,7 @@ async fn no_secret_of_any_kind_is_in_a_log_of_a_busy_run_at_trace() {
         &tokens.spare_jobs[0],
         &tokens.spare_jobs[1],
         "gitaly-wrong-abcdefghijklmnop",
+        REDIS,
     ];
     secrets.extend(wrong);
     let forms: Vec<(usize, String)> = secrets

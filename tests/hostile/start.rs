@@ -64,7 +64,7 @@ async fn a_broker_says_what_is_wrong_with_its_files() {
         ("agnet: {}\n", &["kas.yaml:1:1: agnet", "`agent`"]),
         (
             "agent: {listen: {address: nowhere}}\n",
-            &["kas.yaml:1:26: agent.listen.address", "nowhere", "identities"],
+            &["kas.yaml:1:27: agent.listen.address", "nowhere", "identities"],
         ),
         ("embedded: {identities_file: missing.yaml}\n", &["missing.yaml"]),
         ("- a list\n", &["kas.yaml:1:1: "]),

@@ -187,7 +187,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:7: api.lizard: unknown key; the keys here are listen",
     ),
     ("agent: []", "2:8: agent: a list; a mapping of keys to values is wanted"),
-    ("agent: {listen: {websocket: 'yes'}}", "2:29: agent.listen.websocket: \"yes\"; true or false is wanted"),
+    (
+        "agent: {listen: {websocket: maybe}}",
+        "2:29: agent.listen.websocket: \"maybe\"; true or false is wanted",
+    ),
     (
         "agent: {listen: {address: 8150}}",
         "2:27: agent.listen.address: 8150 is a number; text is wanted: put quotes around it, \"8150\"",

@@ -94,6 +94,18 @@ pub enum GitalyError {
         /// Full name, or the commit's id.
         reference: String,
     },
+    /// The server lacks the commit whose files were asked for, so it cannot know which there are.
+    #[error(
+        "Gitaly {address} has no commit {commit} of {repository}; if this lasts: was the repository moved or restored?"
+    )]
+    NoSuchCommit {
+        /// The server.
+        address: String,
+        /// The project's path.
+        repository: String,
+        /// The commit that was to be read.
+        commit: String,
+    },
     /// There is something under that name which is not a regular file.
     #[error("{file} at {commit} is not a regular file")]
     NotAFile {
@@ -180,7 +192,8 @@ impl GitalyError {
             | Self::Rpc { .. }
             | Self::Protocol { .. }
             | Self::NoDefaultBranch { .. }
-            | Self::NoSuchReference { .. } => Fault::Transient,
+            | Self::NoSuchReference { .. }
+            | Self::NoSuchCommit { .. } => Fault::Transient,
             Self::NotAFile { .. }
             | Self::TooLarge { .. }
             | Self::AllTooLarge { .. }

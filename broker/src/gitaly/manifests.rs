@@ -139,6 +139,6 @@ async fn list(
         listing.push(entry.path.to_vec());
         Ok(())
     };
-    gitaly.list(source, commit, directory, deadline, visit).await?;
+    gitaly.list(source, Some(commit), directory, deadline, visit).await?;
     Ok(listing)
 }

@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -27,6 +27,13 @@ use tokio_util::{
 
 /// For one look at the head, its turn included.
 const LOOK: Duration = Duration::from_secs(30);
+/// How long a look waits for its turn: it can as well be made a period later, and whoever reads a file or opens a page
+/// waits behind all looks that wait already.
+const TURN: Duration = Duration::from_secs(1);
+/// The same for a look that somebody waits for: the first one, and that after a push.
+const AWAITED_TURN: Duration = Duration::from_secs(10);
+/// From a push to a look at a server that failed the last one; it may be well again, and others look at it too.
+const HASTE: Duration = Duration::from_secs(1);
 /// Between two looks at what does not change.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// For one file, its turn included.
@@ -81,11 +88,25 @@ struct Key {
 #[derive(Debug)]
 pub struct Repository {
     gitaly: Arc<Gitaly>,
-    source: Source,
+    source: Arc<Current>,
     head: watch::Sender<Head>,
     look: Arc<Notify>,
     files: Mutex<Files>,
     _stop: DropGuard,
+}
+
+/// Where the repository is, as Rails said it last: a project's name and its server's features change.
+#[derive(Debug)]
+struct Current(Mutex<Arc<Source>>);
+
+impl Current {
+    fn get(&self) -> Arc<Source> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, source: &Source) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(source.clone());
+    }
 }
 
 type Content = Result<Option<Bytes>, GitalyError>;
@@ -108,7 +129,8 @@ impl Pollers {
     }
 
     /// The poller of this repository; started by its first reader, stopped after its last. Waits for the first look.
-    /// A changed address or token makes it another repository; changed features take effect with the next poller.
+    /// A changed address or token makes it another repository; a new name of the project and changed features take effect
+    /// with the next look.
     pub async fn follow(&self, source: &Source) -> Arc<Repository> {
         self.follow_reference(source, &Reference::Default).await
     }
@@ -127,7 +149,7 @@ impl Pollers {
     pub fn pushed(&self, project_path: &str) {
         let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         for repository in followed.values().filter_map(Weak::upgrade) {
-            if repository.source.repository.gl_project_path == project_path {
+            if repository.source.get().repository.gl_project_path == project_path {
                 repository.look.notify_one();
             }
         }
@@ -143,13 +165,14 @@ impl Pollers {
         };
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = followed.get(&key).and_then(Weak::upgrade) {
+            known.source.set(source);
             return known;
         }
         followed.retain(|_, repository| repository.strong_count() > 0);
         let stop = self.stop.child_token();
         let repository = Arc::new(Repository {
             gitaly: Arc::clone(&self.gitaly),
-            source: source.clone(),
+            source: Arc::new(Current(Mutex::new(Arc::new(source.clone())))),
             head: watch::Sender::new(Err(GitalyError::NotAsked)),
             look: Arc::default(),
             files: Mutex::default(),
@@ -157,15 +180,17 @@ impl Pollers {
         });
         followed.insert(key, Arc::downgrade(&repository));
         let (head, look) = (repository.head.clone(), Arc::clone(&repository.look));
-        let (gitaly, source, reference) = (Arc::clone(&self.gitaly), source.clone(), reference.clone());
-        let mut periods = self.periods;
-        if reference.is_fixed() {
-            periods.poll = FOR_EVER;
-        }
+        let (gitaly, source) = (Arc::clone(&self.gitaly), Arc::clone(&repository.source));
+        let reference = reference.clone();
+        let rhythm = Rhythm { periods: self.periods, fixed: reference.is_fixed() };
         self.tasks.spawn(async move {
-            let name = source.name();
-            let ask = || gitaly.head_of(&source, &reference, Instant::now() + LOOK);
-            stop.run_until_cancelled(poll(name, ask, head, &look, periods)).await;
+            let name = || source.get().name().to_owned();
+            let (gitaly, reference) = (&gitaly, &reference);
+            let ask = |turn| {
+                let source = source.get();
+                async move { gitaly.look(&source, reference, (turn, Instant::now() + LOOK)).await }
+            };
+            stop.run_until_cancelled(poll(name, ask, head, &look, rhythm)).await;
         });
         repository
     }
@@ -176,11 +201,6 @@ impl Repository {
     /// is known.
     pub fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
-    }
-
-    /// Where it is.
-    pub fn source(&self) -> &Source {
-        &self.source
     }
 
     /// The bytes of a file at a commit; `None` if there is no such file. All who ask for the same file at the same time
@@ -215,7 +235,7 @@ impl Repository {
         paths: &[ManifestPath],
         limits: ManifestLimits,
     ) -> Result<Manifests, GitalyError> {
-        self.gitaly.manifests(&self.source, commit, paths, limits).await
+        self.gitaly.manifests(&self.source.get(), commit, paths, limits).await
     }
 
     fn known_or_asked(&self, key: &FileKey) -> Result<Option<Bytes>, Shared<Fetch>> {
@@ -226,8 +246,7 @@ impl Repository {
         if let Some(asked) = files.asked.get(key).and_then(WeakShared::upgrade) {
             return Err(asked);
         }
-        let (gitaly, source, deadline) =
-            (Arc::clone(&self.gitaly), self.source.clone(), Instant::now() + READ);
+        let (gitaly, source, deadline) = (Arc::clone(&self.gitaly), self.source.get(), Instant::now() + READ);
         let (commit, file, limit) = key.clone();
         let fetch = async move { gitaly.read(&source, &commit, &file, limit, deadline).await };
         let asked = fetch.boxed().shared();
@@ -237,48 +256,97 @@ impl Repository {
     }
 }
 
-/// Looks again and again, and tells of each change.
-async fn poll<F>(name: &str, ask: impl Fn() -> F, head: watch::Sender<Head>, look: &Notify, periods: Periods)
-where
+#[derive(Clone, Copy)]
+struct Rhythm {
+    periods: Periods,
+    /// What was found once stays.
+    fixed: bool,
+}
+
+impl Rhythm {
+    /// The pause after an answer.
+    fn pause(&self, found: bool) -> Duration {
+        if found && self.fixed {
+            return FOR_EVER;
+        }
+        self.periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+    }
+}
+
+/// Looks again and again, and tells of each change. `ask` is told how long it may wait for its turn.
+async fn poll<F>(
+    name: impl Fn() -> String,
+    ask: impl Fn(Duration) -> F,
+    head: watch::Sender<Head>,
+    look: &Notify,
+    rhythm: Rhythm,
+) where
     F: Future<Output = Head>,
 {
+    let periods = rhythm.periods;
     let mut failures = 0_u32;
+    let mut awaited = true;
     loop {
-        let now = ask().await;
+        let now = ask(if awaited { AWAITED_TURN } else { TURN }).await;
+        let unknown = head.borrow().is_err();
         let pause = match &now {
             Ok(_) => {
                 failures = 0;
-                periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+                awaited = false;
+                rhythm.pause(true)
+            }
+            // Nobody failed: too many look at this server, and they take turns in skipping one.
+            Err(error @ GitalyError::Throttled { .. }) => {
+                tracing::debug!(repository = name(), %error, "looks for new commits a period later");
+                awaited &= unknown;
+                rhythm.pause(false)
+            }
+            // An answer, too: the first push is noticed as soon as any other.
+            Err(error) if is_answer(error) => {
+                if *head.borrow() != now {
+                    tracing::info!(repository = name(), %error, "no commit to look at yet");
+                }
+                failures = 0;
+                awaited = false;
+                rhythm.pause(false)
             }
             Err(error) => {
                 let pause = retry(periods, failures, rand::rng().random_range(0.0..=1.0));
                 let retry_in = tracing::field::debug(pause);
                 // Once, not at every attempt: a server that is down for a night fills no disk.
                 if failures == 0 {
-                    tracing::warn!(repository = name, %error, retry_in, "cannot look for new commits");
+                    tracing::warn!(repository = name(), %error, retry_in, "cannot look for new commits");
                 } else {
-                    tracing::debug!(repository = name, %error, retry_in, failures, "still cannot look for new commits");
+                    tracing::debug!(repository = name(), %error, retry_in, failures, "still cannot look for new commits");
                 }
                 failures = failures.saturating_add(1);
+                awaited = false;
                 pause
             }
         };
-        head.send_if_modified(|last| tell(name, last, now));
+        head.send_if_modified(|last| tell(&name, last, now));
+        let until = Instant::now() + pause;
         tokio::select! {
-            () = sleep(pause) => {}
-            // A push says nothing about a server that does not answer; its pause is kept.
-            () = look.notified(), if failures == 0 => {}
+            () = sleep_until(until) => {}
+            () = look.notified() => {
+                awaited = true;
+                // A push may mean that a server which did not answer is back, and more pushes mean no more than one.
+                if failures > 0 {
+                    sleep_until(until.min(Instant::now() + HASTE)).await;
+                }
+            }
         }
     }
 }
 
-fn tell(name: &str, last: &mut Head, now: Head) -> bool {
+fn tell(name: impl Fn() -> String, last: &mut Head, now: Head) -> bool {
     let known = last.is_ok();
     match &now {
         Ok(commit) if last.as_ref() != Ok(commit) => {
-            tracing::info!(repository = name, commit_id = %commit, "new commit");
+            tracing::info!(repository = name(), commit_id = %commit, "new commit");
         }
         Err(error) if known && keeps_head(error) => return false,
+        Err(GitalyError::Throttled { .. }) if !matches!(last, Err(GitalyError::NotAsked)) => return false,
         _ if *last == now => return false,
         _ => {}
     }
@@ -288,8 +356,12 @@ fn tell(name: &str, last: &mut Head, now: Head) -> bool {
 
 /// Whether the last commit is still the best that is known: not where the repository says that it has none.
 fn keeps_head(error: &GitalyError) -> bool {
-    error.fault() == Fault::Transient
-        && !matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
+    error.fault() == Fault::Transient && !is_answer(error)
+}
+
+/// Whether the server says that there is no such commit.
+fn is_answer(error: &GitalyError) -> bool {
+    matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
 }
 
 /// The pause after so many failures and one more. `random` is between 0 and 1.

@@ -16,8 +16,14 @@ use tonic::transport::{Channel, Endpoint};
 const CONNECTIONS_MAX: usize = 256;
 /// Polling uses a connection several times a minute; one unused for so long is of a moved repository or an old token.
 const IDLE: Duration = Duration::from_secs(600);
+/// A file whose reader has stalled must not stop the other calls to its server, so the connection's window is as large as
+/// HTTP/2 allows: what is held unread is bounded by the streams, and few files are read at a time.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// What kas does, so that a firewall between forgets nothing.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Between two warnings that looks at a server are skipped.
+const TELL_AGAIN: Duration = Duration::from_secs(3600);
 /// Then a server that lacked a call may have been upgraded.
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -40,6 +46,7 @@ pub(super) struct Connection {
     used: Mutex<Instant>,
     /// When the server said that it cannot look up commits.
     lacks_find_commit: Mutex<Option<Instant>>,
+    told_of_skips: Mutex<Option<Instant>>,
 }
 
 impl Connection {
@@ -50,6 +57,16 @@ impl Connection {
 
     pub(super) fn cannot_find_commits(&self) {
         *self.lacks_find_commit.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether it is time to say that looks are skipped.
+    pub(super) fn tells_of_skips(&self) -> bool {
+        let mut told = self.told_of_skips.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|told| told.elapsed() >= TELL_AGAIN);
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
     }
 
     fn last_used(&self) -> Instant {
@@ -91,6 +108,8 @@ impl Pool {
             .origin(origin)
             .user_agent(self.user_agent.as_str())
             .map_err(|error| bad(error.to_string()))?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
@@ -100,6 +119,7 @@ impl Pool {
             bucket: Bucket::new(self.rate, super::PATIENCE),
             used: Mutex::new(Instant::now()),
             lacks_find_commit: Mutex::default(),
+            told_of_skips: Mutex::default(),
         })
     }
 }
@@ -156,5 +176,14 @@ mod tests {
         assert!(!connection.may_find_commits());
         tokio::time::advance(ASK_AGAIN).await;
         assert!(connection.may_find_commits());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn skipped_looks_are_told_of_once_an_hour() {
+        let connection = pool().connection(&server(1, "")).unwrap();
+        assert!(connection.tells_of_skips());
+        assert!(!connection.tells_of_skips());
+        tokio::time::advance(TELL_AGAIN).await;
+        assert!(connection.tells_of_skips());
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
 use crate::rate::Rate;
+use futures::FutureExt;
 use postern_certs::dev::Ca;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
 use std::{
@@ -17,6 +18,7 @@ use tokio_util::{
 };
 
 const SECRET: &str = "gitaly-secret";
+const GENERATIONS: [Generation; 3] = [Generation::V14_1, Generation::V16_7, Generation::V16Later];
 const CONFIG: &str = ".gitlab/agents/prod/config.yaml";
 
 struct Field {
@@ -307,6 +309,27 @@ async fn calls_past_the_rate_wait_or_are_turned_away() {
 }
 
 #[tokio::test]
+async fn a_crowd_of_polls_does_not_hold_up_who_reads_a_file() {
+    let field = Field::start().await;
+    field.write(CONFIG, "one");
+    let commit = field.commit();
+    let per_server = Rate { per_second: 20.0, burst: 1 };
+    let options = Options { per_server, ..Options::default() };
+    let trust = ClientTrust::load(Some(field.folder.path().join("ca.pem"))).unwrap();
+    let client = Gitaly::new(options, trust);
+    let turn = Duration::from_secs(1);
+    let mut looks: Vec<_> =
+        (0..500).map(|_| Box::pin(client.look(&field.source, &Reference::Default, (turn, soon())))).collect();
+    let skipped = looks.iter_mut().filter_map(|look| look.as_mut().now_or_never()).collect::<Vec<_>>();
+    assert!(skipped.len() >= 470, "{}", skipped.len());
+    assert!(skipped.iter().all(|look| matches!(look, Err(GitalyError::Throttled { .. }))));
+    let start = Instant::now();
+    let read = client.read(&field.source, &commit, CONFIG, 9, soon()).await;
+    assert_eq!(read, Ok(Some(Bytes::from("one"))));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn manifests_are_what_the_globs_select() {
     let field = Field::start().await;
     for file in ["a.yaml", ".b.yaml", "notes.txt", "x/c.yaml", "x/y/d.json", ".hidden/e.yaml", "x/.z/f.yaml"]
@@ -326,12 +349,60 @@ async fn manifests_are_what_the_globs_select() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_there_holds_no_manifests_in_either_generation() {
-    for generation in [Generation::V14_1, Generation::V16_7] {
-        let field = Field::with(|options, _| options.generation = generation).await;
-        let commit = field.commit();
-        assert_eq!(field.selected(&commit, &["nothing/*.yaml"]).await, [""; 0]);
-        assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]));
+async fn a_directory_that_is_not_there_holds_no_manifests_in_any_generation() {
+    for generation in GENERATIONS {
+        for unimplemented in [false, true] {
+            let field = Field::with(|options, _| options.generation = generation).await;
+            if unimplemented {
+                field.server.break_call(Rpc::FindCommit, Broken::Unimplemented);
+            }
+            assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]), "nobody pushed");
+            let commit = field.commit();
+            for glob in ["nothing/*.yaml", "nothing/**/*.yaml", "**/*.yaml", "*.yaml"] {
+                assert_eq!(field.selected(&commit, &[glob]).await, [""; 0]);
+            }
+            assert_eq!(field.read(&commit, CONFIG, 9).await, Ok(None));
+            assert_eq!(field.client.agent_files(&field.source, soon()).await, Ok(vec![]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_or_a_repository_that_is_not_there_is_never_taken_for_an_empty_one() {
+    let absent: CommitId = "0123456789abcdef0123456789abcdef01234567".into();
+    for generation in GENERATIONS {
+        for unimplemented in [false, true] {
+            let mut field = Field::with(|options, _| options.generation = generation).await;
+            field.write("a.yaml", "a");
+            let commit = field.commit();
+            if unimplemented {
+                field.server.break_call(Rpc::FindCommit, Broken::Unimplemented);
+            }
+            let check = async |field: &Field, commit: &CommitId| {
+                let at = (generation, unimplemented);
+                for glob in ["nothing/*.yaml", "nothing/**/*.yaml", "*.yaml", "**/*.yaml"] {
+                    let error = field.select(commit, &[glob], ManifestLimits::default()).await.err();
+                    let error = error.unwrap_or_else(|| panic!("{at:?}: {glob} selects nothing"));
+                    assert_eq!(error.fault(), Fault::Transient, "{at:?} {glob}: {error}");
+                }
+                let file = [ManifestPath::File("a.yaml".to_owned())];
+                let limits = ManifestLimits::default();
+                let error = field.client.manifests(&field.source, commit, &file, limits).await.err().unwrap();
+                assert_eq!(error.fault(), Fault::Transient, "{at:?}: {error}");
+                let error = field.read(commit, CONFIG, 9).await.unwrap_err();
+                assert_eq!(error.fault(), Fault::Transient, "{at:?}: {error}");
+                error
+            };
+            let error = check(&field, &absent).await;
+            assert!(matches!(error, GitalyError::NoSuchCommit { .. }), "{error}");
+            field.source.repository.storage_name = "elsewhere".to_owned();
+            check(&field, &commit).await;
+            assert!(field.client.agent_files(&field.source, soon()).await.is_err());
+            field.source.repository.storage_name = "default".to_owned();
+            field.source.repository.relative_path = "moved.git".to_owned();
+            check(&field, &commit).await;
+            assert!(field.client.agent_files(&field.source, soon()).await.is_err());
+        }
     }
 }
 
@@ -350,6 +421,28 @@ async fn manifests_come_in_pieces_that_fit_a_message() {
     assert_eq!(of("empty.yaml").len(), 1);
     let data: Vec<u8> = of("large.yaml").iter().flat_map(|piece| piece.data.to_vec()).collect();
     assert!(data == large);
+}
+
+#[tokio::test]
+async fn readers_that_stall_do_not_hold_up_a_look_at_the_head() {
+    let field = Field::start().await;
+    field.write("large.yaml", vec![b'x'; 8 << 20]);
+    let commit = field.commit();
+    let limits = ManifestLimits { file_bytes: 16 << 20, total_bytes: 16 << 20, ..Default::default() };
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut manifests = field.select(&commit, &["*.yaml"], limits).await.unwrap();
+        assert!(manifests.next().await.unwrap().is_some());
+        stalled.push(manifests);
+    }
+    // Meanwhile the server sends what it may.
+    for _ in 0..20 {
+        assert_eq!(field.head().await.as_ref(), Ok(&commit));
+    }
+    for manifests in stalled {
+        let rest: usize = all(manifests).await.unwrap().iter().map(|piece| piece.data.len()).sum();
+        assert!(rest >= (8 << 20) - PIECE_MAX);
+    }
 }
 
 #[tokio::test]
@@ -440,6 +533,22 @@ async fn a_push_is_noticed_long_before_the_next_poll() {
     assert_eq!(repository.read(&second, CONFIG, 100).await, Ok(Some(Bytes::from("two"))));
     assert_eq!(repository.read(&first, CONFIG, 100).await, Ok(Some(Bytes::from("one"))));
     assert_eq!(field.server.calls(Rpc::FindCommit), 2);
+}
+
+#[tokio::test]
+async fn a_push_to_a_renamed_project_is_noticed() {
+    let mut field = Field::start().await;
+    field.commit();
+    let (pollers, _stop) = field.pollers(Duration::from_secs(600));
+    let repository = pollers.follow(&field.source).await;
+    let mut head = repository.head();
+    head.borrow_and_update();
+    field.source.repository.gl_project_path = "group/renamed".to_owned();
+    assert!(Arc::ptr_eq(&repository, &pollers.follow(&field.source).await));
+    let next = field.commit();
+    pollers.pushed("group/renamed");
+    tokio::time::timeout(Duration::from_secs(10), head.changed()).await.expect("noticed").unwrap();
+    assert_eq!(*head.borrow(), Ok(next));
 }
 
 #[tokio::test]

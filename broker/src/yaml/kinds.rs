@@ -33,6 +33,9 @@ impl Read for bool {
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {
         match &node.value {
             Value::Bool(value) => Some(*value),
+            // kas reads YAML 1.1, where these are booleans too.
+            Value::Text(text) if matches!(&**text, "yes" | "Yes" | "YES" | "on" | "On" | "ON") => Some(true),
+            Value::Text(text) if matches!(&**text, "no" | "No" | "NO" | "off" | "Off" | "OFF") => Some(false),
             _ => cursor.mismatch(node, "true or false"),
         }
     }

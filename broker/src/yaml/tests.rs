@@ -82,7 +82,7 @@ fn what_a_tree_cannot_hold_is_reported_where_it_stands() {
     }
     for (text, wanted) in [
         ("a: [1, 2\nb: 3\n", "line 2 "),
-        ("a: 'x", "1:"),
+        ("a: 'x", "line 1 "),
         ("a: *b", "line 1 column 4: "),
         ("\u{1}", "line 1 column 1: "),
     ] {

@@ -1,5 +1,5 @@
 //! A small Gitaly server in this process: real git repositories on disk, read through the `git` program and served as
-//! Gitaly 14.1 or 16.7 serves them, over TCP, TLS or a Unix socket. It checks the token's HMAC, counts calls and can be
+//! Gitaly 14.1, 16.7 or a later one serves them, over TCP, TLS or a Unix socket. It checks the token's HMAC, counts calls and can be
 //! told to misbehave. Gone when the `Gitaly` is dropped; it writes to no repository.
 
 mod auth;
@@ -58,13 +58,15 @@ impl Options {
     }
 }
 
-/// Where the two differ: the listing of a path that is not there.
+/// Where they differ: the listing of a path that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Generation {
     /// Answers with nothing.
     V14_1,
     /// Answers with `InvalidArgument`.
     V16_7,
+    /// Answers with `NotFound` where all levels are listed, else with `InvalidArgument`.
+    V16Later,
 }
 
 /// The calls that are served.

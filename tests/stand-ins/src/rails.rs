@@ -185,7 +185,7 @@ impl Rails {
         self.state.changing().faults.insert(endpoint, faults);
     }
 
-    /// An agent or job token that is no longer good.
+    /// A token of an agent, a job or a user, or a session's cookie, that is no longer good.
     pub fn revoke(&self, token: &str) {
         self.state.changing().revoked.push(token.to_owned());
     }

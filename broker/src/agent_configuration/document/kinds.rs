@@ -274,8 +274,8 @@ macro_rules! one_of {
         impl From<$name> for wire::$wire {
             fn from(written: $name) -> Self {
                 use $oneof as Oneof;
-                let member: Oneof = match written { $($name::$key(value) => $member(value)),* };
-                Self { $field: Some(member) }
+                let member: Option<Oneof> = match written { $($name::$key(value) => $member(value).into()),* };
+                Self { $field: member }
             }
         }
 

@@ -71,17 +71,19 @@ message!(CiAccessProject => CiAccessProjectCf {
     default_namespace: String,
     access_as: CiAccessAs,
     environments: Vec<String>,
-} needs [id] for_rails [protected_branches_only]);
+} needs [id] for_rails [protected_branches_only, resource_management]);
 message!(CiAccessGroup => CiAccessGroupCf {
     id: String,
     default_namespace: String,
     access_as: CiAccessAs,
     environments: Vec<String>,
-} needs [id] for_rails [protected_branches_only]);
+} needs [id] for_rails [protected_branches_only, resource_management]);
 one_of!(CiAccessAs => CiAccessAsCf, wire::ci_access_as_cf::As, r#as {
     agent: Nothing => |_| Oneof::Agent(Default::default()),
     impersonate: Impersonate => |value: Impersonate| Oneof::Impersonate(value.into()),
     ci_job: Nothing => |_| Oneof::CiJob(Default::default()),
+    // For Rails: it is who says as whom a job comes, and the wire has no field for this.
+    ci_user: Nothing => |_| None,
 });
 message!(Impersonate => CiAccessAsImpersonateCf {
     username: String,

@@ -35,7 +35,7 @@ observability: {logging: {level: debug, grpc_level: info}, google_profiler: {ena
 cilium: {hubble_relay_address: 'relay:80'}
 ci_access:
   projects: [{id: a/b, access_as: {impersonate: {username: u, extra: [{key: k, val: [v]}]}}}]
-  groups: [{id: g, access_as: {ci_job: {}}, environments: [prod], protected_branches_only: true}]
+  groups: [{id: g, access_as: {ci_job: {}}, environments: [prod], protected_branches_only: true, resource_management: {enabled: true}}]
   instance: {}
 container_scanning: {cadence: '0 0 * * *', resource_requirements: {limits: {cpu: '1'}}, scanner_timeout: 5m}
 user_access: {access_as: {user: {}}, projects: [{id: a}], groups: [{id: g}]}
@@ -92,6 +92,7 @@ fn rails_gets_what_was_written_without_defaults_and_nulls() {
                 "access_as": {"ci_job": {}},
                 "environments": ["prod"],
                 "protected_branches_only": true,
+                "resource_management": {"enabled": true},
             }],
             "instance": {},
         },
@@ -127,7 +128,7 @@ gitops:
     paths: [{glob: a, file: b}, {}, {glob: ''}]
     dry_run_strategy: maybe
     reconcile_timeout: 1h
-    prune: 'no'
+    prune: 'nope'
 cilium: {}
 ci_access:
   projects: [{default_namespace: n, access_as: {agnet: {}}}]
@@ -142,7 +143,7 @@ line 4 column 33: gitops.manifest_projects[0].paths[1]: an empty mapping; exactl
 line 4 column 44: gitops.manifest_projects[0].paths[2].glob: empty text; a value is wanted
 line 5 column 23: gitops.manifest_projects[0].dry_run_strategy: \"maybe\"; one of none, client, server is wanted
 line 6 column 24: gitops.manifest_projects[0].reconcile_timeout: \"1h\"; a duration in seconds such as 30s or 0.5s is wanted
-line 7 column 12: gitops.manifest_projects[0].prune: \"no\"; true or false is wanted
+line 7 column 12: gitops.manifest_projects[0].prune: \"nope\"; true or false is wanted
 line 8 column 9: cilium.hubble_relay_address: it is missing; a value is wanted
 line 10 column 14: ci_access.projects[0].id: it is missing; a value is wanted
 line 10 column 49: ci_access.projects[0].access_as.agnet: unknown key; did you mean `agent`?

@@ -1,6 +1,7 @@
 //! The poller's loop on paused time, with answers made here.
 
 use super::*;
+use tokio::time::sleep;
 use tonic::Code;
 
 const PERIODS: Periods = Periods {
@@ -11,6 +12,8 @@ const PERIODS: Periods = Periods {
 
 struct Polled {
     looks: Arc<Mutex<Vec<Instant>>>,
+    /// How long each look would have waited for its turn.
+    turns: Arc<Mutex<Vec<Duration>>>,
     answer: Arc<Mutex<Head>>,
     head: watch::Sender<Head>,
     look: Arc<Notify>,
@@ -18,22 +21,30 @@ struct Polled {
 }
 
 fn polled(answer: Head) -> Polled {
+    polled_as(answer, false)
+}
+
+fn polled_as(answer: Head, fixed: bool) -> Polled {
+    let turns = Arc::new(Mutex::new(Vec::new()));
     let (looks, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(answer)));
     let head = watch::Sender::new(Err(GitalyError::NotAsked));
     let (look, stop) = (Arc::new(Notify::new()), CancellationToken::new());
     let task = {
         let (looks, answer, head, look) =
             (Arc::clone(&looks), Arc::clone(&answer), head.clone(), Arc::clone(&look));
+        let turns = Arc::clone(&turns);
         async move {
-            let ask = || {
+            let ask = |turn| {
                 looks.lock().unwrap().push(Instant::now());
+                turns.lock().unwrap().push(turn);
                 std::future::ready(answer.lock().unwrap().clone())
             };
-            poll("group/config", ask, head, &look, PERIODS).await;
+            let rhythm = Rhythm { periods: PERIODS, fixed };
+            poll(|| "group/config".to_owned(), ask, head, &look, rhythm).await;
         }
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
-    Polled { looks, answer, head, look, _stop: stop.drop_guard() }
+    Polled { looks, turns, answer, head, look, _stop: stop.drop_guard() }
 }
 
 impl Polled {
@@ -48,6 +59,11 @@ impl Polled {
 
 fn commit(id: &str) -> Head {
     Ok(id.into())
+}
+
+fn throttled() -> Head {
+    let (address, wait) = ("tcp://gitaly:8075".to_owned(), Duration::from_secs(2));
+    Err(GitalyError::Throttled { address, rpc: "FindCommit", wait })
 }
 
 fn down() -> Head {
@@ -109,7 +125,7 @@ async fn a_server_that_is_away_does_not_take_back_a_commit_but_an_emptied_reposi
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_is_looked_at_at_once_unless_the_server_is_failing() {
+async fn a_push_is_looked_at_at_once_or_within_a_second_of_a_failure_but_no_storm_of_them_is() {
     let polled = polled(commit("a"));
     let mut head = polled.head.subscribe();
     head.wait_for(Result::is_ok).await.unwrap();
@@ -120,12 +136,85 @@ async fn a_push_is_looked_at_at_once_unless_the_server_is_failing() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     polled.answers(down());
     polled.look.notify_one();
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_millis(10)).await;
     let looks = polled.looks.lock().unwrap().len();
-    for _ in 0..100 {
+    for _ in 0..500 {
         polled.look.notify_one();
         sleep(Duration::from_millis(10)).await;
     }
+    let more = polled.looks.lock().unwrap().len() - looks;
+    assert!((4..=6).contains(&more), "{more} looks in 5 s");
+    polled.answers(commit("c"));
+    let start = Instant::now();
+    polled.look.notify_one();
+    head.wait_for(|head| *head == commit("c")).await.unwrap();
+    assert!(start.elapsed() <= Duration::from_millis(1_100), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_push_to_an_empty_repository_is_noticed_like_any_other() {
+    let repository = "group/config".to_owned();
+    let reference = "refs/heads/dev".to_owned();
+    for none in [
+        GitalyError::NoDefaultBranch { repository: repository.clone() },
+        GitalyError::NoSuchReference { repository, reference },
+    ] {
+        let polled = polled(Err(none));
+        sleep(Duration::from_secs(3_600)).await;
+        let gaps = polled.gaps();
+        assert!(gaps.iter().all(|gap| *gap <= PERIODS.poll + Duration::from_millis(2)), "{gaps:?}");
+        let mut head = polled.head.subscribe();
+        polled.answers(commit("a"));
+        polled.look.notify_one();
+        let start = Instant::now();
+        head.wait_for(Result::is_ok).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_waits_for_its_turn_briefly_unless_somebody_waits_for_it() {
+    let polled = polled(throttled());
+    let mut head = polled.head.subscribe();
+    head.wait_for(|head| *head == throttled()).await.expect("whoever follows it is let go");
+    sleep(Duration::from_secs(20)).await;
+    polled.answers(commit("a"));
+    head.wait_for(Result::is_ok).await.unwrap();
+    assert!(polled.turns.lock().unwrap().iter().all(|turn| *turn == AWAITED_TURN));
+    let known = polled.turns.lock().unwrap().len();
+    sleep(Duration::from_secs(100)).await;
+    let polls = polled.turns.lock().unwrap().split_off(known);
+    assert!(polls.len() >= 4 && polls.iter().all(|turn| *turn == TURN), "{polls:?}");
+    polled.look.notify_one();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(polled.turns.lock().unwrap().last(), Some(&AWAITED_TURN));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_skipped_look_is_no_failure() {
+    let polled = polled(commit("a"));
+    let mut head = polled.head.subscribe();
+    head.wait_for(Result::is_ok).await.unwrap();
+    polled.answers(throttled());
+    sleep(Duration::from_secs(600)).await;
+    assert!(!head.has_changed().unwrap());
+    let gaps = polled.gaps();
+    assert!(gaps.iter().all(|gap| *gap <= PERIODS.poll + Duration::from_millis(2)), "{gaps:?}");
+    polled.answers(commit("b"));
+    polled.look.notify_one();
+    let start = Instant::now();
+    head.wait_for(|head| *head == commit("b")).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_changes_is_looked_for_until_it_is_found() {
+    let polled = polled_as(throttled(), true);
+    sleep(Duration::from_secs(100)).await;
+    polled.answers(commit("a"));
+    polled.head.subscribe().wait_for(Result::is_ok).await.unwrap();
+    let looks = polled.looks.lock().unwrap().len();
+    sleep(Duration::from_secs(3_600)).await;
     assert_eq!(polled.looks.lock().unwrap().len(), looks);
 }
 

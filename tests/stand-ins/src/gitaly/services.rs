@@ -138,7 +138,10 @@ impl CommitService for State {
         let listed = match (listed, self.options.generation) {
             (Some(listed), _) => listed,
             (None, Generation::V14_1) => Vec::new(),
-            (None, Generation::V16_7) => return Err(Status::invalid_argument("invalid revision or path")),
+            (None, Generation::V16Later) if request.recursive => {
+                return Err(Status::not_found("invalid revision or path"));
+            }
+            (None, _) => return Err(Status::invalid_argument("invalid revision or path")),
         };
         let commit_oid = String::from_utf8_lossy(&request.revision).into_owned();
         let prefix = if root { Vec::new() } else { [request.path.as_ref(), b"/"].concat() };

@@ -203,6 +203,9 @@ fn proxy_user(state: &State, asked: &Asked<'_>) -> Result<Response<Body>, Refusa
     let id = body["agent_id"].as_i64().ok_or(BAD_REQUEST)?;
     let key = body["access_key"].as_str().ok_or(BAD_REQUEST)?;
     let csrf = body["csrf_token"].as_str();
+    if state.changing().revoked.iter().any(|revoked| revoked == key) {
+        return Err(UNAUTHORIZED);
+    }
     let users = &state.options.users;
     let user = match body["access_type"].as_str() {
         Some("session_cookie") => {
