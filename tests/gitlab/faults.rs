@@ -107,7 +107,7 @@ async fn while_rails_is_unwell_what_runs_goes_on_and_what_is_new_is_told_so() {
         ("answers HTML", html, 500, None),
         ("answers 502", status(502), 500, None),
         ("cuts its answers short", cut, 500, None),
-        ("answers 429", status(429), 500, Some(Code::Unavailable)),
+        ("answers 429", status(429), 500, None),
         ("redirects", elsewhere, 500, None),
         ("answers 404, for its feature is off", status(404), 404, Some(Code::NotFound)),
     ];
