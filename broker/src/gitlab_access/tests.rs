@@ -227,15 +227,11 @@ async fn nobody_climbs_out_of_a_module() {
         let status = field.refusal(vec![header("GET", "stand_in_echo", path), trailer()]).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
     }
-    for module in [".", ".."] {
+    for module in [".", "..", "a/../../agent_info", "a%2F..%2F..%2Fagent_info"] {
         let status = field.refusal(vec![header("GET", module, "/"), trailer()]).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{module}: {status}");
     }
     assert_eq!(field.stage.gitlab.calls(Endpoint::Module), before, "GitLab heard of none of them");
-    let escaped = vec![header("GET", "a/../../agent_info", "/"), trailer()];
-    assert_eq!(field.whole(TOKEN_A, escaped).await.unwrap().0.status_code, 404);
-    let seen = field.stage.gitlab.requests().pop().unwrap();
-    assert_eq!(seen.uri.path(), format!("{MODULES}/a%2F..%2F..%2Fagent_info/"));
 }
 
 #[tokio::test]
