@@ -1,6 +1,6 @@
-//! An agent's own request to a module of GitLab: streamed there and back, verbatim but for what must not pass. Before it:
-//! an agent's `GitlabAccess.MakeRequest`. After it: Rails, as the agent. An agent cannot leave its module's path, and no
-//! credential, address or internal header that it sends is believed.
+//! An agent's own request to a module of GitLab: streamed there and back. Before it: an agent's
+//! `GitlabAccess.MakeRequest`. After it: Rails, as the agent. An agent cannot leave its module's path, and of its headers
+//! only those that modules read pass: no credential, address or internal header that it sends is believed.
 
 use super::{
     Call, RailsError,
@@ -14,23 +14,26 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use postern_wire::{http::strip_hop_by_hop, metadata::INTERNAL_PREFIX, token::AgentToken};
+use postern_wire::{http::strip_hop_by_hop, token::AgentToken};
 use std::sync::Arc;
 
-/// Set here, decided by the hop, or believed by servers behind us.
-const NOT_FORWARDED: &[&str] = &[
-    "authorization",
-    "content-length",
-    "cookie",
-    "deploy-token",
-    "expect",
-    "forwarded",
-    "host",
-    "job-token",
-    "private-token",
-    "x-real-ip",
+/// What modules read of a request: its form, which answer is wanted, and what it is called in logs. Everything else is
+/// left behind. Rails takes `_` and `-` in a name for the same, so a list of what must not pass would never be whole.
+const FORWARDED: &[&str] = &[
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "range",
+    "x-request-id",
 ];
-const NOT_FORWARDED_PREFIXES: &[&str] = &["gitlab-", "x-forwarded-", "x-gitlab-", INTERNAL_PREFIX];
 
 /// What an agent asks of a module.
 pub struct ModuleRequest {
@@ -40,7 +43,7 @@ pub struct ModuleRequest {
     pub method: Method,
     /// Path below the module, beginning with a slash, and query; percent-encoded.
     pub target: String,
-    /// As the agent sent them.
+    /// As the agent sent them; few of them pass.
     pub headers: HeaderMap,
     /// See [`no_body`] and [`streamed`].
     pub body: RequestBody,
@@ -129,14 +132,13 @@ fn is_dots(segment: &str) -> bool {
 
 fn forwarded(mut headers: HeaderMap) -> HeaderMap {
     strip_hop_by_hop(&mut headers, false);
-    let refused = |name: &str| {
-        NOT_FORWARDED.contains(&name) || NOT_FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
-    let names: Vec<HeaderName> = headers.keys().filter(|name| refused(name.as_str())).cloned().collect();
-    for name in names {
-        headers.remove(name);
+    let mut passed = HeaderMap::new();
+    for name in FORWARDED {
+        for value in headers.get_all(*name) {
+            passed.append(HeaderName::from_static(name), value.clone());
+        }
     }
-    headers
+    passed
 }
 
 impl super::Rails {
@@ -187,6 +189,7 @@ impl super::Rails {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     #[test]
     fn an_agent_cannot_leave_its_module() {
@@ -214,20 +217,46 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_says_of_credentials_and_addresses_does_not_pass() {
+    fn only_what_modules_read_passes() {
         let mut headers = HeaderMap::new();
-        for name in NOT_FORWARDED.iter().chain(&[
+        for name in [
+            "authorization",
+            "private-token",
+            "job-token",
+            "deploy-token",
+            "cookie",
             "gitlab-kas-api-request",
             "gitlab-agent-api-request",
             "x-forwarded-for",
+            "x-real-ip",
+            "forwarded",
             "x-postern-agent",
+            "x-http-method-override",
+            "x-sendfile-type",
+            "user-agent",
+            "host",
+            "content-length",
+            "expect",
             "connection",
+            "te",
             "transfer-encoding",
-        ]) {
-            headers.insert(HeaderName::from_static(name), header::HeaderValue::from_static("x"));
+            // Rack's variable of the first is that of `Private-Token`.
+            "private_token",
+            "gitlab_kas_api_request",
+            "x_forwarded_for",
+            "content_type",
+            "if_none_match",
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
-        headers.insert("content-type", header::HeaderValue::from_static("text/plain"));
-        let passed: Vec<_> = forwarded(headers).keys().map(|name| name.as_str().to_owned()).collect();
-        assert_eq!(passed, ["content-type"]);
+        assert!(forwarded(headers.clone()).is_empty());
+        for name in FORWARDED {
+            assert!(!name.contains('_'));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("a"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("b"));
+        }
+        let passed = forwarded(headers);
+        assert_eq!(passed.keys().len(), FORWARDED.len());
+        assert_eq!(passed.get_all("content-type").iter().collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -177,6 +177,8 @@ async fn a_request_is_the_agent_s_own_whatever_it_says() {
             ("Job-Token", &["of-another"]),
             ("Cookie", &["_gitlab_session=x"]),
             ("X-Forwarded-For", &["127.0.0.1"]),
+            ("X_Forwarded_For", &["127.0.0.1"]),
+            ("Private_Token", &["of-another"]),
         ],
     );
     header.request.as_mut().unwrap().query = values(&[("b", &["2 &"]), ("a", &["1", "ü"])]);
@@ -193,7 +195,7 @@ async fn a_request_is_the_agent_s_own_whatever_it_says() {
     assert_eq!(seen.token, Some(hash(TOKEN_A)));
     assert_eq!(seen.headers["authorization"], hash(&format!("Bearer {TOKEN_A}")));
     assert!(seen.claims.is_some(), "the JWT is ours");
-    for name in ["job-token", "cookie", "x-forwarded-for"] {
+    for name in ["job-token", "cookie", "x-forwarded-for", "x_forwarded_for", "private_token"] {
         assert!(!seen.headers.contains_key(name), "{name}");
     }
 }
