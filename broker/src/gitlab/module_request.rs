@@ -17,6 +17,10 @@ use percent_encoding::percent_decode_str;
 use postern_wire::{http::strip_hop_by_hop, token::AgentToken};
 use std::sync::Arc;
 
+/// How modules may be asked. A TRACE would be answered with our credentials, a CONNECT has no path to keep to.
+const METHODS: &[Method] =
+    &[Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+
 /// What modules read of a request: its form, which answer is wanted, and what it is called in logs. Everything else is
 /// left behind. Rails takes `_` and `-` in a name for the same, so a list of what must not pass would never be whole.
 const FORWARDED: &[&str] = &[
@@ -159,6 +163,9 @@ impl super::Rails {
         request: ModuleRequest,
         call: &Call,
     ) -> Result<ModuleAnswer, Fault> {
+        if !METHODS.contains(&request.method) {
+            return Err(Fault::Illegal("the method is none of GET, HEAD, POST, PUT, PATCH, DELETE"));
+        }
         let uri = self.uri(&target(&request.module, &request.target)?)?;
         let mut outgoing = http::Request::new(request.body);
         *outgoing.method_mut() = request.method;

@@ -237,6 +237,23 @@ async fn nobody_climbs_out_of_a_module() {
 }
 
 #[tokio::test]
+async fn modules_are_asked_by_the_usual_methods_only() {
+    let field = Field::start().await;
+    let asked = || field.stage.gitlab.calls(Endpoint::Module);
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+        let before = asked();
+        field.whole(TOKEN_A, vec![header(method, "stand_in_echo", "/"), trailer()]).await.unwrap();
+        assert_eq!(asked(), before + 1, "{method}");
+    }
+    let before = field.stage.gitlab.requests().len();
+    for method in ["TRACE", "CONNECT", "OPTIONS", "PURGE", "get"] {
+        let status = field.refusal(vec![header(method, "stand_in_echo", "/"), trailer()]).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{method}: {status}");
+    }
+    assert_eq!(field.stage.gitlab.requests().len(), before, "GitLab heard of none of them");
+}
+
+#[tokio::test]
 async fn what_is_no_request_is_refused_with_the_code_that_agents_know() {
     let field = Field::start().await;
     let good = || header_with("GET", "stand_in_echo", "/", &[]);
