@@ -292,9 +292,9 @@ where
             match admission.agent(request.headers()).await {
                 Ok(permit) => {
                     request.extensions_mut().insert(permit);
-                    inner.call(request).await
+                    inner.call(request).await.map(crate::status_text::cut)
                 }
-                Err(status) => Ok(status.into_http()),
+                Err(status) => Ok(crate::status_text::cut(status.into_http())),
             }
         })
     }

@@ -1,10 +1,13 @@
 //! What happens, for people who watch: agents come and go, configurations and manifests are sent or refused. Before it:
 //! the modules in which it happens, which never wait here. After it: browsers, through Rails' cable ([`action_cable`])
-//! or by themselves ([`server_sent`]). Nothing is kept for those who are not there, and no event carries a secret.
+//! or by themselves ([`server_sent`]). Nothing is kept for those who are not there, and no event carries a secret. One
+//! agent's events are so many and no more (`allowance.rs`).
 
 pub mod action_cable;
+mod allowance;
 pub mod server_sent;
 
+use allowance::Allowances;
 use postern_wire::ids::{AgentId, ProjectId};
 use serde::Serialize;
 use std::{
@@ -12,7 +15,7 @@ use std::{
     time::SystemTime,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
 /// Events that a slow watcher may be behind before it misses the oldest.
 const BEHIND: usize = 1024;
@@ -36,7 +39,8 @@ pub struct Config {
 ///
 /// As JSON, whose keys and kinds stay what they are, though more may come: `kind` as in [`EventKind`]; `agent_id` and
 /// `project_id`, numbers, the project being the one with the agent's configuration; `at`, RFC 3339 in UTC with at most
-/// milliseconds; and what the kind adds.
+/// milliseconds; what the kind adds; and `dropped` if the agent made too many events at a time: how many of them were
+/// left out before this one.
 /// ```json
 /// {"kind":"configuration_sent","commit_id":"4b825dc","agent_id":7,"project_id":3,"at":"2026-01-02T03:04:05.678Z"}
 /// ```
@@ -150,7 +154,7 @@ pub struct Published {
 }
 
 impl Published {
-    fn new(number: u64, mut event: Event) -> Self {
+    fn new(number: u64, mut event: Event, dropped: u64) -> Self {
         #[derive(Serialize)]
         struct Document<'a> {
             #[serde(flatten)]
@@ -158,6 +162,8 @@ impl Published {
             agent_id: i64,
             project_id: i64,
             at: String,
+            #[serde(skip_serializing_if = "is_none")]
+            dropped: u64,
         }
 
         event.kind.cut();
@@ -168,10 +174,16 @@ impl Published {
             agent_id: event.agent_id.0,
             project_id: event.project_id.0,
             at: at.format(&Rfc3339).unwrap_or_default(),
+            dropped,
         };
         let json = serde_json::to_string(&document).expect("texts and numbers are JSON");
         Self { number, event, json }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_none(dropped: &u64) -> bool {
+    *dropped == 0
 }
 
 /// Where events are handed in and watched. What a watcher is behind is bounded: it misses the oldest and is told how
@@ -179,7 +191,14 @@ impl Published {
 #[derive(Debug)]
 pub struct Events {
     watchers: broadcast::Sender<Arc<Published>>,
-    number: Mutex<u64>,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Of the last event.
+    number: u64,
+    allowances: Allowances,
 }
 
 impl Default for Events {
@@ -190,19 +209,21 @@ impl Default for Events {
 
 impl Events {
     fn behind(events: usize) -> Self {
-        Self { watchers: broadcast::Sender::new(events), number: Mutex::default() }
+        Self { watchers: broadcast::Sender::new(events), line: Mutex::default() }
     }
 
-    /// Shows an event to everybody who watches now. It never waits, and does nothing when nobody watches.
+    /// Shows an event to everybody who watches now, unless its agent made too many of late: then the next one says how
+    /// many were left out. It never waits, and does nothing when nobody watches.
     pub fn publish(&self, event: Event) {
         if self.watchers.receiver_count() == 0 {
             return;
         }
         // Held until it is sent, or numbers could overtake each other.
-        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        *number += 1;
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(dropped) = line.allowances.take(event.agent_id, Instant::now()) else { return };
+        line.number += 1;
         // An error means that the last watcher has just left.
-        let _ = self.watchers.send(Arc::new(Published::new(*number, event)));
+        let _ = self.watchers.send(Arc::new(Published::new(line.number, event, dropped)));
     }
 
     /// Everything from now on.
@@ -218,7 +239,7 @@ mod tests {
 
     fn json(kind: EventKind, at: SystemTime) -> String {
         let event = Event { kind, agent_id: AgentId(7), project_id: ProjectId(3), at };
-        Published::new(1, event).json
+        Published::new(1, event, 0).json
     }
 
     #[test]
@@ -268,7 +289,7 @@ mod tests {
             error: format!("a{}", "ä".repeat(1 << 20)),
         };
         let event = Event::now(kind, AgentId(7), ProjectId(3));
-        let Published { event, json, .. } = Published::new(1, event);
+        let Published { event, json, .. } = Published::new(1, event, 0);
         let EventKind::ConfigurationRefused { commit_id, error } = event.kind else { unreachable!() };
         assert_eq!((commit_id.len(), error.len()), (COMMIT_MAX, ERROR_MAX - 1));
         assert!(json.len() < 2 * ERROR_MAX);
@@ -285,5 +306,25 @@ mod tests {
         (0..5).for_each(|_| publish());
         assert_eq!(watcher.recv().await.unwrap_err(), broadcast::error::RecvError::Lagged(3));
         assert_eq!(watcher.recv().await.unwrap().number, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_makes_too_many_does_not_drown_the_others() {
+        let events = Events::default();
+        let mut watcher = events.subscribe();
+        let publish = |agent| events.publish(Event::now(EventKind::AgentConnected, agent, ProjectId(3)));
+        (0..BEHIND * 2).for_each(|_| publish(AgentId(7)));
+        publish(AgentId(8));
+        for _ in 0..allowance::BURST {
+            assert_eq!(watcher.recv().await.unwrap().event.agent_id, AgentId(7));
+        }
+        let other = watcher.recv().await.unwrap();
+        assert_eq!(other.event.agent_id, AgentId(8));
+        assert!(!other.json.contains("dropped"));
+        tokio::time::advance(allowance::INTERVAL).await;
+        publish(AgentId(7));
+        let dropped = BEHIND * 2 - allowance::BURST as usize;
+        let next = watcher.recv().await.unwrap().json.clone();
+        assert!(next.ends_with(&format!(r#","dropped":{dropped}}}"#)), "{next}");
     }
 }

@@ -31,6 +31,7 @@ pub mod events;
 // what the features share
 pub mod outgoing;
 pub mod per_agent;
+pub mod status_text;
 
 // neighbours
 pub mod gitaly;

@@ -2,8 +2,9 @@
 //! told once a period of all that it has not heard. What it did not take is kept and told again; it is told nothing
 //! when there is nothing to tell. No name, token or address is counted, only numbers and ids.
 //!
-//! Bounds: at most [`UNIQUE_MAX`] ids in each set and as many events of each kind are kept until GitLab took them; what
-//! comes on top of that is not told. Plain counters always are.
+//! Bounds: at most [`UNIQUE_MAX`] ids in each set and as many events of each kind, [`EVENTS_PER_AGENT`] of them of one
+//! agent's registrations, are kept until GitLab took them; what comes on top of that is not told. Plain counters always
+//! are. Registrations have a lock of their own: requests to clusters wait for no agent's words.
 
 mod report;
 
@@ -12,12 +13,14 @@ pub use report::{FLUSH, report};
 use crate::gitlab::{self, AgentEvents, RegisteredEvent, UsageForm, UserEvent};
 use postern_wire::ids::AgentId;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// Ids in one set, events of one kind.
 pub const UNIQUE_MAX: usize = 10_000;
+/// Registrations of one agent that differ: replicas of a few versions on nodes of a few kinds.
+pub const EVENTS_PER_AGENT: usize = 8;
 
 /// How a caller of the Kubernetes API proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,7 +47,10 @@ impl Way {
 
 /// Everything counted that GitLab has not heard of. Shared by all who count.
 #[derive(Debug, Default)]
-pub struct Usage(Mutex<Counts>);
+pub struct Usage {
+    counts: Mutex<Counts>,
+    registered: Mutex<Registered>,
+}
 
 /// What came one way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +68,21 @@ struct Counts {
     flux_pushes: u64,
     flux_projects: BTreeSet<i64>,
     users: BTreeMap<Way, BTreeSet<UserEvent>>,
-    registered: Vec<RegisteredEvent>,
+}
+
+/// Which agents registered, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Registered {
+    agents: BTreeMap<i64, BTreeSet<RegisteredEvent>>,
+    /// Of all agents.
+    events: usize,
+}
+
+/// All of it at one moment.
+#[derive(Debug)]
+struct Report {
+    counts: Counts,
+    registered: Registered,
 }
 
 impl Usage {
@@ -101,22 +121,25 @@ impl Usage {
 
     /// An agent registered. The same again before GitLab heard of it is one event.
     pub fn registered(&self, event: RegisteredEvent) {
-        let mut counts = self.lock();
-        if counts.registered.len() < UNIQUE_MAX && !counts.registered.contains(&event) {
-            counts.registered.push(event);
-        }
+        self.registrations().add(event);
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Counts {
-        self.lock().clone()
+    fn registrations(&self) -> MutexGuard<'_, Registered> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Report {
+        let counts = self.lock().clone();
+        Report { counts, registered: self.registrations().clone() }
     }
 
     /// Takes away what a report held; what was counted meanwhile stays.
-    fn told(&self, report: &Counts, form: UsageForm) {
+    fn told(&self, report: &Report, form: UsageForm) {
+        let report = &report.counts;
         let mut counts = self.lock();
         let less = |count: &mut u64, told: u64| *count = count.saturating_sub(told);
         less(&mut counts.gitops_syncs, report.gitops_syncs);
@@ -135,18 +158,56 @@ impl Usage {
     }
 
     /// As [`Usage::told`] for events.
-    fn events_told(&self, report: &Counts) {
+    fn events_told(&self, report: &Report) {
         let mut counts = self.lock();
-        for (way, told) in &report.users {
+        for (way, told) in &report.counts.users {
             counts.users.entry(*way).or_default().retain(|event| !told.contains(event));
         }
-        counts.registered.retain(|event| !report.registered.contains(event));
+        drop(counts);
+        self.registrations().remove(&report.registered);
     }
 }
 
 fn keep<T: Ord>(set: &mut BTreeSet<T>, item: T) {
     if set.len() < UNIQUE_MAX {
         set.insert(item);
+    }
+}
+
+impl Registered {
+    fn add(&mut self, event: RegisteredEvent) {
+        if self.events < UNIQUE_MAX {
+            let known = self.agents.entry(event.agent_id).or_default();
+            if known.len() < EVENTS_PER_AGENT && known.insert(event) {
+                self.events += 1;
+            }
+        }
+    }
+
+    fn remove(&mut self, told: &Self) {
+        for (agent, told) in &told.agents {
+            if let Entry::Occupied(mut known) = self.agents.entry(*agent) {
+                let before = known.get().len();
+                known.get_mut().retain(|event| !told.contains(event));
+                self.events -= before - known.get().len();
+                if known.get().is_empty() {
+                    known.remove();
+                }
+            }
+        }
+    }
+}
+
+impl Report {
+    fn usage(&self, form: UsageForm) -> gitlab::Usage {
+        self.counts.usage(form)
+    }
+
+    fn events(&self) -> AgentEvents {
+        let [users_via_ci, users_via_user, users_via_pat] =
+            Way::ALL.map(|way| self.counts.users.get(&way).cloned().unwrap_or_default());
+        let registered = self.registered.agents.values().flatten().cloned().collect();
+        AgentEvents { users_via_ci, users_via_user, users_via_pat, registered }
     }
 }
 
@@ -179,12 +240,6 @@ impl Counts {
             }
         }
         usage
-    }
-
-    fn events(&self) -> AgentEvents {
-        let [users_via_ci, users_via_user, users_via_pat] =
-            Way::ALL.map(|way| self.users.get(&way).cloned().unwrap_or_default());
-        AgentEvents { users_via_ci, users_via_user, users_via_pat, registered: self.registered.clone() }
     }
 }
 

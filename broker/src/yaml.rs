@@ -87,11 +87,22 @@ impl Problems {
         found: impl Into<String>,
         wanted: impl Into<String>,
     ) {
-        if self.list.len() == MAX_PROBLEMS {
+        if self.is_full() {
             self.more += 1;
             return;
         }
         self.list.push(Problem { at, path: path.into(), found: found.into(), wanted: wanted.into() });
+    }
+
+    /// Whether more of them would be counted only.
+    fn is_full(&self) -> bool {
+        self.list.len() == MAX_PROBLEMS
+    }
+
+    /// The known word that was probably meant. Files are written by strangers and looking for it takes time, so nothing
+    /// is found for those problems that are counted only.
+    fn nearest<'a>(&self, word: &str, known: &[&'a str]) -> Option<&'a str> {
+        if self.is_full() { None } else { suggest::nearest(word, known) }
     }
 
     /// Whether something was said about this path already.
@@ -202,4 +213,4 @@ fn cut(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,6 +8,7 @@ mod schema;
 use crate::yaml::{Cursor, Position, Problems, Read as _, Value as Written, parse as parse_yaml};
 use kinds::Json as _;
 use postern_wire::proto::gitlab::agent::agentcfg;
+use std::io;
 
 /// A document that an agent can run by.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,14 +26,49 @@ impl Default for Parsed {
     }
 }
 
+/// Rails is sent no more than this, in bytes of JSON, and agents not much more; or four times the file, which only
+/// aliases exceed.
+const MAX_DOCUMENT: usize = 512 * 1024;
+
 /// Parses the document; an empty one is an empty configuration.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, Problems> {
     let mut problems = Problems::default();
-    let parsed = read(bytes, &mut problems);
-    match parsed {
-        Some(file) if problems.is_empty() => Ok(Parsed { document: file.json(), file: file.into() }),
-        _ => Err(problems),
+    let parsed = match read(bytes, &mut problems) {
+        Some(file) if problems.is_empty() => Parsed { document: file.json(), file: file.into() },
+        _ => return Err(problems),
+    };
+    let (length, limit) = (length(&parsed.document), MAX_DOCUMENT.max(4 * bytes.len()));
+    if length > limit {
+        let found = format!("{length} bytes of JSON with all aliases written out");
+        problems.add(
+            Position::default(),
+            "",
+            found,
+            format!("{limit} at most are wanted; use fewer aliases"),
+        );
+        return Err(problems);
     }
+    Ok(parsed)
+}
+
+/// In bytes of JSON.
+fn length(document: &serde_json::Value) -> usize {
+    struct Count(usize);
+
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, document).expect("a value is JSON, and counting does not fail");
+    count.0
 }
 
 fn read(bytes: &[u8], problems: &mut Problems) -> Option<schema::File> {

@@ -173,7 +173,7 @@ pub enum GitalyError {
         file: String,
     },
     /// A selected file's name cannot be told to the agent.
-    #[error("the name of {file} is not UTF-8; rename it")]
+    #[error("the path of {file} is not UTF-8 or has more than 4096 bytes; rename it")]
     Name {
         /// With replacement characters.
         file: String,

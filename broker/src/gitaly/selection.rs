@@ -96,8 +96,8 @@ impl Selection {
                 if !glob.matches(&name) || is_hidden(&name) {
                     continue;
                 }
-                if name.as_bytes() != path.as_slice() {
-                    return Err(GitalyError::Name { file: name.into_owned() });
+                if path.len() > FILE_MAX || name.as_bytes() != path.as_slice() {
+                    return Err(GitalyError::Name { file: name.chars().take(FILE_MAX).collect() });
                 }
                 self.take(&name)?;
             }
@@ -178,6 +178,23 @@ mod tests {
             ("c/b./a", false),
         ] {
             assert_eq!(is_hidden(path), hidden, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_too_long_to_be_told_is_refused_if_it_is_selected() {
+        let select = |glob: &str, length: usize| {
+            let glob = ManifestPath::Glob(glob.to_owned());
+            let mut selection = Selection::new(&[glob], Limits::default()).unwrap();
+            let directory = selection.next().unwrap().unwrap();
+            selection.listed(directory, vec![[vec![b'x'; length - 5], b".yaml".to_vec()].concat()]);
+            selection.next()
+        };
+        assert_eq!(select("*.yaml", FILE_MAX), Ok(None));
+        assert_eq!(select("*.json", FILE_MAX + 1), Ok(None));
+        for length in [FILE_MAX + 1, 1 << 20] {
+            let Err(GitalyError::Name { file }) = select("*.yaml", length) else { panic!("{length}") };
+            assert_eq!(file.len(), FILE_MAX);
         }
     }
 

@@ -153,7 +153,8 @@ fn is_label(name: &str) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AllowedAgents {
-    #[serde(deserialize_with = "nullable")]
+    /// Each for itself: an entry that makes no sense lets nobody in, and the others stay.
+    #[serde(deserialize_with = "allowed_agents")]
     pub allowed_agents: Vec<AllowedAgent>,
     pub job: Id,
     pub pipeline: Id,
@@ -177,6 +178,35 @@ pub struct AllowedAgent {
     pub configuration: CiAccess,
 }
 
+fn allowed_agents<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<AllowedAgent>, D::Error> {
+    let entries: Vec<Value> = nullable(from)?;
+    Ok(entries.into_iter().filter_map(AllowedAgent::of).collect())
+}
+
+impl AllowedAgent {
+    /// `None`: nobody can tell whose entry it is. One that makes no sense otherwise is for its agent, and of no use.
+    fn of(entry: Value) -> Option<Self> {
+        let id = entry.get("id").and_then(Value::as_i64).filter(|id| *id > 0);
+        let Some(id) = id else {
+            tracing::warn!("GitLab lists an allowed agent without an id; it is left out");
+            return None;
+        };
+        let problem = match serde_json::from_value::<Self>(entry) {
+            Ok(agent) if agent.config_project.id > 0 => return Some(agent),
+            Ok(_) => "no configuration project".to_owned(),
+            Err(error) => error.to_string().chars().take(200).collect(),
+        };
+        tracing::warn!(
+            agent_id = id,
+            error = problem,
+            "GitLab lists an allowed agent in a way that makes no sense"
+        );
+        let access_as = CiAccessAs::Unknown("malformed".to_owned());
+        let configuration = CiAccess { access_as, ..CiAccess::default() };
+        Some(Self { id, configuration, ..Self::default() })
+    }
+}
+
 /// An entry of `ci_access`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -190,7 +220,7 @@ pub struct CiAccess {
 /// As whom a CI job's requests reach the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum CiAccessAs {
-    /// As the agent itself; also when nothing is said.
+    /// As the agent itself; also when nothing at all is said.
     #[default]
     Agent,
     /// As somebody who is named.
@@ -256,14 +286,15 @@ pub struct Environment {
     pub tier: String,
 }
 
-/// The one way of `access_as` that a document names, with its content; `None` if it names none.
+/// The one way of `access_as` that a document names, with its content, which is `null` only if that of all is; `None`
+/// if it names none.
 fn one_of<'de, D: Deserializer<'de>>(from: D) -> Result<Option<(String, Value)>, D::Error> {
     let ways: BTreeMap<String, Value> = nullable(from)?;
-    let mut ways = ways.into_iter().filter(|(_, content)| !content.is_null());
-    let one = ways.next();
-    match ways.next() {
-        Some(_) => Err(de::Error::custom("access_as names more than one way")),
-        None => Ok(one),
+    let (nulls, mut ways): (Vec<_>, Vec<_>) = ways.into_iter().partition(|(_, content)| content.is_null());
+    match ways.len() {
+        0 => Ok(nulls.into_iter().next()),
+        1 => Ok(ways.pop()),
+        _ => Err(de::Error::custom("access_as names more than one way")),
     }
 }
 
@@ -271,6 +302,8 @@ impl<'de> Deserialize<'de> for CiAccessAs {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Some((way, content)) = one_of(from)? else { return Ok(Self::Agent) };
         Ok(match way.as_str() {
+            // Whoever wrote a way wanted something else than the agent's rights by saying nothing.
+            _ if content.is_null() => Self::Unknown(way),
             "agent" => Self::Agent,
             "impersonate" => Self::Impersonate(serde_json::from_value(content).map_err(de::Error::custom)?),
             "ci_job" => Self::CiJob,
@@ -286,9 +319,7 @@ impl Check for AllowedAgents {
         if ids.iter().any(|id| *id <= 0) {
             return Err("the id of the job, its pipeline, project or user is missing");
         }
-        let agents = self.allowed_agents.iter();
-        let all = agents.flat_map(|agent| [agent.id, agent.config_project.id]).all(|id| id > 0);
-        if all { Ok(()) } else { Err("an allowed agent has no id or no configuration project") }
+        Ok(())
     }
 }
 
@@ -344,6 +375,7 @@ impl<'de> Deserialize<'de> for UserAccessAs {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Some((way, content)) = one_of(from)? else { return Ok(Self::Unknown) };
         Ok(match way.as_str() {
+            _ if content.is_null() => Self::Unknown,
             "agent" => Self::Agent,
             "user" => Self::User(serde_json::from_value(content).map_err(de::Error::custom)?),
             _ => Self::Unknown,
@@ -399,9 +431,48 @@ mod tests {
         assert!(ci(json!({"impersonate": {"groups": "g"}})).is_err());
         let somebody = json!({"impersonate": {"username": "u", "extra": [{"key": "k", "val": ["v"]}]}});
         assert!(matches!(ci(somebody).unwrap(), CiAccessAs::Impersonate(who) if who.extra.len() == 1));
+        for (document, way) in [
+            (json!({"ci_job": null}), "ci_job"),
+            (json!({"agent": null}), "agent"),
+            (json!({"b": null, "a": null}), "a"),
+        ] {
+            assert_eq!(ci(document).unwrap(), CiAccessAs::Unknown(way.to_owned()));
+        }
+        assert_eq!(ci(json!({"agent": null, "ci_job": {}})).unwrap(), CiAccessAs::CiJob);
         let user = |document: Value| serde_json::from_value::<UserAccessAs>(document).unwrap();
+        assert_eq!(user(json!({"agent": null})), UserAccessAs::Unknown);
         assert_eq!(user(json!({})), UserAccessAs::Unknown);
         assert_eq!(user(json!({"agent": {}})), UserAccessAs::Agent);
+    }
+
+    #[test]
+    fn an_entry_that_makes_no_sense_is_refused_and_the_others_stay() {
+        let entry = |id: Value, configuration: Value| json!({"id": id, "config_project": {"id": 10}, "configuration": configuration});
+        let allowed: AllowedAgents = serde_json::from_value(json!({
+            "allowed_agents": [
+                entry(json!(1), json!({"access_as": {"impersonate": {"groups": "g"}}})),
+                entry(json!(2), json!({"access_as": {"agent": {}, "ci_job": {}}})),
+                entry(json!(3), json!({"access_as": "agent"})),
+                entry(json!(4), json!("x")),
+                {"id": 5, "config_project": null},
+                {"id": 6},
+                entry(json!("7"), Value::Null),
+                entry(json!(-8), Value::Null),
+                "x",
+                null,
+                entry(json!(9), json!({"access_as": {"ci_job": {}}})),
+                entry(json!(10), Value::Null),
+            ],
+            "job": {"id": 7}, "pipeline": {"id": 8}, "user": {"id": 5}, "project": {"id": 10},
+        }))
+        .unwrap();
+        assert_eq!(allowed.check(), Ok(()));
+        let refused = CiAccessAs::Unknown("malformed".to_owned());
+        let found: Vec<_> =
+            allowed.allowed_agents.iter().map(|a| (a.id, &a.configuration.access_as)).collect();
+        let mut wanted: Vec<_> = (1..=6).map(|id| (id, &refused)).collect();
+        wanted.extend([(9, &CiAccessAs::CiJob), (10, &CiAccessAs::Agent)]);
+        assert_eq!(found, wanted);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! An agent's own request to a module of GitLab: streamed there and back, verbatim but for what must not pass. Before it:
-//! an agent's `GitlabAccess.MakeRequest`. After it: Rails, as the agent. An agent cannot leave its module's path, and no
-//! credential, address or internal header that it sends is believed.
+//! An agent's own request to a module of GitLab: streamed there and back. Before it: an agent's
+//! `GitlabAccess.MakeRequest`. After it: Rails, as the agent. An agent cannot leave its module's path, and of its headers
+//! only those that modules read pass: no credential, address or internal header that it sends is believed.
 
 use super::{
     Call, RailsError,
@@ -14,37 +14,41 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Incoming;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use postern_wire::{http::strip_hop_by_hop, metadata::INTERNAL_PREFIX, token::AgentToken};
+use percent_encoding::percent_decode_str;
+use postern_wire::{http::strip_hop_by_hop, token::AgentToken};
 use std::sync::Arc;
 
-/// Everything but letters, digits and what RFC 3986 leaves alone.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// How modules may be asked. A TRACE would be answered with our credentials, a CONNECT has no path to keep to.
+const METHODS: &[Method] =
+    &[Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
-/// Set here, decided by the hop, or believed by servers behind us.
-const NOT_FORWARDED: &[&str] = &[
-    "authorization",
-    "content-length",
-    "cookie",
-    "deploy-token",
-    "expect",
-    "forwarded",
-    "host",
-    "job-token",
-    "private-token",
-    "x-real-ip",
+/// What modules read of a request: its form, which answer is wanted, and what it is called in logs. Everything else is
+/// left behind. Rails takes `_` and `-` in a name for the same, so a list of what must not pass would never be whole.
+const FORWARDED: &[&str] = &[
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "range",
+    "x-request-id",
 ];
-const NOT_FORWARDED_PREFIXES: &[&str] = &["gitlab-", "x-forwarded-", "x-gitlab-", INTERNAL_PREFIX];
 
 /// What an agent asks of a module.
 pub struct ModuleRequest {
-    /// The module's name; escaped here.
+    /// The module's name: letters, digits, `_` and `-`.
     pub module: String,
     /// As the agent sent it.
     pub method: Method,
     /// Path below the module, beginning with a slash, and query; percent-encoded.
     pub target: String,
-    /// As the agent sent them.
+    /// As the agent sent them; few of them pass.
     pub headers: HeaderMap,
     /// See [`no_body`] and [`streamed`].
     pub body: RequestBody,
@@ -107,8 +111,10 @@ fn target(module: &str, below: &str) -> Result<String, Fault> {
     if !path.starts_with('/') {
         return Err(Fault::Illegal("the path does not begin with a slash"));
     }
-    if module.is_empty() || module == "." || module == ".." {
-        return Err(Fault::Illegal("the module has no name"));
+    // Escaped is not enough: a proxy that decodes and tidies the path would take what is in it for a way out.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if module.is_empty() || !module.bytes().all(is_name) {
+        return Err(Fault::Illegal("the module's name is not made of letters, digits, _ and -"));
     }
     // Servers differ in how often they decode; a path that climbs after two rounds climbs somewhere.
     let once = percent_decode_str(path).decode_utf8_lossy();
@@ -116,7 +122,6 @@ fn target(module: &str, below: &str) -> Result<String, Fault> {
     if [path, &once, &twice].iter().any(|path| path.split(['/', '\\']).any(is_dots)) {
         return Err(Fault::Illegal("the path leaves the module"));
     }
-    let module = utf8_percent_encode(module, SEGMENT);
     let mut target = format!("api/v4/internal/kubernetes/modules/{module}{path}");
     if let Some(query) = query {
         target.push('?');
@@ -132,14 +137,13 @@ fn is_dots(segment: &str) -> bool {
 
 fn forwarded(mut headers: HeaderMap) -> HeaderMap {
     strip_hop_by_hop(&mut headers, false);
-    let refused = |name: &str| {
-        NOT_FORWARDED.contains(&name) || NOT_FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
-    let names: Vec<HeaderName> = headers.keys().filter(|name| refused(name.as_str())).cloned().collect();
-    for name in names {
-        headers.remove(name);
+    let mut passed = HeaderMap::new();
+    for name in FORWARDED {
+        for value in headers.get_all(*name) {
+            passed.append(HeaderName::from_static(name), value.clone());
+        }
     }
-    headers
+    passed
 }
 
 impl super::Rails {
@@ -160,6 +164,9 @@ impl super::Rails {
         request: ModuleRequest,
         call: &Call,
     ) -> Result<ModuleAnswer, Fault> {
+        if !METHODS.contains(&request.method) {
+            return Err(Fault::Illegal("the method is none of GET, HEAD, POST, PUT, PATCH, DELETE"));
+        }
         let uri = self.uri(&target(&request.module, &request.target)?)?;
         let mut outgoing = http::Request::new(request.body);
         *outgoing.method_mut() = request.method;
@@ -190,12 +197,13 @@ impl super::Rails {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     #[test]
     fn an_agent_cannot_leave_its_module() {
         let modules = "api/v4/internal/kubernetes/modules";
         assert_eq!(target("cilium_alert", "/").unwrap(), format!("{modules}/cilium_alert/"));
-        assert_eq!(target("a/../b", "/x?y=../z").unwrap(), format!("{modules}/a%2F..%2Fb/x?y=../z"));
+        assert_eq!(target("A-1", "/x?y=../z").unwrap(), format!("{modules}/A-1/x?y=../z"));
         assert_eq!(target("a", "/x..y/%20").unwrap(), format!("{modules}/a/x..y/%20"));
         for bad in [
             "/../agent_info",
@@ -211,26 +219,52 @@ mod tests {
         ] {
             assert!(target("a", bad).is_err(), "{bad}");
         }
-        for module in ["", ".", ".."] {
+        for module in ["", ".", "..", "a/../b", "a%2F..%2Fb", "a\\..", "a.b", "a;b", "a?b", "a b", "ä"] {
             assert!(target(module, "/").is_err(), "{module}");
         }
     }
 
     #[test]
-    fn what_an_agent_says_of_credentials_and_addresses_does_not_pass() {
+    fn only_what_modules_read_passes() {
         let mut headers = HeaderMap::new();
-        for name in NOT_FORWARDED.iter().chain(&[
+        for name in [
+            "authorization",
+            "private-token",
+            "job-token",
+            "deploy-token",
+            "cookie",
             "gitlab-kas-api-request",
             "gitlab-agent-api-request",
             "x-forwarded-for",
+            "x-real-ip",
+            "forwarded",
             "x-postern-agent",
+            "x-http-method-override",
+            "x-sendfile-type",
+            "user-agent",
+            "host",
+            "content-length",
+            "expect",
             "connection",
+            "te",
             "transfer-encoding",
-        ]) {
-            headers.insert(HeaderName::from_static(name), header::HeaderValue::from_static("x"));
+            // Rack's variable of the first is that of `Private-Token`.
+            "private_token",
+            "gitlab_kas_api_request",
+            "x_forwarded_for",
+            "content_type",
+            "if_none_match",
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
-        headers.insert("content-type", header::HeaderValue::from_static("text/plain"));
-        let passed: Vec<_> = forwarded(headers).keys().map(|name| name.as_str().to_owned()).collect();
-        assert_eq!(passed, ["content-type"]);
+        assert!(forwarded(headers.clone()).is_empty());
+        for name in FORWARDED {
+            assert!(!name.contains('_'));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("a"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("b"));
+        }
+        let passed = forwarded(headers);
+        assert_eq!(passed.keys().len(), FORWARDED.len());
+        assert_eq!(passed.get_all("content-type").iter().collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -86,7 +86,7 @@ pub struct UserEvent {
 }
 
 /// An agent registered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct RegisteredEvent {
     pub project_id: i64,
     pub agent_version: String,

@@ -177,6 +177,8 @@ async fn a_request_is_the_agent_s_own_whatever_it_says() {
             ("Job-Token", &["of-another"]),
             ("Cookie", &["_gitlab_session=x"]),
             ("X-Forwarded-For", &["127.0.0.1"]),
+            ("X_Forwarded_For", &["127.0.0.1"]),
+            ("Private_Token", &["of-another"]),
         ],
     );
     header.request.as_mut().unwrap().query = values(&[("b", &["2 &"]), ("a", &["1", "ü"])]);
@@ -193,7 +195,7 @@ async fn a_request_is_the_agent_s_own_whatever_it_says() {
     assert_eq!(seen.token, Some(hash(TOKEN_A)));
     assert_eq!(seen.headers["authorization"], hash(&format!("Bearer {TOKEN_A}")));
     assert!(seen.claims.is_some(), "the JWT is ours");
-    for name in ["job-token", "cookie", "x-forwarded-for"] {
+    for name in ["job-token", "cookie", "x-forwarded-for", "x_forwarded_for", "private_token"] {
         assert!(!seen.headers.contains_key(name), "{name}");
     }
 }
@@ -227,15 +229,28 @@ async fn nobody_climbs_out_of_a_module() {
         let status = field.refusal(vec![header("GET", "stand_in_echo", path), trailer()]).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
     }
-    for module in [".", ".."] {
+    for module in [".", "..", "a/../../agent_info", "a%2F..%2F..%2Fagent_info"] {
         let status = field.refusal(vec![header("GET", module, "/"), trailer()]).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{module}: {status}");
     }
     assert_eq!(field.stage.gitlab.calls(Endpoint::Module), before, "GitLab heard of none of them");
-    let escaped = vec![header("GET", "a/../../agent_info", "/"), trailer()];
-    assert_eq!(field.whole(TOKEN_A, escaped).await.unwrap().0.status_code, 404);
-    let seen = field.stage.gitlab.requests().pop().unwrap();
-    assert_eq!(seen.uri.path(), format!("{MODULES}/a%2F..%2F..%2Fagent_info/"));
+}
+
+#[tokio::test]
+async fn modules_are_asked_by_the_usual_methods_only() {
+    let field = Field::start().await;
+    let asked = || field.stage.gitlab.calls(Endpoint::Module);
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+        let before = asked();
+        field.whole(TOKEN_A, vec![header(method, "stand_in_echo", "/"), trailer()]).await.unwrap();
+        assert_eq!(asked(), before + 1, "{method}");
+    }
+    let before = field.stage.gitlab.requests().len();
+    for method in ["TRACE", "CONNECT", "OPTIONS", "PURGE", "get"] {
+        let status = field.refusal(vec![header(method, "stand_in_echo", "/"), trailer()]).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{method}: {status}");
+    }
+    assert_eq!(field.stage.gitlab.requests().len(), before, "GitLab heard of none of them");
 }
 
 #[tokio::test]

@@ -358,6 +358,14 @@ async fn what_the_configuration_gets_wrong_is_said_before_anything_is_sent() {
             assert!(status.message().starts_with("GitOps: failed to get objects to synchronize: "));
         }
     }
+    // Six times as long on its way, and the connection is an edge's: it must not end for that.
+    let glob = format!("[{}", "ä".repeat(4_000));
+    for paths in [vec![glob.as_str()], vec!["a.yaml", &glob]] {
+        let status = field.refusal(TOKEN_A, request("group/public", "", &paths)).await;
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().len() < crate::status_text::MAX, "{} bytes", status.message().len());
+        assert!(status.message().ends_with("ä..."), "{status}");
+    }
     let mut neither = request("group/public", "", &[]);
     neither.paths = vec![PathCf { path: None }];
     assert_eq!(field.refusal(TOKEN_A, neither).await.code(), Code::InvalidArgument);

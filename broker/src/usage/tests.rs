@@ -186,11 +186,11 @@ fn what_is_counted_during_a_report_survives_it() {
     usage.kubernetes_api_request(Some(Way::Ci), Some(9), AgentId(1), 10);
     usage.told(&report, UsageForm::Structured);
     usage.events_told(&report);
-    let left = usage.now();
+    let Report { counts: left, registered } = usage.now();
     assert_eq!((left.gitops_syncs, left.kubernetes_requests, left.flux_pushes), (1, 1, 0));
     assert_eq!(left.via[&Way::Ci].users, [9].into());
     assert_eq!(left.users[&Way::Ci], [UserEvent { user_id: 9, project_id: 10 }].into());
-    assert!(left.registered.is_empty());
+    assert_eq!(registered, Registered::default());
 }
 
 #[test]
@@ -200,9 +200,49 @@ fn sets_are_bounded_and_counters_go_on() {
     for id in 0..more {
         usage.kubernetes_api_request(Some(Way::User), Some(id), AgentId(id), id);
     }
-    let now = usage.now();
+    let now = usage.now().counts;
     let via = &now.via[&Way::User];
     assert_eq!(via.requests, u64::try_from(more).unwrap());
     assert_eq!((via.users.len(), via.agents.len()), (UNIQUE_MAX, UNIQUE_MAX));
     assert_eq!(now.users[&Way::User].len(), UNIQUE_MAX);
+}
+
+fn event(agent_id: i64, version: usize) -> RegisteredEvent {
+    RegisteredEvent { agent_id, agent_version: format!("v{version}"), ..RegisteredEvent::default() }
+}
+
+#[test]
+fn an_agent_that_registers_in_a_thousand_ways_leaves_room_for_others() {
+    let usage = Usage::default();
+    (0..UNIQUE_MAX).for_each(|version| usage.registered(event(1, version)));
+    usage.registered(event(2, 0));
+    let told = usage.now().events().registered;
+    assert_eq!(told.len(), EVENTS_PER_AGENT + 1);
+    assert_eq!(told.last(), Some(&event(2, 0)));
+}
+
+#[test]
+fn registrations_are_bounded_and_told_in_no_time() {
+    let usage = Usage::default();
+    let begin = std::time::Instant::now();
+    let more = i64::try_from(UNIQUE_MAX).unwrap() + 10;
+    (0..more).for_each(|agent| usage.registered(event(agent, 0)));
+    let report = usage.now();
+    assert_eq!(report.events().registered.len(), UNIQUE_MAX);
+    usage.registered(event(0, 1));
+    usage.events_told(&report);
+    assert_eq!(usage.now().registered, Registered::default());
+    usage.registered(event(0, 2));
+    assert_eq!(usage.now().events().registered, [event(0, 2)]);
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+}
+
+#[test]
+fn requests_to_clusters_do_not_wait_for_registrations() {
+    let usage = Usage::default();
+    let _held = usage.registrations();
+    usage.kubernetes_api_request(Some(Way::Ci), Some(5), AgentId(1), 10);
+    usage.gitops_synced();
+    assert!(usage.registered.try_lock().is_err());
 }

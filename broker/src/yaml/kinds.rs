@@ -1,7 +1,7 @@
 //! The kinds of values that files have in common: text, numbers, durations, words out of a few. `read.rs` calls them;
 //! they follow protobuf's JSON form, as kas does.
 
-use super::{Cursor, Node, Read, Value, cut, suggest};
+use super::{Cursor, Node, Read, Value, cut};
 use std::{rc::Rc, time::Duration};
 
 impl Read for String {
@@ -178,7 +178,7 @@ impl<T: Words> Read for WordsOf<T> {
         if let Some((_, value)) = T::WORDS.iter().find(|(word, _)| word == text) {
             return Some(Self(*value));
         }
-        let wanted = match suggest::nearest(text, &known()) {
+        let wanted = match cursor.nearest(text, &known()) {
             Some(near) => format!("one of {} is wanted; did you mean `{near}`?", known().join(", ")),
             None => format!("one of {} is wanted", known().join(", ")),
         };

@@ -1,7 +1,7 @@
 //! Tree -> typed values. [`section!`] declares the keys of a mapping and their kinds once; what is not declared is
 //! unknown. A value that cannot be read is reported and left out, so that the rest is still looked at.
 
-use super::{Entry, Node, Position, Problems, Value, cut, suggest};
+use super::{Entry, Node, Position, Problems, Value, cut};
 
 /// A kind of value.
 pub(crate) trait Read: Sized {
@@ -54,6 +54,11 @@ impl<'a> Cursor<'a> {
         self.problems.add(at, self.path.clone(), found, wanted);
     }
 
+    /// See [`Problems::nearest`].
+    pub(super) fn nearest<'k>(&self, word: &str, known: &[&'k str]) -> Option<&'k str> {
+        self.problems.nearest(word, known)
+    }
+
     /// Reports that the value is of another kind.
     pub(crate) fn mismatch<T>(&mut self, node: &Node, wanted: &str) -> Option<T> {
         self.problem(node.at, node.shown(), format!("{wanted} is wanted"));
@@ -72,7 +77,7 @@ impl<'a> Cursor<'a> {
     /// Reports the keys that are not among these.
     pub(crate) fn only(&mut self, entries: &[Entry], known: &[&str]) {
         for entry in entries.iter().filter(|entry| !known.contains(&&*entry.key)) {
-            let wanted = match suggest::nearest(&entry.key, known) {
+            let wanted = match self.problems.nearest(&entry.key, known) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if known.is_empty() => "no key is wanted here".to_owned(),
                 None => format!("the keys here are {}", known.join(", ")),

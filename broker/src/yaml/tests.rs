@@ -105,7 +105,7 @@ fn only_so_many_problems_are_kept_and_shown() {
 const SIZE: usize = 128 * 1024;
 
 /// Documents that were written to cost time, memory or stack.
-fn hostile() -> Vec<(&'static str, String)> {
+pub(crate) fn hostile() -> Vec<(&'static str, String)> {
     let repeat = |text: &str| text.repeat(SIZE / text.len());
     let lines = |line: &dyn Fn(usize) -> String| {
         let mut text = String::new();

@@ -167,3 +167,59 @@ fn long_reports_are_cut_and_counted() {
     let said = problems(&text);
     assert!(said.ends_with(" more problems") && said.len() < 4_000, "{said}");
 }
+
+#[test]
+fn aliases_do_not_make_a_small_file_a_large_document() {
+    let file = |times: usize| {
+        let text = "x".repeat(1_000);
+        format!("starboard: {{a: &a \"{text}\", b: [{}]}}", "*a, ".repeat(times))
+    };
+    assert!(parse(file(400).as_bytes()).is_ok());
+    let said = problems(&file(600));
+    assert!(said.starts_with("line 1 column 1: 6") && said.contains("524288 at most are wanted"), "{said}");
+    // What has no aliases may be as long as files may be.
+    let long = format!("starboard: [{}]", "\"\\\"\", ".repeat(1 << 17));
+    assert!(parse(long.as_bytes()).is_ok());
+}
+
+/// As `yaml.rs` has them, and those that are YAML and cost those who read it.
+fn hostile() -> Vec<(&'static str, String)> {
+    const SIZE: usize = 128 * 1024;
+    let mut documents = crate::yaml::tests::hostile();
+    let (mut keys, mut at) = (String::new(), 0);
+    while keys.len() < SIZE / 2 {
+        keys += &format!("prune_propagation_policies_of_everything_{at:06}: 1, ");
+        at += 1;
+    }
+    let projects = |project: &str| {
+        let again = "*p, ".repeat(SIZE / 8);
+        format!("gitops: {{manifest_projects: [&p {project}, {again}]}}")
+    };
+    let again = |times: usize| "*k, ".repeat(times);
+    documents.extend([
+        ("unknown keys", format!("remote_development: {{{keys}}}")),
+        ("unknown keys often", format!("gitops: {{manifest_projects: [&k {{{keys}}}, {}]}}", again(35))),
+        ("misspelt words often", projects("{dry_run_strategy: cliant, prune_propagation_policy: foregrund}")),
+        ("nothing that is wanted, often", projects("{idd: 1}")),
+        (
+            "two ways often",
+            format!(
+                "gitops: {{manifest_projects: [{{paths: [&k {{glob: a, file: b}}, {}]}}]}}",
+                again(30_000)
+            ),
+        ),
+        ("much for Rails", format!("starboard: {{a: &k \"{}\", b: [{}]}}", "x".repeat(1_000), again(3_000))),
+    ]);
+    documents
+}
+
+#[test]
+fn hostile_documents_cost_little_and_break_nothing() {
+    for (name, text) in hostile() {
+        let begin = std::time::Instant::now();
+        let said = parse(text.as_bytes()).map(|_| ()).map_err(|problems| problems.to_string());
+        let took = begin.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{name} took {took:?}");
+        assert!(said.is_ok() || said.is_err_and(|said| said.len() < 8_000), "{name}");
+    }
+}
