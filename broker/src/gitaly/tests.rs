@@ -3,7 +3,6 @@
 use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
 use crate::rate::Rate;
-use futures::FutureExt;
 use postern_certs::dev::Ca;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
 use std::{
