@@ -115,7 +115,8 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
         "Private-Token": {"value": [field.tokens.pat]},
         "Host": {"value": ["evil.example.com"]},
         "Content-Type": {"value": ["text/plain"]},
-        "X-Of-The-Agent": {"value": ["1"]},
+        "Private_Token": {"value": [field.tokens.pat]},
+        "Accept-Language": {"value": ["de"]},
     });
     let requests = module_request("stand_in_echo", "/some/path", &stolen, "hello");
     let answer = agent.agent(&field.tokens.agent, MAKE_REQUEST, &requests, json!({})).await;
@@ -133,10 +134,10 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
     assert_eq!(seen.uri.query(), Some("q=a+b&q=c"));
     assert_eq!(seen.token.as_deref(), Some(own.as_str()), "asked with another's token");
     assert!(seen.claims.is_some(), "asked with a JWT that is not ours");
-    assert_eq!(seen.headers["x-of-the-agent"], "1");
+    assert_eq!(seen.headers["accept-language"], "de");
     let bearer = hex::encode(Sha256::digest(format!("Bearer {}", field.tokens.agent)));
     assert_eq!(seen.headers["authorization"], bearer);
-    for name in ["job-token", "private-token", "gitlab-agentk-api-request"] {
+    for name in ["job-token", "private-token", "private_token", "gitlab-agentk-api-request"] {
         assert!(!seen.headers.contains_key(name), "{name} passed: {seen:?}");
     }
 
@@ -157,11 +158,15 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
         ("", "/agent_info"),
         ("stand_in_echo", "/x\r\nX-Injected: 1"),
     ] {
-        let marked = json!({"X-Probe": {"value": ["1"]}});
+        let marked = json!({"Accept-Language": {"value": ["de"]}});
         let requests = module_request(module, path, &marked, "");
         agent.agent(&field.tokens.agent, MAKE_REQUEST, &requests, json!({"deadline": 5.0})).await;
-        for seen in
-            field.rails().requests().iter().skip(before).filter(|seen| seen.headers.contains_key("x-probe"))
+        for seen in field
+            .rails()
+            .requests()
+            .iter()
+            .skip(before)
+            .filter(|seen| seen.headers.contains_key("accept-language"))
         {
             let reached = seen.uri.path();
             let rest = reached.strip_prefix("/api/v4/internal/kubernetes/modules/");
