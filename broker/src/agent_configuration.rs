@@ -187,8 +187,7 @@ impl Feed {
                     }
                     // Nor is a server that is away: nothing an agent could do brings it back.
                     Err(Unusable::Unread(error)) => {
-                        let random = rand::rng().random_range(0.0..=1.0);
-                        let pause = poller::retry(self.service.retry, failures, random);
+                        let pause = poller::again(self.service.retry, failures, error.is_away());
                         // Once, not at every attempt.
                         if failures == 0 {
                             tracing::warn!(agent_id = %agent.id, %error, retry_in = ?pause, "configuration cannot be read yet");

@@ -262,13 +262,13 @@ impl Stream {
                             error: MISSING.to_owned(),
                         });
                     }
-                    self.pause(&mut failures, &format!("{}; {MISSING}", chain(&error))).await;
+                    self.pause(&mut failures, &format!("{}; {MISSING}", chain(&error)), false).await;
                     continue;
                 }
                 // GitLab being away withdraws nothing.
                 Err(Refused::Later(_)) if followed.is_some() => {}
                 Err(Refused::Later(error)) => {
-                    self.pause(&mut failures, &chain(&error)).await;
+                    self.pause(&mut failures, &chain(&error), true).await;
                     continue;
                 }
             }
@@ -281,7 +281,7 @@ impl Stream {
                     Ok(found) => return Ok(found),
                     Err(error) if error.is_users() => return Err(self.refused(&commit, &error)),
                     Err(error) => {
-                        self.pause(&mut failures, &chain(&error)).await;
+                        self.pause(&mut failures, &chain(&error), error.is_away()).await;
                         continue;
                     }
                 }
@@ -309,8 +309,8 @@ impl Stream {
     }
 
     /// After something that may be well a moment later.
-    async fn pause(&self, failures: &mut u32, error: &str) {
-        let pause = poller::retry(self.service.periods, *failures, rand::rng().random_range(0.0..=1.0));
+    async fn pause(&self, failures: &mut u32, error: &str, away: bool) {
+        let pause = poller::again(self.service.periods, *failures, away);
         let (agent_id, project) = (self.permit.agent.id, &self.wanted.project);
         // Once, not at every attempt.
         if *failures == 0 {

@@ -60,6 +60,11 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Whether a server is away and may be back at any moment.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Gitaly(error) if error.is_away())
+    }
+
     /// Whether the one who wrote the file has to mend it; else it may work a moment later.
     pub fn is_users(&self) -> bool {
         match self {

@@ -181,6 +181,15 @@ pub enum GitalyError {
 }
 
 impl GitalyError {
+    /// Whether the server is away, rather than of another opinion: it may be back at any moment.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Rpc { code, .. } => matches!(code, Code::Unavailable | Code::DeadlineExceeded),
+            _ => false,
+        }
+    }
+
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {

@@ -41,6 +41,10 @@ const READ: Duration = Duration::from_secs(30);
 /// Files of the newest commit that are kept; a project with more agents reads some of them again.
 const FILES_KEPT: usize = 64;
 
+/// After the first and after any further attempt to reach a server that is away.
+const AWAY: Duration = Duration::from_secs(2);
+const AWAY_MAX: Duration = Duration::from_secs(4);
+
 /// The newest commit, or why there is none.
 pub type Head = Result<CommitId, GitalyError>;
 
@@ -311,7 +315,7 @@ async fn poll<F>(
                 rhythm.pause(false)
             }
             Err(error) => {
-                let pause = retry(periods, failures, rand::rng().random_range(0.0..=1.0));
+                let pause = again(periods, failures, error.is_away());
                 let retry_in = tracing::field::debug(pause);
                 // Once, not at every attempt: a server that is down for a night fills no disk.
                 if failures == 0 {
@@ -364,8 +368,20 @@ fn is_answer(error: &GitalyError) -> bool {
     matches!(error, GitalyError::NoDefaultBranch { .. } | GitalyError::NoSuchReference { .. })
 }
 
+/// How long to wait after so many failures. A server that is `away` is looked for every few seconds: that it is back is
+/// noticed at once, and all that look for it together keep to its call rate.
+pub(crate) fn again(periods: Periods, failures: u32, away: bool) -> Duration {
+    let periods = match away {
+        true => {
+            Periods { retry: periods.retry.min(AWAY), retry_max: periods.retry_max.min(AWAY_MAX), ..periods }
+        }
+        false => periods,
+    };
+    retry(periods, failures, rand::rng().random_range(0.0..=1.0))
+}
+
 /// The pause after so many failures and one more. `random` is between 0 and 1.
-pub(crate) fn retry(periods: Periods, failures: u32, random: f64) -> Duration {
+fn retry(periods: Periods, failures: u32, random: f64) -> Duration {
     let doubled = periods.retry.saturating_mul(2_u32.saturating_pow(failures));
     doubled.min(periods.retry_max).mul_f64(1.0 + random)
 }

@@ -66,6 +66,12 @@ fn throttled() -> Head {
     Err(GitalyError::Throttled { address, rpc: "FindCommit", wait })
 }
 
+/// Not away, and not right either.
+fn failing() -> Head {
+    let address = "tcp://gitaly:8075".to_owned();
+    Err(GitalyError::Rpc { address, rpc: "FindCommit", code: Code::Internal, message: String::new() })
+}
+
 fn down() -> Head {
     let address = "tcp://gitaly:8075".to_owned();
     Err(GitalyError::Rpc { address, rpc: "FindCommit", code: Code::Unavailable, message: String::new() })
@@ -84,7 +90,7 @@ async fn looks_are_at_most_a_period_apart_and_not_in_step() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_slow_it_down_and_an_answer_speeds_it_up() {
-    let polled = polled(down());
+    let polled = polled(failing());
     sleep(Duration::from_secs(1_800)).await;
     let gaps = polled.gaps();
     for (gap, least) in gaps.iter().zip([10, 20, 40, 60, 60, 60]) {
@@ -134,7 +140,7 @@ async fn a_push_is_looked_at_at_once_or_within_a_second_of_a_failure_but_no_stor
     polled.look.notify_one();
     head.wait_for(|head| *head == commit("b")).await.unwrap();
     assert_eq!(start.elapsed(), Duration::ZERO);
-    polled.answers(down());
+    polled.answers(failing());
     polled.look.notify_one();
     sleep(Duration::from_millis(10)).await;
     let looks = polled.looks.lock().unwrap().len();
@@ -222,4 +228,15 @@ async fn what_never_changes_is_looked_for_until_it_is_found() {
 fn retries_never_overflow() {
     assert_eq!(retry(PERIODS, u32::MAX, 1.0), PERIODS.retry_max * 2);
     assert_eq!(retry(PERIODS, 0, 0.0), PERIODS.retry);
+}
+
+#[test]
+fn a_server_that_is_away_is_looked_for_every_few_seconds() {
+    for failures in [0, 1, 5, u32::MAX] {
+        let pause = again(PERIODS, failures, true);
+        assert!((AWAY..=AWAY_MAX * 2).contains(&pause), "{failures}: {pause:?}");
+        assert!(again(PERIODS, failures, false) >= PERIODS.retry, "{failures}");
+    }
+    let quick = Periods { retry: Duration::ZERO, ..PERIODS };
+    assert_eq!(again(quick, 0, true), Duration::ZERO, "never later than wanted");
 }
