@@ -56,8 +56,8 @@ pub struct Event {
     pub at: SystemTime,
 }
 
-/// What can happen. The names in JSON are in snake case: `agent_connected`. An `error` is the text that the agent is
-/// told, never more, and is cut after 1 KiB.
+/// What can happen. The names in JSON are in snake case: `agent_connected`. An `error` is a text that the agent may
+/// be told, never more, and is cut after 1 KiB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EventKind {

@@ -7,8 +7,9 @@
 //! bytes and what gRPC has on its way; from a local repository one file. An agent that takes no message for [`STALL`]
 //! is let go.
 //!
-//! A withdrawn token ends the stream within the period in which GitLab is asked about it (`agent.info_cache_ttl`), a
-//! lost project within `agent.gitops.project_info_cache_ttl` and one poll period, both while GitLab answers.
+//! A withdrawn token ends the stream within the period in which GitLab is asked about it (`agent.info_cache_ttl`); a
+//! lost project is no longer read within `agent.gitops.project_info_cache_ttl` and one poll period, both while GitLab
+//! answers. The stream then waits for the project to come back, and for one that is not there yet.
 
 mod projects;
 
@@ -58,6 +59,9 @@ pub const READERS: usize = 64;
 pub const STALL: Duration = Duration::from_secs(60);
 /// Of a project's path, in bytes; it is part of what is remembered.
 const PROJECT_MAX: usize = 1_024;
+/// Of a project that GitLab does not know, or not for this agent.
+const MISSING: &str = "project not found: it does not exist, or this agent may not read it; correct its id in \
+    gitops.manifest_projects of the agent's configuration, or its visibility";
 
 /// The service.
 #[derive(Clone)]
@@ -227,10 +231,12 @@ impl Stream {
     async fn wait(&self) -> Result<Found, Status> {
         let mut followed: Option<(Project, Repository, Head)> = None;
         let mut failures = 0;
+        let mut missing = false;
         loop {
             match self.service.projects.of(&self.permit, &self.wanted.project).await {
                 Ok(project) if followed.as_ref().is_some_and(|(known, ..)| *known == project) => {}
                 Ok(project) => {
+                    missing = false;
                     let repository = self.service.projects.follow(&project, &self.wanted.reference).await;
                     let repository = repository.ok_or_else(|| {
                         Status::failed_precondition("GitOps: the project has no repository here")
@@ -244,6 +250,20 @@ impl Stream {
                         "agent may not read this project"
                     );
                     return Err(status);
+                }
+                Err(Refused::Missing(error)) => {
+                    followed = None;
+                    if !missing {
+                        missing = true;
+                        failures = 0;
+                        let manifest_project = self.project();
+                        self.happened(EventKind::GitopsRefused {
+                            manifest_project,
+                            error: MISSING.to_owned(),
+                        });
+                    }
+                    self.pause(&mut failures, &format!("{}; {MISSING}", chain(&error))).await;
+                    continue;
                 }
                 // GitLab being away withdraws nothing.
                 Err(Refused::Later(_)) if followed.is_some() => {}

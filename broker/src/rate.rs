@@ -71,19 +71,23 @@ struct State {
     first: usize,
 }
 
-/// A place in a lane; left when it is dropped.
+/// A place in a lane, and then a turn; given up when it is dropped unused.
 struct Place<'a> {
     bucket: &'a Bucket,
     lane: Lane,
     number: u64,
+    used: bool,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        if self.used {
+            return;
+        }
         let mut state = self.bucket.lock();
-        let waiting = &mut state.waiting[self.lane as usize];
-        if let Ok(index) = waiting.binary_search(&self.number) {
-            waiting.remove(index);
+        match state.index(self.lane, self.number) {
+            Some(index) => drop(state.waiting[self.lane as usize].remove(index)),
+            None => state.full_at = state.full_at.checked_sub(self.bucket.interval).unwrap_or(state.full_at),
         }
     }
 }
@@ -100,9 +104,20 @@ impl State {
         index + theirs.sum::<usize>()
     }
 
-    fn take(&mut self, lane: Lane, now: Instant, interval: Duration) {
-        self.full_at = self.full_at.max(now) + interval;
-        self.first = (lane as usize + 1) % LANES;
+    /// The place in its lane; `None`: it has its turn.
+    fn index(&self, lane: Lane, number: u64) -> Option<usize> {
+        self.waiting[lane as usize].binary_search(&number).ok()
+    }
+
+    /// Whose turn came has it now, looking or not: nobody is held up by one that does not look.
+    fn serve(&mut self, now: Instant, interval: Duration, ahead: Duration) {
+        while self.full_at.saturating_duration_since(now) <= ahead {
+            let round = (0..LANES).map(|lane| (self.first + lane) % LANES);
+            let Some(lane) = round.into_iter().find(|lane| !self.waiting[*lane].is_empty()) else { return };
+            self.waiting[lane].pop_front();
+            self.full_at += interval;
+            self.first = (lane + 1) % LANES;
+        }
     }
 }
 
@@ -134,18 +149,17 @@ impl Bucket {
 
     /// Waits for this caller's turn. Dropping the future leaves the queue.
     pub(crate) async fn wait_in(&self, lane: Lane, deadline: Option<Instant>) -> Result<(), TooLong> {
-        let Some(place) = self.enter(lane, deadline)? else { return Ok(()) };
+        let Some(mut place) = self.enter(lane, deadline)? else { return Ok(()) };
         loop {
             let now = Instant::now();
             let at = {
                 let mut state = self.lock();
-                let index = state.waiting[lane as usize].binary_search(&place.number).unwrap_or_default();
+                state.serve(now, self.interval, self.ahead);
+                let Some(index) = state.index(lane, place.number) else {
+                    place.used = true;
+                    return Ok(());
+                };
                 let wait = self.until(&state, state.before(lane as usize, index), now);
-                if wait.is_zero() {
-                    state.take(lane, now, self.interval);
-                    // The lock is free again before the place is left.
-                    break;
-                }
                 if deadline.is_some_and(|deadline| now + wait > deadline) {
                     return Err(TooLong { wait });
                 }
@@ -153,7 +167,6 @@ impl Bucket {
             };
             tokio::time::sleep_until(at).await;
         }
-        Ok(())
     }
 
     /// How long the turn after `before` others is away.
@@ -166,10 +179,12 @@ impl Bucket {
     fn enter(&self, lane: Lane, deadline: Option<Instant>) -> Result<Option<Place<'_>>, TooLong> {
         let now = Instant::now();
         let mut state = self.lock();
+        state.serve(now, self.interval, self.ahead);
         let index = state.waiting[lane as usize].len();
         let wait = self.until(&state, state.before(lane as usize, index), now);
         if wait.is_zero() {
-            state.take(lane, now, self.interval);
+            state.full_at = state.full_at.max(now) + self.interval;
+            state.first = (lane as usize + 1) % LANES;
             return Ok(None);
         }
         let alone = self.until(&state, index, now);
@@ -184,7 +199,7 @@ impl Bucket {
         state.number += 1;
         let number = state.number;
         state.waiting[lane as usize].push_back(number);
-        Ok(Some(Place { bucket: self, lane, number }))
+        Ok(Some(Place { bucket: self, lane, number, used: false }))
     }
 }
 
@@ -327,5 +342,16 @@ mod tests {
         let begin = Instant::now();
         last.await.unwrap();
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_behind_one_that_does_not_look_have_their_turn_all_the_same() {
+        let bucket = bucket();
+        let mut idle: Vec<_> = (0..23).map(|_| Box::pin(bucket.wait(None))).collect();
+        let ready = idle.iter_mut().filter_map(futures::FutureExt::now_or_never).count();
+        assert_eq!(ready, 3);
+        let begin = Instant::now();
+        bucket.wait(None).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_millis(2_400), "{:?}", begin.elapsed());
     }
 }

@@ -41,6 +41,9 @@ pub(super) struct Project {
 pub(super) enum Refused {
     /// The agent is told this.
     For(Status),
+    /// GitLab says that there is no such project for this agent. It may be there later, and until then nothing of it is
+    /// read; the agent is not told, as by kas.
+    Missing(RailsError),
     /// It may be answered a moment later.
     Later(RailsError),
 }
@@ -66,10 +69,8 @@ impl Projects {
                     Err(RailsError { fault: Fault::NotFound { .. }, .. }) if is_own => {
                         Ok(Project { id: agent.project_id, place: agent.repository.clone() })
                     }
-                    Err(RailsError { fault: Fault::NotFound { .. }, .. }) => {
-                        Err(Refused::For(Status::not_found(
-                            "project not found: it does not exist, or this agent may not read it",
-                        )))
+                    Err(error @ RailsError { fault: Fault::NotFound { .. }, .. }) => {
+                        Err(Refused::Missing(error))
                     }
                     Err(error) => Err(Refused::For(error.for_agent())),
                 }

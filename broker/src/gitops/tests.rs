@@ -12,6 +12,7 @@ use crate::{
     stage::{Stage, TOKEN_A, TOKEN_B, agents, call_as, serve},
     tunnel::registry::Registry,
 };
+use futures::FutureExt;
 use postern_certs::client::ClientTrust;
 use postern_wire::{
     proto::gitlab::agent::{
@@ -25,6 +26,7 @@ use stand_ins::{
     rails::{Endpoint, Faults, Options, Project as RailsProject},
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -115,16 +117,19 @@ impl Field {
         }
     }
 
+    /// What happened since the last look.
+    fn events(&self) -> Vec<Event> {
+        let mut heard = self.events.lock().unwrap();
+        std::iter::from_fn(|| heard.try_recv().ok()).map(|published| published.event.clone()).collect()
+    }
+
     /// What agents were sent since the last look.
     fn sent(&self) -> Vec<(AgentId, String)> {
-        let mut heard = self.events.lock().unwrap();
-        let mut sent = Vec::new();
-        while let Ok(published) = heard.try_recv() {
-            if let EventKind::GitopsManifestsSent { commit_id, .. } = &published.event.kind {
-                sent.push((published.event.agent_id, commit_id.clone()));
-            }
-        }
-        sent
+        let sent = |event: Event| match event.kind {
+            EventKind::GitopsManifestsSent { commit_id, .. } => Some((event.agent_id, commit_id)),
+            _ => None,
+        };
+        self.events().into_iter().filter_map(sent).collect()
     }
 
     /// Waits until GitLab was asked about projects so often more.
@@ -196,6 +201,16 @@ fn request(project: &str, last: &str, globs: &[&str]) -> ObjectsToSynchronizeReq
         commit_id: last.to_owned(),
         paths: globs.iter().map(glob).collect(),
         r#ref: None,
+    }
+}
+
+/// The project that an event says was not to be had.
+fn refused(kind: &EventKind) -> &str {
+    match kind {
+        EventKind::GitopsRefused { manifest_project, error } if error.starts_with("project not found") => {
+            manifest_project
+        }
+        other => panic!("something else happened: {other:?}"),
     }
 }
 
@@ -380,14 +395,21 @@ async fn an_agent_gets_nothing_of_another_s_private_project_though_that_one_is_f
     let commit = field.commit(20, &[("secret.yaml", b"secret")]);
     let theirs = field.ask(TOKEN_B, "group/b", &commit, &[ALL]).await.unwrap();
     field.asked(2).await;
-    for project in ["group/b", "20", "group/nothing"] {
-        let status = field.refusal(TOKEN_A, request(project, "", &[ALL])).await;
-        assert_eq!(status.code(), Code::NotFound, "{status}");
-        assert!(status.message().starts_with("project not found"), "{status}");
+    let wanted = ["group/b", "20", "group/nothing"];
+    let mut waiting = Vec::new();
+    for project in wanted {
+        waiting.push(field.ask(TOKEN_A, project, "", &[ALL]).await.unwrap());
     }
     let next = field.commit(20, &[("secret.yaml", b"secret 2")]);
     assert_eq!(whole(theirs).await.header.commit_id, next, "and its owner goes on");
-    assert!(field.sent().iter().all(|(agent, _)| *agent == AgentId(2)));
+    field.asked(12).await;
+    for answers in &mut waiting {
+        assert!(answers.message().now_or_never().is_none(), "neither a message nor an end");
+    }
+    let mut events = field.events();
+    events.retain(|event| event.agent_id == AgentId(1));
+    let told: BTreeSet<_> = events.iter().map(|event| refused(&event.kind)).collect();
+    assert_eq!((events.len(), told), (3, BTreeSet::from(wanted)), "once for each stream: {events:?}");
 }
 
 #[tokio::test]
@@ -401,19 +423,36 @@ async fn a_revoked_token_ends_the_stream_that_waits_with_it() {
 }
 
 #[tokio::test]
-async fn a_project_that_is_lost_ends_the_stream_that_waits_for_it() {
-    for (status, code) in [(403, Code::PermissionDenied), (404, Code::NotFound)] {
-        let field = Field::start().await;
-        let commit = field.commit(30, &[("a.yaml", b"one")]);
-        let mut waiting = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
-        field.asked(2).await;
-        let status = http::StatusCode::from_u16(status).unwrap();
-        field
-            .stage
-            .gitlab
-            .set_faults(Endpoint::ProjectInfo, Faults { status: Some(status), ..Faults::default() });
-        assert_eq!(soon(waiting.message()).await.unwrap_err().code(), code);
-    }
+async fn a_project_that_is_forbidden_ends_the_stream_that_waits_for_it() {
+    let field = Field::start().await;
+    let commit = field.commit(30, &[("a.yaml", b"one")]);
+    let mut waiting = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
+    field.asked(2).await;
+    let forbidden = Faults { status: Some(http::StatusCode::FORBIDDEN), ..Faults::default() };
+    field.stage.gitlab.set_faults(Endpoint::ProjectInfo, forbidden);
+    assert_eq!(soon(waiting.message()).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_project_that_is_lost_is_read_no_more_until_it_is_back_and_the_stream_stays() {
+    let field = Field::start().await;
+    let commit = field.commit(30, &[("a.yaml", b"one")]);
+    let mut waiting = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
+    field.asked(2).await;
+    let missing = Faults { status: Some(http::StatusCode::NOT_FOUND), ..Faults::default() };
+    field.stage.gitlab.set_faults(Endpoint::ProjectInfo, missing);
+    // The memory of the last yes is used up then.
+    field.asked(4).await;
+    let looks = field.gitaly.calls(Rpc::FindCommit);
+    let next = field.commit(30, &[("a.yaml", b"two")]);
+    field.asked(4).await;
+    assert!(field.gitaly.calls(Rpc::FindCommit) <= looks + 1, "nobody follows it");
+    assert_eq!(field.gitaly.calls(Rpc::GetTreeEntries), 0);
+    assert!(waiting.message().now_or_never().is_none(), "neither a message nor an end");
+    let told: Vec<_> = field.events().iter().map(|event| refused(&event.kind).to_owned()).collect();
+    assert_eq!(told, ["group/public"]);
+    field.stage.gitlab.set_faults(Endpoint::ProjectInfo, Faults::default());
+    assert_eq!(whole(waiting).await.header.commit_id, next);
 }
 
 #[tokio::test]
