@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::{
     process::{Child, Command},
-    time::{Instant, interval, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval, timeout},
 };
 
 #[path = "harness/gitlab.rs"]
@@ -48,7 +48,7 @@ pub(crate) async fn within<T>(
     mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
     let start = Instant::now();
-    let mut ticks = interval(Duration::from_millis(10));
+    let mut ticks = ticks();
     loop {
         ticks.tick().await;
         if let Some(value) = condition().await {
@@ -56,6 +56,13 @@ pub(crate) async fn within<T>(
         }
         assert!(start.elapsed() < patience, "waited {patience:?} in vain: {what}");
     }
+}
+
+/// How often conditions are looked at. However long a look takes, there is a pause after it: stand-ins live on this thread.
+fn ticks() -> Interval {
+    let mut ticks = interval(Duration::from_millis(10));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// One of our binaries.
@@ -138,7 +145,7 @@ impl Process {
     pub(crate) async fn logged(&mut self, message: &str, matches: impl Fn(&Value) -> bool) -> Value {
         let name = self.name;
         let found = timeout(PATIENCE, async {
-            let mut ticks = interval(Duration::from_millis(10));
+            let mut ticks = ticks();
             loop {
                 ticks.tick().await;
                 // Parsing all of a log at `trace` would keep this thread from everything else.

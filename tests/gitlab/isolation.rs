@@ -116,6 +116,7 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
         "Host": {"value": ["evil.example.com"]},
         "Content-Type": {"value": ["text/plain"]},
         "Private_Token": {"value": [field.tokens.pat]},
+        "X-Of-The-Agent": {"value": ["1"]},
         "Accept-Language": {"value": ["de"]},
     });
     let requests = module_request("stand_in_echo", "/some/path", &stolen, "hello");
@@ -137,7 +138,8 @@ async fn what_an_agent_asks_of_gitlab_is_asked_with_its_own_token_and_of_modules
     assert_eq!(seen.headers["accept-language"], "de");
     let bearer = hex::encode(Sha256::digest(format!("Bearer {}", field.tokens.agent)));
     assert_eq!(seen.headers["authorization"], bearer);
-    for name in ["job-token", "private-token", "private_token", "gitlab-agentk-api-request"] {
+    for name in ["job-token", "private-token", "private_token", "gitlab-agentk-api-request", "x-of-the-agent"]
+    {
         assert!(!seen.headers.contains_key(name), "{name} passed: {seen:?}");
     }
 
