@@ -507,7 +507,12 @@ impl Field {
             return here.join("agent.token");
         };
         let file = here.join(format!("agent.{}.token", TokenKey::of(token.as_bytes())));
-        fs::write(&file, token).expect("token written");
+        // Another replica may be reading it.
+        if fs::read_to_string(&file).ok().as_ref() != Some(token) {
+            let fresh = file.with_extension("new");
+            fs::write(&fresh, token).expect("token written");
+            fs::rename(fresh, &file).expect("token in place");
+        }
         file
     }
 

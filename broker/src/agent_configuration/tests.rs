@@ -15,10 +15,10 @@ use postern_wire::proto::gitlab::agent::agent_configuration::rpc::{
     agent_configuration_server::AgentConfigurationServer,
 };
 use stand_ins::{
+    git::git,
     gitaly::{self as stand_in, Fault, Rpc},
     rails::{Options, Project},
 };
-use std::{path::Path, process::Command};
 use tempfile::TempDir;
 use tokio::{sync::broadcast::Receiver, time::timeout};
 use tonic::{Code, Streaming, service::Routes, transport::Channel};
@@ -89,18 +89,6 @@ impl Field {
         let asked = self.agent.clone().get_configuration(call_as(TOKEN_A, request)).await;
         asked.expect("the agent is known").into_inner()
     }
-}
-
-fn git(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .expect("git is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 async fn next(

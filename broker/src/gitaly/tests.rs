@@ -4,11 +4,11 @@ use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
 use crate::rate::Rate;
 use postern_certs::dev::Ca;
+use stand_ins::git::git;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
 use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
 };
 use tempfile::TempDir;
 use tokio_util::{
@@ -126,18 +126,6 @@ impl Field {
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
-}
-
-fn git(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .expect("git is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 async fn all(mut manifests: Manifests) -> Result<Vec<Piece>, GitalyError> {

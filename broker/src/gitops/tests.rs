@@ -22,13 +22,13 @@ use postern_wire::{
     token::TokenKey,
 };
 use stand_ins::{
+    git::git,
     gitaly::{self as stand_in, Fault as Broken, Rpc},
     rails::{Endpoint, Faults, Options, Project as RailsProject},
 };
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    process::Command,
     sync::Mutex,
 };
 use tempfile::TempDir;
@@ -169,18 +169,6 @@ fn trust(folder: &Path) -> Arc<ClientTrust> {
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), what).await.expect("it takes no 20 s")
-}
-
-fn git(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .expect("git is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn commit(folder: &Path, files: &[(&str, &[u8])]) -> String {

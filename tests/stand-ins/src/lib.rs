@@ -2,6 +2,7 @@
 //! real wire format over a real socket, but keeps everything in memory and is bounded in all it keeps. Nothing
 //! that ships depends on this crate except the demo.
 
+pub mod git;
 pub mod gitaly;
 pub mod kube_api;
 pub mod rails;

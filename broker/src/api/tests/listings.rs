@@ -8,8 +8,9 @@ use postern_wire::proto::gitlab::agent::{
     modserver::{GitalyAddress, Repository},
 };
 use prost::Message;
+use stand_ins::git::git;
 use stand_ins::gitaly::{self as stand_in, Fault, Rpc};
-use std::{collections::HashMap, path::Path, process::Command};
+use std::collections::HashMap;
 
 const TOKEN: &str = "gitaly-SECRET";
 
@@ -17,17 +18,6 @@ struct Listed {
     field: Field,
     gitaly: stand_in::Gitaly,
     _repositories: TempDir,
-}
-
-fn git(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .expect("git is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Listed {

@@ -1,18 +1,7 @@
 //! Against repositories that the real git makes.
 
 use super::*;
-use std::process::Command;
-
-fn git(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .expect("git is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
+use stand_ins::git::git;
 
 fn commit(folder: &Path, file: &str, text: &str) {
     std::fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
