@@ -6,10 +6,7 @@ use crate::rate::Rate;
 use postern_certs::dev::Ca;
 use stand_ins::git::git;
 use stand_ins::gitaly::{self as stand_in, Fault as Broken, Generation, Rpc, Tls};
-use std::{
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-};
+use std::{os::unix::fs::symlink, path::PathBuf};
 use tempfile::TempDir;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
