@@ -64,12 +64,12 @@ const MAX_STREAMS: u32 = 1024;
 /// kas' own numbers; load balancers cut idle connections after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
 const KEEPALIVE_ACK: Duration = Duration::from_secs(20);
-/// Four times what an edge admits: it encodes headers anew, Huffman code can be 3.5 times as long as the text, and h2
-/// ends a connection whose header block has more frames than this allows for.
 /// For a call's message and the head of its answer; what streams afterwards has no limit. Tunnels wait 20 s themselves.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// The messages of calls that are not tunnels: versions, names, a commit. In bytes.
 const MAX_UNARY: usize = 64 * 1024;
+/// Four times what an edge admits: it encodes headers anew, Huffman code can be 3.5 times as long as the text, and h2
+/// ends a connection whose header block has more frames than this allows for. In bytes.
 const MAX_METADATA: u32 = 256 * 1024;
 /// Streams that an edge's clients gave up before the broker got to them; h2's default of 20 ends the connection.
 const MAX_ABANDONED: usize = 1024;

@@ -1,3 +1,6 @@
+//! Manifests, from a broker in this process to what an applier would get: whole commits or nothing, within bounds, and
+//! only of the projects that the configuration names now.
+
 use crate::{
     fake_api::FakeApi,
     fake_broker::{FakeBroker, Via},
