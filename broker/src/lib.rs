@@ -23,7 +23,8 @@ pub mod gitops;
 pub mod kubernetes_api;
 pub mod usage;
 
-// tunnel
+// route
+pub mod fleet;
 pub mod tunnel;
 
 // account
