@@ -5,7 +5,7 @@ mod form;
 
 pub use form::Form;
 
-use crate::tunnel::{registry::FindError, stream::TunnelError};
+use crate::{fleet::router::RouteError, tunnel::stream::TunnelError};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -90,8 +90,8 @@ impl ApiFailure {
     }
 }
 
-impl From<FindError> for ApiFailure {
-    fn from(error: FindError) -> Self {
+impl From<RouteError> for ApiFailure {
+    fn from(error: RouteError) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
     }
 }

@@ -10,12 +10,10 @@ use crate::{
         caller::{Access, CallerPermit, Credential, Kind},
     },
     error::{ApiFailure, Form, chain},
+    fleet::router::{Router, Tunnel},
     gitlab::Call,
     observability::Metrics,
-    tunnel::{
-        registry::Registry,
-        stream::{RequestHalf, ResponseHalf, Tunnel, TunnelError},
-    },
+    tunnel::stream::{RequestHalf, ResponseHalf, TunnelError},
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::Fuse};
@@ -66,8 +64,8 @@ pub struct KubernetesApi {
     pub cors: Cors,
     /// Told of each request that is let in.
     pub counted: Arc<dyn Counted>,
-    /// Where tunnels are.
-    pub registry: Arc<Registry>,
+    /// Where tunnels are found.
+    pub router: Router,
     /// Begins and ends with a slash; what follows it is the path in the cluster.
     pub url_path_prefix: String,
     /// How long a request waits for an agent that may be reconnecting.
@@ -174,23 +172,24 @@ impl KubernetesApi {
             .inspect_err(|_| {
                 account.denied("refused");
             })?;
-        let tunnel = tokio::select! {
-            biased;
-            () = permit.withdrawn() => return Err(withdrawn(account)),
-            tunnel = self.registry.find(permit.agent, self.agent_wait) => tunnel?,
-        };
-        if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
-            account.denied("refused");
-            let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
-            return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
-        }
         let correlation = Values { value: vec![account.trace_id.clone()] };
         let meta = HashMap::from([
             (CORRELATION_ID.to_owned(), correlation),
             ("content-type".to_owned(), Values { value: vec!["application/grpc".to_owned()] }),
         ]);
+        let tunnel = tokio::select! {
+            biased;
+            () = permit.withdrawn() => return Err(withdrawn(account)),
+            tunnel = self.router.find(permit.agent, METHOD, &meta, self.agent_wait) => tunnel?,
+        };
+        account.routed(&tunnel);
+        if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
+            account.denied("refused");
+            let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
+            return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
+        }
         let opened = async {
-            let (to_agent, from_agent) = tunnel.take().open(METHOD, meta).await?;
+            let (to_agent, from_agent) = tunnel.open(METHOD, meta).await?;
             to_agent.send(first.encode_to_vec().into()).await?;
             Ok::<_, TunnelError>((to_agent, from_agent))
         };

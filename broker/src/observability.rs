@@ -20,6 +20,20 @@ struct StatusLabel {
     class: StatusClass,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: Route,
+}
+
+/// Whose tunnel a request got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Route {
+    /// This process'.
+    Here,
+    /// Another broker's.
+    Peer,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum StatusClass {
     Informational,
@@ -35,6 +49,7 @@ enum StatusClass {
 pub struct Metrics {
     registry: MetricRegistry,
     requests: Family<StatusLabel, Counter>,
+    routes: Family<RouteLabel, Counter>,
     agents: Gauge,
     idle: Gauge,
     busy: Gauge,
@@ -46,6 +61,12 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = MetricRegistry::with_prefix("postern_broker");
         let requests = Family::default();
+        let routes = Family::default();
+        registry.register(
+            "routed_requests",
+            "Requests that got a tunnel, by whether it was of this broker or of another one",
+            routes.clone(),
+        );
         let (agents, idle, busy, waiting) =
             (Gauge::default(), Gauge::default(), Gauge::default(), Gauge::default());
         registry.register(
@@ -67,7 +88,7 @@ impl Default for Metrics {
             "Events that Rails' cable did not get because its Redis was away or slow",
             events_dropped.clone(),
         );
-        Self { registry, requests, agents, idle, busy, waiting, events_dropped }
+        Self { registry, requests, routes, agents, idle, busy, waiting, events_dropped }
     }
 }
 
@@ -88,6 +109,11 @@ impl Metrics {
             _ => StatusClass::ServerError,
         };
         self.requests.get_or_create(&StatusLabel { class }).inc();
+    }
+
+    /// Counts one request that got a tunnel.
+    pub fn routed(&self, route: Route) {
+        self.routes.get_or_create(&RouteLabel { route }).inc();
     }
 
     /// All numbers in the OpenMetrics text format.

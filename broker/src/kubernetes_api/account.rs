@@ -4,7 +4,8 @@
 use crate::{
     auth::caller::{CallerPermit, Credential, Who},
     error::ApiFailure,
-    observability::Metrics,
+    fleet::router::Tunnel,
+    observability::{Metrics, Route},
 };
 use http::{Request, StatusCode};
 use rand::Rng;
@@ -26,6 +27,8 @@ pub(super) struct Account {
     who: Option<Who>,
     pub(super) agent: Option<i64>,
     access: Option<&'static str>,
+    /// The broker that had the tunnel, if it was not this one.
+    via: Option<String>,
     method: String,
     path: String,
     decision: &'static str,
@@ -51,6 +54,7 @@ impl Account {
             who: None,
             agent: None,
             access: None,
+            via: None,
             method: shortened(request.method().as_str()),
             path: shortened(request.uri().path()),
             decision: "undecided",
@@ -80,6 +84,12 @@ impl Account {
         self.who = Some(permit.who.clone());
         self.access = Some(permit.access.mode());
         self.decision = "allowed";
+    }
+
+    /// There is a tunnel.
+    pub(super) fn routed(&mut self, tunnel: &Tunnel) {
+        self.via = tunnel.broker().map(ToString::to_string);
+        self.metrics.routed(if self.via.is_some() { Route::Peer } else { Route::Here });
     }
 
     /// What was allowed no longer is, or was not for this request.
@@ -133,7 +143,7 @@ impl Drop for Account {
         tracing::info!(
             target: "access", trace_id = %self.trace_id, caller_kind = self.caller_kind, caller = %caller, job_id,
             project_id, user_id = self.who.as_ref().and_then(Who::user_id), user, agent_id = self.agent,
-            access_as = self.access, method = %self.method, path = %self.path, decision = self.decision,
+            access_as = self.access, via = self.via.as_deref(), method = %self.method, path = %self.path, decision = self.decision,
             status = self.status, outcome = self.outcome, why = self.why.as_deref(),
             bytes_received = self.received.load(Ordering::Relaxed), bytes_sent = self.sent,
             duration_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -6,9 +6,9 @@ use super::*;
 use crate::{
     identities::IdentitySource,
     tunnel::{
-        registry::Offer,
+        registry::{Offer, Registry},
         stream::{
-            Lease,
+            self, Lease,
             tests::{Agent, pair, says},
         },
     },
@@ -43,7 +43,12 @@ async fn broker() -> (Caller, Agent) {
     (Caller { send, _identities: Some(file) }, agent)
 }
 
-fn api(identities: Identities, cors: Cors, counted: Arc<dyn Counted>, tunnel: Tunnel) -> KubernetesApi {
+fn api(
+    identities: Identities,
+    cors: Cors,
+    counted: Arc<dyn Counted>,
+    tunnel: stream::Tunnel,
+) -> KubernetesApi {
     let registry = Arc::new(Registry::default());
     std::mem::forget(registry.present(AgentId(1), "here".into(), true));
     let Offer::Idle(ticket, claimed) = registry.offer(AgentId(1)) else { panic!("nobody waits") };
@@ -56,7 +61,7 @@ fn api(identities: Identities, cors: Cors, counted: Arc<dyn Counted>, tunnel: Tu
         identities,
         cors,
         counted,
-        registry,
+        router: Router { registry, fleet: None },
         url_path_prefix: "/k8s/".into(),
         agent_wait: Duration::ZERO,
         program: crate::app::PROGRAM,

@@ -284,6 +284,11 @@ impl Registry {
         slots.agents.entry(agent).or_default().claim(agent, claim)
     }
 
+    /// When this process began to serve.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whether any stream of this agent is open here.
     pub fn is_present(&self, agent: AgentId) -> bool {
         self.slots().agents.get(&agent).is_some_and(|slot| slot.open + slot.streams > 0)
