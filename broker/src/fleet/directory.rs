@@ -54,6 +54,23 @@ pub struct Options {
     pub refresh: Duration,
 }
 
+/// What only tests change.
+#[derive(Clone, Copy, Debug)]
+struct Habits {
+    /// This host's clock.
+    wall: fn() -> SystemTime,
+    /// From the end of an agent's last tunnel to the removal of its entry: it may be about to open the next.
+    fade: Duration,
+    /// After Redis was (re)connected the brokers may not have announced everything again yet for so long.
+    young: Duration,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { wall: SystemTime::now, fade: Duration::from_secs(5), young: Duration::from_secs(10) }
+    }
+}
+
 /// Who holds which agent.
 pub struct Directory {
     redis: Arc<Redis>,
@@ -99,11 +116,11 @@ impl Directory {
         stop: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Arc<Self> {
-        Self::start_by(SystemTime::now, redis, registry, options, stop, tasks)
+        Self::start_with(Habits::default(), redis, registry, options, stop, tasks)
     }
 
-    fn start_by(
-        wall: fn() -> SystemTime,
+    fn start_with(
+        Habits { wall, fade, young }: Habits,
         redis: Arc<Redis>,
         registry: Arc<Registry>,
         options: Options,
@@ -114,7 +131,7 @@ impl Directory {
         let directory = Arc::new(Self {
             keys: schema::Keys::new(redis.key_prefix()),
             clock: clock::Clock::new(wall),
-            world: world::World::new(redis.openings()),
+            world: world::World::new(redis.openings(), young),
             slots: slots::Slots::default(),
             brokers: brokers::Brokers::default(),
             events: events::Events::default(),
@@ -129,7 +146,7 @@ impl Directory {
             registry,
             options,
         });
-        tasks.spawn(Writer::new(Arc::clone(&directory), refused).run(stop.clone()));
+        tasks.spawn(Writer::new(Arc::clone(&directory), refused, fade).run(stop.clone()));
         tasks.spawn(listener::run(Arc::clone(&directory), stop.clone()));
         directory
     }

@@ -167,7 +167,8 @@ impl Book {
         !self.unwritten.is_empty()
     }
 
-    pub(super) fn has_anything_failed(&self) -> bool {
+    #[cfg(test)]
+    fn has_anything_failed(&self) -> bool {
         !self.failed.is_empty()
     }
 

@@ -69,7 +69,9 @@ impl Events {
         let event = Any::decode(payload).ok().filter(|any| any.type_url == TYPE_URL);
         match event.and_then(|any| GitPushEvent::decode(any.value.as_slice()).ok()) {
             Some(event) => drop(self.pushes.send(event)),
-            None => tracing::debug!(length = payload.len(), "an event of a kind that is not known was ignored"),
+            None => {
+                tracing::debug!(length = payload.len(), "an event of a kind that is not known was ignored")
+            }
         }
     }
 

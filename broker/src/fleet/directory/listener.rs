@@ -30,7 +30,9 @@ pub(super) async fn run(directory: Arc<Directory>, stop: CancellationToken) {
             Heard::Message { channel, payload } if channel == EVENTS => directory.events.hear(&payload),
             Heard::Message { payload, .. } => match News::parse(&payload) {
                 Some(news) => directory.hear(news),
-                None => tracing::debug!(length = payload.len(), "a message that no broker writes was ignored"),
+                None => {
+                    tracing::debug!(length = payload.len(), "a message that no broker writes was ignored")
+                }
             },
         }
     }
@@ -39,7 +41,8 @@ pub(super) async fn run(directory: Arc<Directory>, stop: CancellationToken) {
 
 impl Directory {
     fn hear(&self, news: News) {
-        let (News::Came(_, peer) | News::Left(_, peer) | News::Broker(peer) | News::BrokerLeaves(peer)) = &news;
+        let (News::Came(_, peer) | News::Left(_, peer) | News::Broker(peer) | News::BrokerLeaves(peer)) =
+            &news;
         if *peer == self.options.own {
             return;
         }

@@ -155,8 +155,7 @@ impl Route {
 
     fn is_sure(&self, view: View) -> bool {
         let is_answered = self.asked.as_ref().is_some_and(|asked| view.now < asked.at + FRESH);
-        let is_sure =
-            |known: &Known| is_answered || (view.is_listening && known.epoch == view.epoch);
+        let is_sure = |known: &Known| is_answered || (view.is_listening && known.epoch == view.epoch);
         self.known.iter().any(|known| known.is_listed(view.now) && is_sure(known))
     }
 
@@ -177,7 +176,8 @@ impl Route {
             (known.given_up.is_some(), Reverse(lately), rand::rng().random::<u32>())
         };
         let next = self.known.iter().filter(|known| which(known, now) && !is_told(known)).min_by_key(rank)?;
-        told.peers.retain(|(peer, _)| self.known.iter().any(|known| known.peer == *peer) && *peer != next.peer);
+        told.peers
+            .retain(|(peer, _)| self.known.iter().any(|known| known.peer == *peer) && *peer != next.peer);
         told.peers.push((next.peer.clone(), next.number));
         Some(next.peer.clone())
     }
@@ -209,7 +209,9 @@ impl Route {
 
     /// A request found that it has none, or cannot be reached.
     pub(super) fn forget(&mut self, peer: &PeerUrl, now: Instant) {
-        if let Some(known) = self.known.iter_mut().find(|known| known.peer == *peer && known.given_up.is_none()) {
+        if let Some(known) =
+            self.known.iter_mut().find(|known| known.peer == *peer && known.given_up.is_none())
+        {
             let wait = GIVEN_UP * (1 << known.times_given_up.min(GIVEN_UP_DOUBLINGS));
             known.given_up = Some(now + wait);
             known.times_given_up += 1;
@@ -230,7 +232,10 @@ impl Route {
         self.asked = Some(Asked { at: now, epoch: begun.epoch, last });
         for known in &mut self.known {
             let is_older = known.number <= begun.number;
-            if is_older && known.standing == Standing::Listed && !listed.iter().any(|(peer, _)| *peer == known.peer) {
+            if is_older
+                && known.standing == Standing::Listed
+                && !listed.iter().any(|(peer, _)| *peer == known.peer)
+            {
                 known.standing = Standing::Absent;
             }
         }

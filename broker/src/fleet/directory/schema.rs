@@ -172,7 +172,9 @@ mod tests {
             assert_eq!(news.encode(), wanted);
             assert_eq!(News::parse(wanted), Some(news));
         }
-        for payload in [b"".as_slice(), b"+", b"+1234567", b"+12345678", b"?12345678grpc://a:1", b"+12345678\xff"] {
+        for payload in
+            [b"".as_slice(), b"+", b"+1234567", b"+12345678", b"?12345678grpc://a:1", b"+12345678\xff"]
+        {
             assert_eq!(News::parse(payload), None);
         }
     }

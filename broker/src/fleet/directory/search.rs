@@ -1,12 +1,7 @@
 //! One request's search for brokers that hold its agent. Before it: the router. After it: the agent's route, and Redis
 //! where that knows nothing. While it waits in vain Redis is asked about once a second for all that wait.
 
-use super::{
-    Directory, LastSeen,
-    census::count,
-    route::Told,
-    slots::Slot,
-};
+use super::{Directory, LastSeen, census::count, route::Told, slots::Slot};
 use crate::fleet::PeerUrl;
 use rand::Rng;
 use std::{fmt, pin::pin, sync::Arc, time::Duration};

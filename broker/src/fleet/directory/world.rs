@@ -8,9 +8,6 @@ use std::sync::{
 use std::time::Duration;
 use tokio::{sync::watch, time::Instant};
 
-/// After Redis was (re)connected its brokers may not have announced everything again yet.
-pub(super) const YOUNG: Duration = Duration::from_secs(10);
-
 #[derive(Debug)]
 pub(super) struct World {
     /// Another one whenever something may have been missed.
@@ -18,6 +15,8 @@ pub(super) struct World {
     is_listening: AtomicBool,
     next: AtomicU64,
     openings: watch::Receiver<u64>,
+    /// After each of them Redis may be empty for so long.
+    young: Duration,
     /// How many there were, and when the last one was noticed.
     opened: Mutex<(u64, Option<Instant>)>,
 }
@@ -33,9 +32,9 @@ pub(super) struct View {
 }
 
 impl World {
-    pub(super) fn new(openings: watch::Receiver<u64>) -> Self {
+    pub(super) fn new(openings: watch::Receiver<u64>, young: Duration) -> Self {
         let is_listening = AtomicBool::new(false);
-        Self { epoch: 1.into(), is_listening, next: 1.into(), openings, opened: Mutex::default() }
+        Self { epoch: 1.into(), is_listening, next: 1.into(), openings, young, opened: Mutex::default() }
     }
 
     pub(super) fn view(&self) -> View {
@@ -49,7 +48,7 @@ impl World {
             now,
             epoch: self.epoch.load(SeqCst),
             is_listening: self.is_listening.load(SeqCst),
-            is_young: opened.1.is_none_or(|at| now < at + YOUNG),
+            is_young: opened.1.is_none_or(|at| now < at + self.young),
         }
     }
 

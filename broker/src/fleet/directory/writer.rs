@@ -32,8 +32,6 @@ use tokio_util::sync::CancellationToken;
 const BATCH: usize = 256;
 /// For one round trip. What takes longer has the connection given up.
 const LIMIT: Duration = Duration::from_secs(1);
-/// An agent whose last tunnel ended may be about to open the next.
-const FADE: Duration = Duration::from_secs(5);
 /// Between two passes, so that a trickle of agents becomes a batch.
 const PACE: Duration = Duration::from_millis(5);
 /// More often is of no use.
@@ -109,6 +107,7 @@ impl Refusals {
 pub(super) struct Writer {
     directory: Arc<Directory>,
     book: Book,
+    fade: Duration,
     stage: watch::Receiver<Stage>,
     openings: watch::Receiver<u64>,
     refused: mpsc::Receiver<Refusal>,
@@ -129,7 +128,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(directory: Arc<Directory>, refused: mpsc::Receiver<Refusal>) -> Self {
+    pub(super) fn new(directory: Arc<Directory>, refused: mpsc::Receiver<Refusal>, fade: Duration) -> Self {
         // Brokers that start together do not refresh together.
         let phase = rand::rng().random_range(0.0..1.0);
         let refresh = directory.options.refresh.max(REFRESH_MIN);
@@ -137,6 +136,7 @@ impl Writer {
         openings.mark_changed();
         Self {
             book: Book::default(),
+            fade,
             stage: directory.stage.subscribe(),
             openings,
             refused,
@@ -186,7 +186,10 @@ impl Writer {
         }
         self.book.hasten(Instant::now());
         if timeout(super::LEAVE, self.leave()).await.is_err() {
-            tracing::warn!(agents = self.book.len(), "redis did not let this broker leave; its entries expire");
+            tracing::warn!(
+                agents = self.book.len(),
+                "redis did not let this broker leave; its entries expire"
+            );
         }
         directory.counters.announced.store(0, Relaxed);
         directory.is_gone.send_replace(true);
@@ -196,7 +199,7 @@ impl Writer {
         let (now, stage) = (Instant::now(), *self.stage.borrow());
         for agent in agents {
             if !self.directory.registry.holds(agent) {
-                self.book.lose(agent, if stage == Stage::Serving { now + FADE } else { now });
+                self.book.lose(agent, if stage == Stage::Serving { now + self.fade } else { now });
             } else if stage == Stage::Serving || self.book.knows(agent) {
                 self.book.hold(agent);
             }

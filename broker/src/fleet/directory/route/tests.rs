@@ -189,7 +189,11 @@ async fn while_redis_is_away_what_is_remembered_is_named_before_unknown_and_unkn
     assert_eq!(story.all(&mut told, 2000), (vec![], true));
     story.fails(2001);
     assert_eq!(story.all(&mut told, 2001), (vec![at(1), Found::Unknown], false));
-    assert_eq!(story.all(&mut Told::default(), 2002), (vec![at(1), Found::Unknown], false), "without waiting");
+    assert_eq!(
+        story.all(&mut Told::default(), 2002),
+        (vec![at(1), Found::Unknown], false),
+        "without waiting"
+    );
     story.all(&mut told, 3000);
     let begun = story.begun();
     story.answered(begun, 3001, &[]);
