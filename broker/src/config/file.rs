@@ -167,10 +167,6 @@ pub(super) const NOT_IN_FORCE: &[&str] = &[
     "observability.logging.grpc_level",
     "observability.listen.certificate_file",
     "observability.listen.key_file",
-    "redis.pool_size",
-    "redis.idle_timeout",
-    "events.action_cable.redis.pool_size",
-    "events.action_cable.redis.idle_timeout",
 ];
 
 /// Those that change nothing unless GitLab is the provider.

@@ -25,6 +25,8 @@ const GITOPS_POLL_PERIOD: Duration = Duration::from_secs(20);
 const USAGE_REPORTING_PERIOD: Duration = Duration::from_secs(60);
 const REDIS_KEY_PREFIX: &str = "gitlab-kas";
 const REDIS_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+const REDIS_POOL_SIZE: u32 = 5;
+const REDIS_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 const REDIS_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Reader<'_> {
@@ -161,6 +163,9 @@ impl Reader<'_> {
             dial_timeout: positive(&section.dial_timeout, REDIS_DIAL_TIMEOUT),
             read_timeout: positive(&section.read_timeout, REDIS_TIMEOUT),
             write_timeout: positive(&section.write_timeout, REDIS_TIMEOUT),
+            // Zero stands for the default, as in protobuf.
+            pool_size: number(&section.pool_size, REDIS_POOL_SIZE) as usize,
+            idle_timeout: positive(&section.idle_timeout, REDIS_IDLE_TIMEOUT),
             servers: servers?,
         })
     }

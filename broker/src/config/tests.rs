@@ -82,8 +82,6 @@ fn a_full_file_of_14_1_is_in_force_or_named() {
             "observability.tracing",
             "observability.sentry",
             "observability.google_profiler",
-            "redis.pool_size",
-            "redis.idle_timeout",
         ]
     );
     assert_eq!(config.agents.listen.address.to_string(), "0.0.0.0:18150");
@@ -125,6 +123,8 @@ fn a_full_file_of_14_1_is_in_force_or_named() {
             dial_timeout: seconds(2),
             read_timeout: seconds(3),
             write_timeout: seconds(4),
+            pool_size: 6,
+            idle_timeout: seconds(51),
         })
     );
     let gitlab = gitlab(config);

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::error::chain;
+use ::redis::Value;
 use postern_certs::dev::Ca;
 use stand_ins::redis::{Options, RedisServer, Tls as ServerTls};
 use std::fs;
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -119,16 +121,13 @@ async fn a_restart_between_two_commands_is_not_noticed() {
     let mut server = RedisServer::start(Options::default()).await.unwrap();
     let redis = Redis::open(unix(&server)).unwrap();
     redis.ping().await.unwrap();
-    let mut state = redis.state.subscribe();
-    state.mark_unchanged();
+    let mut openings = redis.openings();
+    openings.mark_unchanged();
+    assert!(redis.is_up());
     server.restart().await.unwrap();
-    timeout(SOON, state.changed()).await.expect("the end of the connection is seen").unwrap();
-    let up = async {
-        while redis.ping().await.is_err() {
-            tokio::task::yield_now().await
-        }
-    };
-    timeout(SOON, up).await.expect("without a command in between");
+    timeout(SOON, openings.changed()).await.expect("it is opened again without a command").unwrap();
+    assert!(redis.is_up());
+    redis.ping().await.unwrap();
 }
 
 #[tokio::test]
@@ -155,7 +154,7 @@ async fn a_server_that_hangs_is_given_up_after_the_time_outs() {
 async fn many_commands_share_one_connection() {
     let server = RedisServer::start(Options::default()).await.unwrap();
     let redis = Redis::open(unix(&server)).unwrap();
-    let all = (0..100).map(|_| redis.ping());
+    let all = (0..pool::BUSY).map(|_| redis.ping());
     assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
     let clients: String = redis.command(::redis::cmd("CLIENT").arg("LIST")).await.unwrap();
     assert_eq!(clients.lines().count(), 1, "{clients}");
@@ -182,4 +181,101 @@ async fn a_sentinel_names_the_master_and_one_that_is_down_is_passed_over() {
     assert_eq!(seen, 1);
     let error = open("another").ping().await.unwrap_err();
     assert!(chain(&error).starts_with("no sentinel names the master another"), "{error}");
+}
+
+fn publish(channel: &str, text: &str) -> Cmd {
+    let mut command = ::redis::cmd("PUBLISH");
+    command.arg(channel).arg(text);
+    command
+}
+
+fn message(channel: &str, text: &str) -> Heard {
+    Heard::Message { channel: channel.into(), payload: text.into() }
+}
+
+async fn next(subscription: &mut Subscription) -> Heard {
+    timeout(SOON, subscription.next()).await.expect("there is news")
+}
+
+#[tokio::test]
+async fn a_subscription_hears_its_channels_and_goes_on_after_a_restart() {
+    let mut server = RedisServer::start(Options::default()).await.unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
+    let mut heard = redis.subscribe(vec![b"a".to_vec(), b"b".to_vec()]);
+    assert_eq!(next(&mut heard).await, Heard::Connected);
+    for (channel, listeners) in [("a", 1), ("other", 0), ("b", 1)] {
+        let count: i64 = redis.command(&publish(channel, "x")).await.unwrap();
+        assert_eq!(count, listeners);
+    }
+    assert_eq!(next(&mut heard).await, message("a", "x"));
+    assert_eq!(next(&mut heard).await, message("b", "x"));
+    server.restart().await.unwrap();
+    assert_eq!(next(&mut heard).await, Heard::Lost);
+    assert_eq!(next(&mut heard).await, Heard::Connected);
+    let again = async {
+        while redis.command::<i64>(&publish("a", "y")).await.is_err() {
+            tokio::task::yield_now().await
+        }
+    };
+    timeout(SOON, again).await.unwrap();
+    assert_eq!(next(&mut heard).await, message("a", "y"));
+}
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_is_told_of_the_gap_and_holds_a_bounded_number_of_messages() {
+    let server = RedisServer::start(Options::default()).await.unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
+    let mut heard = redis.subscribe(vec![b"a".to_vec()]);
+    assert_eq!(next(&mut heard).await, Heard::Connected);
+    let mut many = ::redis::pipe();
+    (0..10_000).for_each(|_| {
+        many.add_command(publish("a", "x")).ignore();
+    });
+    redis.pipeline::<()>(&many).await.unwrap();
+    let dropped = async {
+        let listeners = async || {
+            let mut command = ::redis::cmd("PUBSUB");
+            redis.command::<(String, i64)>(command.arg("NUMSUB").arg("a")).await.unwrap().1
+        };
+        while listeners().await > 0 {
+            tokio::task::yield_now().await
+        }
+    };
+    timeout(SOON, dropped).await.expect("the connection is given up");
+    let mut messages = 0;
+    while next(&mut heard).await == message("a", "x") {
+        messages += 1;
+    }
+    assert!((1..10_000).contains(&messages), "{messages}, then lost");
+    assert_eq!(next(&mut heard).await, Heard::Connected);
+    redis.command::<i64>(&publish("a", "y")).await.unwrap();
+    assert_eq!(next(&mut heard).await, message("a", "y"));
+}
+
+#[tokio::test]
+async fn one_that_fails_takes_no_other_of_its_batch_with_it() {
+    let server = RedisServer::start(Options::default()).await.unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
+    let set = |key: &str, atomic: bool| {
+        let mut pipeline = ::redis::pipe();
+        if atomic {
+            pipeline.atomic();
+        }
+        pipeline.cmd("HSET").arg(key).arg("f").arg(1).ignore().cmd("PEXPIRE").arg(key).arg(60_000);
+        pipeline
+    };
+    redis.command::<()>(::redis::cmd("SET").arg("string").arg(1)).await.unwrap();
+    let each = [set("a", false), set("string", false), set("string", true), set("b", true), ::redis::pipe()];
+    let answers = redis.batch(SOON, &each).await;
+    let done = Value::Array(vec![Value::Int(1)]);
+    assert_eq!(answers[0].as_ref().unwrap(), &done);
+    assert!(matches!(answers[1], Err(RedisError::Failed { .. })));
+    assert!(matches!(answers[2], Err(RedisError::Failed { .. })));
+    assert_eq!(answers[3].as_ref().unwrap(), &done);
+    assert!(answers[4].is_err(), "an empty pipeline asks nothing");
+    assert!(redis.is_up());
+    let large: Vec<_> = (0..5000).map(|at| set(&format!("k{at}"), true)).collect();
+    assert!(redis.batch(SOON, &large).await.iter().all(Result::is_ok));
+    assert!(redis.batch(SOON, &[]).await.is_empty());
+    assert_eq!(redis.pool.open(), 1);
 }

@@ -1,0 +1,78 @@
+//! Redis away, hanging, or back without its data: agents elsewhere are found all the same.
+
+use super::*;
+
+#[tokio::test]
+async fn after_redis_restarts_empty_everything_is_announced_again_and_searches_survive() {
+    let mut server = server().await;
+    let outside = Outside::new(&server);
+    let habits = Habits { young: Duration::from_secs(10), ..QUICK };
+    let (here, there) = (Broker::ready(&server, 1, habits).await, Broker::ready(&server, 2, habits).await);
+    let _guards: Vec<_> = (0..600).map(|agent| there.hold(AgentId(agent))).collect();
+    eventually("announced", || outside.is_held_by(AgentId(599), &[2])).await;
+    let mut waiting = here.directory.search(AgentId(1000));
+    assert_eq!(next(&mut waiting).await, Found::Unknown, "this broker is new");
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
+    server.stop().await;
+    eventually("it is noticed", || async { !here.directory.is_up() }).await;
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "from memory");
+    assert_eq!(here.directory.peers(), [peer(2)]);
+    let mut search = here.directory.search(AgentId(7));
+    assert_eq!(next(&mut search).await, Found::Unknown, "never asked for before");
+    let late = there.hold(AgentId(1000));
+    let begin = Instant::now();
+    server.restart().await.unwrap();
+    assert_eq!(next(&mut search).await, found(2));
+    assert_eq!(next(&mut waiting).await, found(2));
+    println!("{:?} after its restart redis told the searches", begin.elapsed());
+    for agent in [0, 42, 599, 1000] {
+        eventually("announced again", || outside.is_held_by(AgentId(agent), &[2])).await;
+    }
+    println!("{:?} after its restart redis held all again", begin.elapsed());
+    drop(late);
+    eventually("and kept true", || outside.is_held_by(AgentId(1000), &[])).await;
+    eventually("brokers too", || async { outside.fields(&outside.keys.brokers()).await.len() == 2 }).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_costs_a_request_a_tenth_of_a_second_once() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let _guards = [there.hold(AGENT), there.hold(AgentId(7))];
+    eventually("announced", || outside.is_held_by(AgentId(7), &[2])).await;
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
+    server.pause();
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "cached");
+    let begin = Instant::now();
+    let mut search = here.directory.search(AgentId(7));
+    assert_eq!(next(&mut search).await, Found::Unknown);
+    let took = begin.elapsed();
+    assert!((100..1000).contains(&took.as_millis()), "{took:?}");
+    let begin = Instant::now();
+    assert_eq!(next(&mut here.directory.search(AgentId(7))).await, Found::Unknown);
+    let took = begin.elapsed();
+    assert!(took < Duration::from_millis(80), "{took:?}");
+    server.resume();
+    assert_eq!(next(&mut search).await, found(2));
+}
+
+#[tokio::test]
+async fn without_redis_nothing_hangs_and_a_broker_ends() {
+    let mut server = server().await;
+    server.stop().await;
+    let broker = Broker::start(&server, 1, Habits::default());
+    let _guard = broker.hold(AGENT);
+    assert_eq!(next(&mut broker.directory.search(AgentId(1))).await, Found::Unknown);
+    assert_eq!(timeout(SOON, broker.directory.last_seen(AGENT)).await, Ok(None));
+    assert!(!broker.directory.is_up() && broker.directory.peers().is_empty());
+    broker.directory.refused(AGENT, "why");
+    let mut pushes = broker.directory.pushes();
+    timeout(SOON, broker.directory.push(GitPushEvent::default())).await.unwrap();
+    assert_eq!(pushes.recv().await.unwrap(), GitPushEvent::default(), "this one hears of it");
+    let begin = Instant::now();
+    broker.directory.begin_leave();
+    broker.directory.finish_leave().await;
+    assert!(begin.elapsed() < LEAVE + Duration::from_secs(1));
+    broker.end().await;
+}

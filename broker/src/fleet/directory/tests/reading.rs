@@ -1,0 +1,187 @@
+//! Searches: what they are told, how soon, and at how many commands.
+
+use super::*;
+use futures::future::join_all;
+use postern_wire::proto::gitlab::agent::event::{GitPushEvent, Project};
+use tokio::sync::broadcast::error::TryRecvError;
+
+#[tokio::test]
+async fn an_agent_that_arrives_anywhere_wakes_a_search_within_milliseconds() {
+    let server = server().await;
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let mut took = Vec::new();
+    for agent in 1..=20 {
+        let mut search = here.directory.search(AgentId(agent));
+        assert_eq!(next(&mut search).await, Found::Nobody { last: None });
+        let begin = Instant::now();
+        let _guard = there.hold(AgentId(agent));
+        assert_eq!(next(&mut search).await, found(2));
+        took.push(begin.elapsed());
+    }
+    took.sort();
+    println!("from arrival to the search: median {:?}, longest {:?}", took[10], took[19]);
+    assert!(took[10] < Duration::from_millis(200), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_thousand_searches_for_one_agent_are_one_command_and_a_cached_route_is_none() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let there = Broker::ready(&server, 2, QUICK).await;
+    let _guard = there.hold(AGENT);
+    eventually("announced", || outside.is_held_by(AGENT, &[2])).await;
+    let here = Broker::ready(&server, 1, QUICK).await;
+    eventually("all is quiet", || async { here.directory.peers() == [peer(2)] }).await;
+    outside.forget_commands().await;
+    let mut searches: Vec<_> = (0..1000).map(|_| here.directory.search(AGENT)).collect();
+    let all = join_all(searches.iter_mut().map(next)).await;
+    assert!(all.iter().all(|news| *news == found(2)));
+    assert_eq!(outside.commands().await, BTreeMap::from([("hgetall".to_owned(), 1)]));
+    outside.forget_commands().await;
+    for _ in 0..1000 {
+        assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
+    }
+    assert_eq!(outside.commands().await, BTreeMap::new());
+    assert!(here.directory.census().hits >= 1000);
+}
+
+#[tokio::test]
+async fn an_agent_nobody_has_costs_two_commands_for_all_that_ask_within_a_moment() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    eventually("its first pass is over", || async { here.directory.census().passes > 0 }).await;
+    eventually("its entry stands", || async { outside.fields(&outside.keys.brokers()).await.len() == 1 })
+        .await;
+    outside.forget_commands().await;
+    for _ in 0..100 {
+        assert_eq!(next(&mut here.directory.search(AGENT)).await, Found::Nobody { last: None });
+    }
+    let commands = outside.commands().await;
+    assert!(commands.get("hgetall") <= Some(&2) && commands.get("get") <= Some(&2), "{commands:?}");
+}
+
+#[tokio::test]
+async fn an_entry_of_a_kas_is_found_though_nobody_tells_and_garbage_is_passed_over() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    let mut search = here.directory.search(AGENT);
+    assert_eq!(next(&mut search).await, Found::Nobody { last: None });
+    let soon = schema::entry(outside.now().await + 60);
+    outside.put(AGENT, b"grpc://10.0.0.1:1", &soon).await;
+    outside.put(AGENT, b"1234567890", &soon).await;
+    outside.put(AGENT, b"\xff\x00", b"\xff").await;
+    outside.put(AGENT, &[b'x'; 400], &soon).await;
+    outside.put(AGENT, b"grpc://10.0.0.9:7", b"nonsense").await;
+    outside.put(AGENT, b"grpc://10.0.0.9:8", &schema::entry(1)).await;
+    outside.put(AGENT, b"grpc://10.0.0.9:9", b"").await;
+    let begin = Instant::now();
+    let peer = "grpc://10.0.0.9:9".parse().unwrap();
+    assert_eq!(next(&mut search).await, Found::Peer(peer), "without an end, and not its own");
+    assert!(begin.elapsed() < Duration::from_secs(3));
+    let key = outside.keys.agent(AGENT);
+    eventually("the expired one is removed", || async { outside.fields(&key).await.len() == 6 }).await;
+    assert!(!outside.holders(AGENT).await.contains("grpc://10.0.0.9:8"));
+}
+
+#[tokio::test]
+async fn an_expired_entry_that_was_refreshed_meanwhile_is_not_removed() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    let (key, field) = (outside.keys.agent(AGENT), b"grpc://10.0.0.1:2".to_vec());
+    let (seen, refreshed) = (schema::entry(1), schema::entry(outside.now().await + 60));
+    outside.put(AGENT, &field, &refreshed).await;
+    here.directory.remove(&key, vec![(field.clone(), seen)]).await;
+    assert_eq!(outside.fields(&key).await, BTreeMap::from([(field.clone(), refreshed.clone())]));
+    here.directory.remove(&key, vec![(field, refreshed)]).await;
+    assert_eq!(outside.fields(&key).await, BTreeMap::new());
+}
+
+#[tokio::test]
+async fn clocks_of_hosts_that_are_hours_apart_change_nothing() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let _ = hours;
+    let fast = Habits { wall: || SystemTime::now() + Duration::from_secs(5 * 3600), ..QUICK };
+    let slow = Habits { wall: || SystemTime::now() - Duration::from_secs(3 * 3600), ..QUICK };
+    let (here, there) = (Broker::ready(&server, 1, fast).await, Broker::ready(&server, 2, slow).await);
+    let guard = there.hold(AGENT);
+    eventually("announced", || outside.is_held_by(AGENT, &[2])).await;
+    let mut search = here.directory.search(AGENT);
+    assert_eq!(next(&mut search).await, found(2));
+    drop(guard);
+    eventually("taken back", || outside.is_held_by(AGENT, &[])).await;
+    let last = here.directory.last_seen(AGENT).await.unwrap();
+    let ago = (SystemTime::now() + Duration::from_secs(5 * 3600)).duration_since(last.at).unwrap();
+    // How long ago a registry measures with the host's real clock, which is three hours ahead of the pretended one.
+    assert!(ago < Duration::from_secs(10), "{ago:?}");
+    assert_eq!((last.from.as_str(), last.broker), ("192.0.2.1:5", peer(2).to_string()));
+}
+
+#[tokio::test]
+async fn a_broker_that_is_given_up_is_looked_for_in_redis_and_found_again_when_announced() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let guard = there.hold(AGENT);
+    eventually("announced", || outside.is_held_by(AGENT, &[2])).await;
+    let mut search = here.directory.search(AGENT);
+    assert_eq!(next(&mut search).await, found(2));
+    here.directory.forget(AGENT, &peer(2));
+    drop(guard);
+    eventually("taken back", || outside.is_held_by(AGENT, &[])).await;
+    let _guard = there.hold(AGENT);
+    loop {
+        match next(&mut search).await {
+            Found::Peer(named) => break assert_eq!(named, peer(2)),
+            Found::Nobody { .. } => {}
+            Found::Unknown => panic!("redis is up"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_push_to_a_project_reaches_every_broker_once() {
+    let server = server().await;
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let outside = Outside::new(&server);
+    let mut raw = open(&server).subscribe(vec![b"kas_events".to_vec()]);
+    assert_eq!(timeout(SOON, raw.next()).await.unwrap(), crate::redis::Heard::Connected);
+    let mut told = [here.directory.pushes(), there.directory.pushes()];
+    let event = |id| GitPushEvent { project: Some(Project { id, full_path: "group/project".into() }) };
+    for id in 1..=3 {
+        here.directory.push(event(id)).await;
+        for told in &mut told {
+            assert_eq!(timeout(SOON, told.recv()).await.unwrap().unwrap(), event(id));
+        }
+    }
+    // One of a kas, and things that are none.
+    let publish = async |payload: Vec<u8>| {
+        outside.redis.command::<()>(cmd("PUBLISH").arg("kas_events").arg(payload)).await.unwrap();
+    };
+    publish(b"\xff".to_vec()).await;
+    publish(b"\x0a\x05other".to_vec()).await;
+    let mut kas = hex::decode("0a").unwrap();
+    let url = b"type.googleapis.com/gitlab.agent.event.GitPushEvent";
+    kas.push(u8::try_from(url.len()).unwrap());
+    kas.extend(url);
+    kas.extend(hex::decode("1213").unwrap());
+    kas.extend(hex::decode("0a110807").unwrap());
+    kas.extend(b"\x12\x0dgroup/project");
+    publish(kas.clone()).await;
+    for told in &mut told {
+        assert_eq!(timeout(SOON, told.recv()).await.unwrap().unwrap(), event(7));
+        assert!(matches!(told.try_recv(), Err(TryRecvError::Empty)));
+    }
+    here.directory.push(event(7)).await;
+    let mut published = Vec::new();
+    while published.len() < 7 {
+        if let crate::redis::Heard::Message { payload, .. } = timeout(SOON, raw.next()).await.unwrap() {
+            published.push(payload);
+        }
+    }
+    assert_eq!(published[6], kas, "the same bytes");
+}
