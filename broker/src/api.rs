@@ -146,7 +146,7 @@ fn routes(api: Api, beside: Option<Beside>) -> Routes {
         let router = std::mem::take(served.axum_router_mut());
         *served.axum_router_mut() = router.route_service(beside.path, beside);
     }
-    let checked = Checked::new(served.prepare(), secret);
+    let checked = Checked::new(served.prepare(), secret, jwt::RAILS);
     Routes::from(Routes::default().into_axum_router().fallback_service(checked))
 }
 

@@ -21,7 +21,7 @@ pub use calls::ProxyAccess;
 pub use error::{Fault, RailsError, Reason};
 pub use module_request::{AnswerBody, ModuleAnswer, ModuleRequest, no_body, streamed};
 pub use remembered::{Periods, Remembered};
-pub use secret::{JobToken, Length as SecretLength, SecretError, ServiceSecret};
+pub use secret::{JobToken, Length as SecretLength, SecretError, ServiceSecret, Words};
 pub use transport::{BoxError, Limits, RequestBody};
 pub use usage::{AgentEvents, RegisteredEvent, Usage, UsageForm, UserEvent};
 

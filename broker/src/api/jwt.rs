@@ -1,6 +1,7 @@
-//! Did GitLab Rails send this? The check that stands before everything on the API listener: a bearer JWT, signed with
-//! the secret that Rails and kas share, for `gitlab-kas`, not over and begun. Its signature is looked at before anything
-//! in it is believed; the issuer is not looked at. What is wrong with one goes to the debug log, never to the caller.
+//! Did GitLab Rails send this, or another broker? The check that stands before everything on the API listener and on the
+//! private API: a bearer JWT, signed with the secret that both ends share, for `gitlab-kas`, not over and begun, and
+//! from whom it has to be. Its signature is looked at before anything in it is believed. What is wrong with one goes to
+//! the debug log, never to the caller.
 
 use crate::{gitlab::ServiceSecret, listeners::agents::PeerInfo};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -13,7 +14,7 @@ use sha2::{Sha256, Sha384, Sha512};
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tonic::{Status, body::Body};
 
@@ -21,6 +22,24 @@ use tonic::{Status, body::Body};
 const AUDIENCE: &str = "gitlab-kas";
 /// Rails' have about 300 bytes.
 const LENGTH_MAX: usize = 8 * 1024;
+
+/// Which JWTs are good, beside their signature.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Who has to have made it; absent: anybody who has the secret.
+    pub issuer: Option<&'static str>,
+    /// How far the other's clock may be off.
+    pub leeway: Duration,
+    /// What to look at where the signature is wrong.
+    pub advice: &'static str,
+}
+
+/// Rails says `gitlab` or nothing at all, and a kas bears no difference between its clock and theirs.
+pub const RAILS: Expected = Expected {
+    issuer: None,
+    leeway: Duration::ZERO,
+    advice: "does api.listen.authentication_secret_file hold what GitLab has in .gitlab_kas_secret?",
+};
 
 /// What is wrong with a JWT; for our log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,11 +54,11 @@ pub enum JwtError {
     #[error("its algorithm is not HS256, HS384 or HS512, or it has critical extensions")]
     Algorithm,
     /// Made with another secret, or altered.
-    #[error(
-        "its signature is not that of our secret; does api.listen.authentication_secret_file hold what GitLab \
-         has in .gitlab_kas_secret?"
-    )]
+    #[error("its signature is not that of our secret")]
     Signature,
+    /// From somebody else who has the secret.
+    #[error("its issuer is not {0}")]
+    Issuer(&'static str),
     /// For somebody else, or for nobody in particular.
     #[error("its audience is not {AUDIENCE}")]
     Audience,
@@ -61,6 +80,7 @@ struct Header {
 #[derive(Deserialize)]
 struct Claims {
     aud: Option<Audience>,
+    iss: Option<String>,
     exp: Option<f64>,
     nbf: Option<f64>,
 }
@@ -85,7 +105,12 @@ impl Audience {
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn verify(secret: &ServiceSecret, jwt: &str, now: SystemTime) -> Result<(), JwtError> {
+pub fn verify(
+    secret: &ServiceSecret,
+    expected: &Expected,
+    jwt: &str,
+    now: SystemTime,
+) -> Result<(), JwtError> {
     if jwt.len() > LENGTH_MAX {
         return Err(JwtError::TooLong);
     }
@@ -111,28 +136,35 @@ pub fn verify(secret: &ServiceSecret, jwt: &str, now: SystemTime) -> Result<(), 
     if !claims.aud.is_some_and(|audience| audience.is_us()) {
         return Err(JwtError::Audience);
     }
+    if let Some(issuer) = expected.issuer
+        && claims.iss.as_deref() != Some(issuer)
+    {
+        return Err(JwtError::Issuer(issuer));
+    }
     // A clock before 1970 cannot be right; at 0 everything of Rails' has yet to begin.
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    if claims.exp.is_some_and(|end| now >= end) {
+    let leeway = expected.leeway.as_secs_f64();
+    if claims.exp.is_some_and(|end| now >= end + leeway) {
         return Err(JwtError::Expired);
     }
-    if claims.nbf.is_some_and(|begin| now < begin) {
+    if claims.nbf.is_some_and(|begin| now < begin - leeway) {
         return Err(JwtError::TooEarly);
     }
     Ok(())
 }
 
-/// A service that answers GitLab Rails only.
+/// A service that answers those only who have the secret.
 #[derive(Clone, Debug)]
 pub struct Checked<S> {
     inner: S,
     secret: Arc<ServiceSecret>,
+    expected: Expected,
 }
 
 impl<S> Checked<S> {
     /// Puts the check before a service.
-    pub fn new(inner: S, secret: Arc<ServiceSecret>) -> Self {
-        Self { inner, secret }
+    pub fn new(inner: S, secret: Arc<ServiceSecret>, expected: Expected) -> Self {
+        Self { inner, secret, expected }
     }
 }
 
@@ -150,7 +182,7 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        match check(&self.secret, request.headers()) {
+        match check(&self.secret, &self.expected, request.headers()) {
             Ok(()) => {
                 // Nobody behind this needs it.
                 request.headers_mut().remove(header::AUTHORIZATION);
@@ -159,7 +191,7 @@ where
             Err(refusal) => {
                 let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.0);
                 let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
-                let (path, reason) = (request.uri().path(), refusal.reason());
+                let (path, reason) = (request.uri().path(), refusal.reason(&self.expected));
                 tracing::debug!(peer, path, reason, "API call refused");
                 let answer = refusal.answer(request.headers());
                 Box::pin(async move { Ok(answer) })
@@ -173,19 +205,20 @@ enum Refusal {
     Jwt(JwtError),
 }
 
-fn check(secret: &ServiceSecret, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check(secret: &ServiceSecret, expected: &Expected, headers: &HeaderMap) -> Result<(), Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let jwt = values.next().and_then(bearer).ok_or(Refusal::NoBearer)?;
     if values.next().is_some() {
         return Err(Refusal::Jwt(JwtError::Malformed("there are two")));
     }
-    verify(secret, jwt, SystemTime::now()).map_err(Refusal::Jwt)
+    verify(secret, expected, jwt, SystemTime::now()).map_err(Refusal::Jwt)
 }
 
 impl Refusal {
-    fn reason(&self) -> String {
+    fn reason(&self, expected: &Expected) -> String {
         match self {
             Self::NoBearer => "no bearer token".to_owned(),
+            Self::Jwt(JwtError::Signature) => format!("{}; {}", JwtError::Signature, expected.advice),
             Self::Jwt(error) => error.to_string(),
         }
     }

@@ -23,8 +23,19 @@ use tokio_util::sync::CancellationToken;
 
 /// What Rails insists on.
 const LENGTH: usize = 32;
-/// How far the two clocks may differ: the JWT begins this much earlier and ends this much later than now.
-const LEEWAY: Duration = Duration::from_secs(5);
+/// What Rails is told.
+const TO_RAILS: Words = Words { issuer: "gitlab-kas", audience: "gitlab", leeway: Duration::from_secs(5) };
+
+/// What a JWT says, beside the time.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    /// Who made it.
+    pub issuer: &'static str,
+    /// Whom it is for.
+    pub audience: &'static str,
+    /// How far the two clocks may differ: the JWT begins this much earlier and ends this much later than now.
+    pub leeway: Duration,
+}
 
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +159,12 @@ impl ServiceSecret {
 
     /// A JWT that says at this time that we are the kas of this GitLab, as a header value.
     pub fn jwt(&self, now: SystemTime) -> HeaderValue {
-        sensitive(&sign(&self.key.borrow(), now))
+        sensitive(&sign(&self.key.borrow(), &TO_RAILS, now))
+    }
+
+    /// A JWT with these words at this time, as the value of an `authorization` header.
+    pub fn bearer(&self, words: &Words, now: SystemTime) -> HeaderValue {
+        sensitive(&format!("Bearer {}", sign(&self.key.borrow(), words, now)))
     }
 
     /// Whether `tag` is what `M` makes of the message with this secret; how long it takes says nothing of where not.
@@ -187,16 +203,16 @@ struct Claims {
     nbf: f64,
 }
 
-fn sign(key: &[u8], now: SystemTime) -> String {
+fn sign(key: &[u8], words: &Words, now: SystemTime) -> String {
     // A clock before 1970 cannot be right, and what is signed at 0 is refused.
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e6;
     let claims = Claims {
-        aud: ["gitlab"],
-        exp: seconds(now + LEEWAY),
+        aud: [words.audience],
+        exp: seconds(now + words.leeway),
         iat: seconds(now),
-        iss: "gitlab-kas",
-        nbf: seconds(now.saturating_sub(LEEWAY)),
+        iss: words.issuer,
+        nbf: seconds(now.saturating_sub(words.leeway)),
     };
     let claims = serde_json::to_vec(&claims).expect("numbers and strings are JSON");
     let mut jwt = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
@@ -259,7 +275,7 @@ mod tests {
         let expected = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOlsiZ2l0bGFiIl0sImV4cCI6MTcwMDAwMDAwNS41LCJ\
                         pYXQiOjE3MDAwMDAwMDAuNSwiaXNzIjoiZ2l0bGFiLWthcyIsIm5iZiI6MTY5OTk5OTk5NS41fQ.oKGBlE_S22sn\
                         2glPg-3yzhRlUPIggzAzdFu8fuzskzM";
-        assert_eq!(sign(&key(), now), expected);
+        assert_eq!(sign(&key(), &TO_RAILS, now), expected);
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -302,7 +318,7 @@ mod tests {
         let replaced = key.wait_for(|key| *key == [2; LENGTH]);
         tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1);
-        assert_eq!(secret.jwt(now).to_str().unwrap(), sign(&[2; LENGTH], now));
+        assert_eq!(secret.jwt(now).to_str().unwrap(), sign(&[2; LENGTH], &TO_RAILS, now));
         stop.cancel();
         fresh.await.unwrap();
     }

@@ -2,7 +2,14 @@
 //! registry hands the tunnel over; after it, `kubernetes_api.rs` knows what the messages mean. It never looks
 //! inside a message, and never ends a stream in a way that leaves the agent's slot hanging.
 
-use crate::{auth::AgentPermit, tunnel::registry::PresenceGuard};
+use crate::{
+    auth::AgentPermit,
+    fleet::{
+        PeerUrl,
+        remote::{RemoteRequest, RemoteResponse},
+    },
+    tunnel::registry::PresenceGuard,
+};
 use bytes::Bytes;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -40,6 +47,25 @@ pub enum TunnelError {
     /// The agent's token was revoked or replaced in the identities while the request was under way.
     #[error("the agent may no longer serve the request: {}", .0.message())]
     Withdrawn(Status),
+    /// The tunnel is another broker's, and that one could not go on.
+    #[error("the broker {broker} that holds the agent's tunnel ended the request: {} ({:?})", .status.message(), .status.code())]
+    Broker {
+        /// Which one.
+        broker: PeerUrl,
+        /// Its words.
+        status: Status,
+    },
+    /// The tunnel is another broker's, and that one is gone.
+    #[error(
+        "the connection to the broker {broker} that holds the agent's tunnel was lost while the request was under way"
+    )]
+    BrokerLost {
+        /// Which one.
+        broker: PeerUrl,
+        /// What the transport says.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
 }
 
 /// A tunnel that carries no request yet.
@@ -129,6 +155,11 @@ impl Tunnel {
         self.agent
     }
 
+    /// What the agent calls itself: major and minor version.
+    pub fn version(&self) -> Option<(u32, u32)> {
+        self.version
+    }
+
     /// Whether the agent understands upgraded connections (15.1 and later).
     pub fn carries_upgrades(&self) -> bool {
         self.version.is_some_and(|version| version >= (15, 1))
@@ -156,53 +187,75 @@ impl Tunnel {
         meta: HashMap<String, Values>,
     ) -> Result<(RequestHalf, ResponseHalf), TunnelError> {
         let info = rpc::RequestInfo { method_name: method.to_owned(), meta };
-        let request = RequestHalf { to_agent: self.to_agent };
         let withdrawn = match self.permit {
             Some(permit) => permit.withdrawn().boxed(),
             None => futures::future::pending().boxed(),
         };
-        let response = ResponseHalf {
-            from_agent: self.from_agent,
+        let response = FromAgent {
+            messages: self.from_agent,
             order: self.order,
             end: self.end,
             withdrawn: withdrawn.fuse(),
             _presence: self.presence,
         };
-        request.put(connect_response::Msg::RequestInfo(info)).await?;
-        Ok((request, response))
+        put(&self.to_agent, connect_response::Msg::RequestInfo(info)).await?;
+        let to_agent = RequestHalf(Towards::Agent(self.to_agent));
+        Ok((to_agent, ResponseHalf(Back::Agent(Box::new(response)))))
     }
 }
 
-/// The direction towards the agent.
+async fn put(
+    to_agent: &mpsc::Sender<ConnectResponse>,
+    msg: connect_response::Msg,
+) -> Result<(), TunnelError> {
+    let sent = to_agent.send(ConnectResponse { msg: Some(msg) }).await;
+    sent.map_err(|_| TunnelError::Lost(None))
+}
+
+/// The direction towards the agent, over a tunnel of this process or another broker's.
 #[derive(Debug)]
-pub struct RequestHalf {
-    to_agent: mpsc::Sender<ConnectResponse>,
+pub struct RequestHalf(Towards);
+
+#[derive(Debug)]
+enum Towards {
+    Agent(mpsc::Sender<ConnectResponse>),
+    Broker(RemoteRequest),
 }
 
 impl RequestHalf {
     /// Sends one message, once the agent has room for it.
     pub async fn send(&self, data: Bytes) -> Result<(), TunnelError> {
-        self.put(connect_response::Msg::Message(rpc::Message { data })).await
+        match &self.0 {
+            Towards::Agent(to_agent) => {
+                put(to_agent, connect_response::Msg::Message(rpc::Message { data })).await
+            }
+            Towards::Broker(request) => request.send(&data).await,
+        }
     }
 
     /// Says that no more messages come.
     pub async fn close(self) -> Result<(), TunnelError> {
-        self.put(connect_response::Msg::CloseSend(rpc::CloseSend {})).await
+        match self.0 {
+            Towards::Agent(to_agent) => {
+                put(&to_agent, connect_response::Msg::CloseSend(rpc::CloseSend {})).await
+            }
+            Towards::Broker(request) => request.close().await,
+        }
     }
+}
 
-    async fn put(&self, msg: connect_response::Msg) -> Result<(), TunnelError> {
-        let sent = self.to_agent.send(ConnectResponse { msg: Some(msg) }).await;
-        sent.map_err(|_| TunnelError::Lost(None))
+impl From<RemoteRequest> for RequestHalf {
+    fn from(request: RemoteRequest) -> Self {
+        Self(Towards::Broker(request))
     }
 }
 
 /// The direction from the agent. Dropping it before the end cancels the request at the agent.
-pub struct ResponseHalf {
-    from_agent: BoxStream<'static, Result<ConnectRequest, Status>>,
-    order: ConnectRequestOrder,
-    end: EndGuard,
-    withdrawn: Fuse<BoxFuture<'static, Status>>,
-    _presence: Option<PresenceGuard>,
+pub struct ResponseHalf(Back);
+
+enum Back {
+    Agent(Box<FromAgent>),
+    Broker(Box<RemoteResponse>),
 }
 
 impl std::fmt::Debug for ResponseHalf {
@@ -211,9 +264,32 @@ impl std::fmt::Debug for ResponseHalf {
     }
 }
 
+impl From<RemoteResponse> for ResponseHalf {
+    fn from(response: RemoteResponse) -> Self {
+        Self(Back::Broker(Box::new(response)))
+    }
+}
+
 impl ResponseHalf {
     /// The next message; `None` once the agent has ended the request without an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, TunnelError> {
+        match &mut self.0 {
+            Back::Agent(response) => response.next().await,
+            Back::Broker(response) => response.next().await,
+        }
+    }
+}
+
+struct FromAgent {
+    messages: BoxStream<'static, Result<ConnectRequest, Status>>,
+    order: ConnectRequestOrder,
+    end: EndGuard,
+    withdrawn: Fuse<BoxFuture<'static, Status>>,
+    _presence: Option<PresenceGuard>,
+}
+
+impl FromAgent {
+    async fn next(&mut self) -> Result<Option<Bytes>, TunnelError> {
         loop {
             let next = tokio::select! {
                 // First, so that an agent that never stops sending cannot outlast its token.
@@ -222,7 +298,7 @@ impl ResponseHalf {
                     self.end.finish(Err(status.clone()));
                     return Err(TunnelError::Withdrawn(status));
                 }
-                next = self.from_agent.next() => next,
+                next = self.messages.next() => next,
             };
             let message = match next {
                 Some(Ok(message)) => message,

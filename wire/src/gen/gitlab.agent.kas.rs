@@ -10,8 +10,12 @@ pub struct GatewayKasResponse {
 }
 /// Nested message and enum types in `GatewayKasResponse`.
 pub mod gateway_kas_response {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct TunnelReady {}
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct TunnelReady {
+        /// Of our own; others skip it. The agent's version as "major.minor", empty where it does not say one.
+        #[prost(string, tag = "1000")]
+        pub agent_version: ::prost::alloc::string::String,
+    }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct Header {
         #[prost(map = "string, message", tag = "1")]

@@ -41,7 +41,7 @@ fn now() -> SystemTime {
 }
 
 fn checked(jwt: &str) -> Result<(), JwtError> {
-    verify(&secret(SECRET), jwt, now())
+    verify(&secret(SECRET), &RAILS, jwt, now())
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_jwt_that_another_program_made_has_the_signature_we_expect() {
                MDAwMDAuNSwiaXNzIjoiZ2l0bGFiLWthcyIsIm5iZiI6MTY5OTk5OTk5NS41fQ.oKGBlE_S22sn2glPg-3yzhRlUPIggzAzdFu8\
                fuzskzM";
     // What a kas signs for GitLab must not open a kas.
-    assert_eq!(verify(&secret(&key), jwt, now()), Err(JwtError::Audience));
+    assert_eq!(verify(&secret(&key), &RAILS, jwt, now()), Err(JwtError::Audience));
 }
 
 #[test]
