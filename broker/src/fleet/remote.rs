@@ -29,7 +29,10 @@ pub struct Knock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It has none now and keeps looking. A kas of 14.1 never says so, it is silent.
-    NoTunnel,
+    NoTunnel {
+        /// The agent is connected there, and all its tunnels are in use. A kas does not say that.
+        busy: bool,
+    },
     /// It keeps one for this request.
     Ready,
 }
@@ -66,7 +69,7 @@ impl Knock {
         let message = GatewayKasResponse::decode(message).map_err(|error| rules(error.to_string()))?;
         self.order.accept(&message).map_err(|error| rules(error.to_string()))?;
         match message.msg {
-            Some(Msg::NoTunnel(_)) => Ok(Answer::NoTunnel),
+            Some(Msg::NoTunnel(none)) => Ok(Answer::NoTunnel { busy: none.busy }),
             Some(Msg::TunnelReady(ready)) => {
                 self.version = read_version(&ready.agent_version);
                 Ok(Answer::Ready)

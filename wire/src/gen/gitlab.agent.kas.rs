@@ -46,7 +46,11 @@ pub mod gateway_kas_response {
     }
     /// 16.x and later: no tunnel yet, still looking.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct NoTunnel {}
+    pub struct NoTunnel {
+        /// Ours, skipped by a kas: the agent is connected here, and all its tunnels are in use.
+        #[prost(bool, tag = "1000")]
+        pub busy: bool,
+    }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Msg {
         #[prost(message, tag = "1")]

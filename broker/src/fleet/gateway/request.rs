@@ -146,7 +146,8 @@ impl MakeRequest {
         if let Some(tunnel) = self.registry.take(agent).await {
             return Ok(Some(tunnel));
         }
-        to_router.send(say(Msg::NoTunnel(gateway::NoTunnel {}))).await?;
+        let none = gateway::NoTunnel { busy: self.registry.holds(agent) };
+        to_router.send(say(Msg::NoTunnel(none))).await?;
         tokio::select! {
             biased;
             early = incoming.message() => match early? {

@@ -6,7 +6,8 @@ use crate::{
     fleet::{
         PeerUrl,
         directory::{Directory, Found, LastSeen, Search},
-        peers::{Answer, Knock, PeerError},
+        peers::PeerError,
+        remote::{Answer, Knock},
     },
     tunnel::{registry::FindError, stream::Lease},
 };

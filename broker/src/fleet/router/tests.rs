@@ -5,7 +5,8 @@ use crate::{
     fleet::{
         PeerUrl,
         directory::{Found, LastSeen},
-        peers::{Answer, PeerError},
+        peers::PeerError,
+        remote::Answer,
     },
     tunnel::{
         registry::{FindError, Offer, Registry},
@@ -66,7 +67,7 @@ impl Drop for Scripted {
 }
 
 fn unreachable() -> PeerError {
-    PeerError::test("connection refused")
+    PeerError::Ended { broker: broker(0) }
 }
 
 /// All brokers, and who was asked when.
