@@ -80,7 +80,7 @@ impl Outage {
 
     /// Redis counts.
     pub(super) fn over(&self) {
-        if self.lost.send_if_modified(|lost| std::mem::take(lost)) {
+        if self.lost.send_if_modified(std::mem::take) {
             self.times().next_try = None;
             let calls = self.uncounted.swap(0, Ordering::Relaxed);
             tracing::info!(calls, "redis counts agents' calls again");
