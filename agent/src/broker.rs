@@ -123,12 +123,15 @@ impl Road {
             // It was about a token that is no longer in use.
             return true;
         }
-        if let Some(delay) = self.gate.close(refusal) {
+        if let Some(delay) = self.gate.close(refusal, gate::hint(status)) {
             let broker = &self.name;
             let (status, place, advice) = (error::status(status), &self.token_place, refusal.advice());
             match refusal {
                 Refusal::Limited => {
                     warn!(error = %status, retry_in = ?delay, %advice, "token limited by {broker}");
+                }
+                Refusal::Later => {
+                    warn!(error = %status, retry_in = ?delay, %advice, "sent away for a while by {broker}");
                 }
                 _ => {
                     warn!(error = %status, retry_in = ?delay, token_from = %place, %advice, "token refused by {broker}")

@@ -1,235 +1,318 @@
 //! How many RPCs one agent token may begin in a minute, counted in Redis for the whole fleet under the keys of a kas
-//! 14.1, so that both count together. Before it: a token was presented, and nobody knows yet whether it is good. After
-//! it: authentication. Redis being away refuses nobody, and the token itself goes nowhere.
+//! 14.1, so that both count together. [`AgentLimit::begin`] is asked before authentication: it looks at this process'
+//! memory only, so a token that nobody issued never reaches Redis. [`AgentLimit::admit`] is asked after it: calls are
+//! taken out of an advance or a lease, and most cost no command. The token itself goes nowhere. See docs/limits.md.
 
-use crate::{
-    error::chain,
-    redis::{Redis, RedisError},
+mod ledger;
+mod outage;
+mod share;
+mod table;
+
+use crate::redis::Redis;
+use arc_swap::ArcSwap;
+use ledger::Ledger;
+use outage::Outage;
+use postern_wire::{
+    metadata,
+    token::{AgentToken, TokenKey},
 };
-use postern_wire::token::AgentToken;
+use rand::Rng;
+use share::{Share, Turn};
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::time::Instant;
+use table::Table;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-/// Less than the hour after which a key's minute comes again, as a kas has it.
-const LIFE_SECONDS: i64 = 59;
-/// Longer than this no RPC waits for a connection, nor to be counted on it; Redis is dialled anew then.
+/// Longer than this no RPC waits to be counted.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two warnings that nothing is counted.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Those who are refused come back within so long, not all at once.
+const SPREAD: Duration = Duration::from_secs(10);
+/// When those may come back that cannot be counted, at the earliest.
+const SOON: Duration = Duration::from_secs(2);
 
-/// The limit of each token, for all brokers and kas that share a Redis and a prefix.
-pub struct AgentLimit {
-    redis: Arc<Redis>,
-    prefix: String,
-    per_minute: u32,
-    uncounted: Mutex<Uncounted>,
+/// What is allowed. It may change at any time: what was counted stays counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitPolicy {
+    /// Calls with one token in a calendar minute (UTC), over all brokers and kas that share a Redis and a prefix.
+    pub per_minute: u32,
+    /// What becomes of calls that Redis cannot count.
+    pub redis_lost: RedisLost,
 }
 
-/// RPCs that Redis could not count.
-#[derive(Default)]
-struct Uncounted {
-    since_warning: u64,
-    warned: Option<Instant>,
+/// What becomes of calls that Redis cannot count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisLost {
+    /// Each broker counts alone, up to the same limit.
+    Local,
+    /// They are refused with `UNAVAILABLE`.
+    Deny,
+    /// They are admitted.
+    Allow,
+}
+
+/// The limit of each token.
+pub struct AgentLimit {
+    ledger: Ledger,
+    policy: ArcSwap<LimitPolicy>,
+    table: Mutex<Table>,
+    outage: Outage,
+    clock: Clock,
+}
+
+type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What a call does next.
+enum Step {
+    Admitted,
+    Refused,
+    /// Redis is away, and nobody is admitted without it.
+    Denied,
+    /// The answer to a command that is under way decides.
+    Wait(CancellationToken),
+    /// There is no room to count this token here.
+    OneByOne,
+}
+
+/// A call among those that wait for an answer; leaves them when it is dropped.
+struct Waiting<'a> {
+    limit: &'a AgentLimit,
+    key: TokenKey,
+    /// The minute whose answer it waits for.
+    minute: Option<u64>,
 }
 
 impl AgentLimit {
-    /// `prefix` is `redis.key_prefix`; `per_minute` is `agent.listen.connections_per_token_per_minute`.
-    pub fn new(redis: Arc<Redis>, prefix: impl Into<String>, per_minute: u32) -> Self {
-        Self { redis, prefix: prefix.into(), per_minute, uncounted: Mutex::default() }
+    /// `prefix` is `redis.key_prefix`.
+    pub fn new(redis: Arc<Redis>, prefix: impl Into<String>, policy: LimitPolicy) -> Arc<Self> {
+        Self::with(redis, prefix.into(), policy, Table::default(), Box::new(SystemTime::now))
     }
 
-    /// Counts one RPC of this token. It takes one round trip, a second at most, and a
-    /// second more while a connection is being opened; where Redis fails, the answer is yes.
+    fn with(redis: Arc<Redis>, prefix: String, policy: LimitPolicy, table: Table, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Ledger { redis, prefix },
+            policy: ArcSwap::from_pointee(policy),
+            table: Mutex::new(table),
+            outage: Outage::default(),
+            clock,
+        })
+    }
+
+    /// What is in force.
+    pub fn policy(&self) -> LimitPolicy {
+        **self.policy.load()
+    }
+
+    /// Puts another policy in force, for this minute too: no count begins anew, and a token that is beyond the new limit
+    /// is refused at once.
+    pub fn set_policy(&self, policy: LimitPolicy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Before anybody is asked about the token: counts the call in this process. It waits for nothing and sends nothing.
     ///
     /// # Errors
-    /// `ResourceExhausted`: the token has used up this minute, by the clock of this process in UTC.
-    pub async fn admit(&self, token: &AgentToken) -> Result<(), Status> {
-        self.admit_at(token, SystemTime::now()).await
+    /// `ResourceExhausted`: the token has used up this minute, or so many calls with it are under way or were not
+    /// authenticated, at this broker alone.
+    pub fn begin(self: &Arc<Self>, token: &AgentToken) -> Result<(), Status> {
+        let (LimitPolicy { per_minute, redis_lost }, key) = (self.policy(), token.key());
+        let alone = redis_lost == RedisLost::Local && self.outage.is_lost();
+        let mut table = self.table();
+        if table.begin(&key, per_minute, alone) {
+            return Ok(());
+        }
+        let minute = table.minute();
+        // Of a good token only, and without waiting: somebody must find out that Redis is back.
+        if let Some(share) = table.share_of(minute, &key)
+            && alone
+        {
+            self.try_redis(token, minute, share, per_minute);
+        }
+        drop(table);
+        Err(self.exhausted())
     }
 
-    async fn admit_at(&self, token: &AgentToken, now: SystemTime) -> Result<(), Status> {
-        let key = key(&self.prefix, &token.half_key(), minute(now));
-        match self.count(&key).await {
-            Ok(count) if count > u64::from(self.per_minute) => Err(Status::resource_exhausted(
-                "new connection rate limit exhausted for this agent, try again later",
-            )),
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.warn(&chain(&error));
-                Ok(())
+    /// After the token was found good: counts the call for the fleet. Most calls take no command, the others share one;
+    /// none waits longer than a second.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`: the token has used up this minute. `Unavailable`: the call cannot be counted, and the policy
+    /// admits none of these. Both say when to come again.
+    pub async fn admit(self: &Arc<Self>, token: &AgentToken) -> Result<(), Status> {
+        let key = token.key();
+        self.table().proven(&key);
+        let deadline = Instant::now() + PATIENCE;
+        let mut waiting = Waiting { limit: self, key, minute: None };
+        loop {
+            let flight = match self.step(token, &mut waiting, deadline) {
+                Step::Admitted => return Ok(()),
+                Step::Refused => return Err(self.exhausted()),
+                Step::Denied => return Err(denied()),
+                Step::OneByOne => return self.one(token).await,
+                Step::Wait(flight) => flight,
+            };
+            tokio::select! {
+                () = flight.cancelled() => {}
+                () = self.outage.lost() => {}
+                () = sleep_until(deadline) => {}
             }
         }
     }
 
-    /// One more, and how many that makes. Together with its time to live, or a crash in between would leave a key for ever.
-    async fn count(&self, key: &[u8]) -> Result<u64, RedisError> {
-        let mut both = ::redis::pipe();
-        both.atomic();
-        both.cmd("INCR").arg(key);
-        both.cmd("EXPIRE").arg(key).arg(LIFE_SECONDS).ignore();
-        let (count,) = self.redis.pipeline_in(PATIENCE, &both).await?;
-        Ok(count)
+    fn step(self: &Arc<Self>, token: &AgentToken, waiting: &mut Waiting<'_>, deadline: Instant) -> Step {
+        let LimitPolicy { per_minute, redis_lost } = self.policy();
+        let mut table = self.table();
+        let minute = table.minute();
+        let waited = waiting.minute.take() == Some(minute);
+        let Some(share) = table.share(&waiting.key) else { return Step::OneByOne };
+        if waited {
+            share.waiting = share.waiting.saturating_sub(1);
+        }
+        let lost = self.outage.is_lost();
+        match share.take(per_minute, !(lost && redis_lost == RedisLost::Deny)) {
+            Turn::Admitted => Step::Admitted,
+            Turn::Refused => Step::Refused,
+            Turn::Ask if lost || Instant::now() >= deadline => {
+                if lost {
+                    self.try_redis(token, minute, share, per_minute);
+                }
+                self.outage.uncounted();
+                match redis_lost {
+                    RedisLost::Local if share.take_alone(per_minute) => Step::Admitted,
+                    RedisLost::Local => Step::Refused,
+                    RedisLost::Allow => {
+                        share.take_freely();
+                        Step::Admitted
+                    }
+                    RedisLost::Deny => Step::Denied,
+                }
+            }
+            Turn::Ask => {
+                share.waiting += 1;
+                waiting.minute = Some(minute);
+                let flight = share.flight();
+                Step::Wait(flight.unwrap_or_else(|| self.lease(token, minute, share, per_minute)))
+            }
+        }
     }
 
-    fn warn(&self, error: &str) {
-        let mut uncounted = self.uncounted.lock().unwrap_or_else(PoisonError::into_inner);
-        uncounted.since_warning += 1;
-        if uncounted.warned.is_some_and(|at| at.elapsed() < WARN_EVERY) {
-            return;
+    /// Where Redis is lost: asks it now and then, for nobody waits for the answer.
+    fn try_redis(self: &Arc<Self>, token: &AgentToken, minute: u64, share: &mut Share, per_minute: u32) {
+        if share.flight().is_none() && self.outage.may_try() {
+            self.lease(token, minute, share, per_minute);
         }
-        let admitted = std::mem::take(&mut uncounted.since_warning);
-        uncounted.warned = Some(Instant::now());
-        drop(uncounted);
-        tracing::warn!(
-            admitted,
-            error,
-            "agents' RPCs are admitted without a limit while redis cannot count them"
-        );
+    }
+
+    /// Asks Redis in a task of its own, which ends within some two seconds: a caller that leaves must not take an answer
+    /// with it that others wait for.
+    fn lease(
+        self: &Arc<Self>,
+        token: &AgentToken,
+        minute: u64,
+        share: &mut Share,
+        per_minute: u32,
+    ) -> CancellationToken {
+        let done = CancellationToken::new();
+        let ask = share.ask(per_minute, done.clone());
+        let (this, key, half) = (Arc::clone(self), token.key(), token.half_key());
+        let landing = done.clone().drop_guard();
+        tokio::spawn(async move {
+            // Dropped last, whatever happens: the share knows the answer when those who wait go on.
+            let _landing = landing;
+            let mut answer = pin!(this.ledger.add(PATIENCE, &half, minute, ask.sum()));
+            let mut slow = pin!(sleep(PATIENCE));
+            let answer = tokio::select! {
+                answer = &mut answer => answer,
+                () = &mut slow => {
+                    this.outage.failed("no answer within a second", this.policy().redis_lost);
+                    answer.await
+                }
+            };
+            let per_minute = this.policy().per_minute;
+            match answer {
+                Ok(count) => {
+                    if let Some(share) = this.table().share_of(minute, &key) {
+                        share.answered(ask, count, per_minute);
+                    }
+                    this.outage.over();
+                }
+                Err(error) => {
+                    if let Some(share) = this.table().share_of(minute, &key) {
+                        share.failed(ask, ledger::may_have_counted(&error));
+                    }
+                    this.outage.failed(&crate::error::chain(&error), this.policy().redis_lost);
+                }
+            }
+        });
+        done
+    }
+
+    /// A token for which the table has no room: each call is a command, as exact as Redis.
+    async fn one(&self, token: &AgentToken) -> Result<(), Status> {
+        let LimitPolicy { per_minute, redis_lost } = self.policy();
+        if !self.outage.is_lost() || self.outage.may_try() {
+            let minute = self.table().minute();
+            // Opening a connection and the answer may each take so long.
+            match self.ledger.add(PATIENCE / 2, &token.half_key(), minute, 1).await {
+                Ok(count) => {
+                    self.outage.over();
+                    let admitted = count <= u64::from(per_minute);
+                    return if admitted { Ok(()) } else { Err(self.exhausted()) };
+                }
+                Err(error) => self.outage.failed(&crate::error::chain(&error), redis_lost),
+            }
+        }
+        self.outage.uncounted();
+        if redis_lost == RedisLost::Deny { Err(denied()) } else { Ok(()) }
+    }
+
+    /// As of now.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.turn((self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60);
+        table
+    }
+
+    fn exhausted(&self) -> Status {
+        let since = (self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64 % 60_000;
+        let text = "new connection rate limit exhausted for this agent, try again later";
+        later(Status::resource_exhausted(text), Duration::from_millis(60_000 - since))
+    }
+}
+
+fn denied() -> Status {
+    later(
+        Status::unavailable("unavailable: Redis is away, and calls that it does not count are refused"),
+        SOON,
+    )
+}
+
+/// Says when to come again: then or a little later.
+fn later(mut status: Status, after: Duration) -> Status {
+    let after = after + SPREAD.mul_f64(rand::rng().random());
+    metadata::set_retry_pushback(status.metadata_mut(), after);
+    status
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(minute) = self.minute else { return };
+        if let Some(share) = self.limit.table().share_of(minute, &self.key) {
+            share.waiting = share.waiting.saturating_sub(1);
+        }
     }
 }
 
 impl fmt::Debug for AgentLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AgentLimit").field("per_minute", &self.per_minute).finish_non_exhaustive()
+        f.debug_struct("AgentLimit").field("policy", &self.policy()).finish_non_exhaustive()
     }
-}
-
-/// Of the hour, in UTC.
-fn minute(now: SystemTime) -> u16 {
-    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    (seconds / 60 % 60) as u16
-}
-
-/// As a kas 14.1 writes it. A modern kas gives the minute one byte, and so counts apart.
-fn key(prefix: &str, token: &[u8; 32], minute: u16) -> Vec<u8> {
-    let mut key = format!("{prefix}:agent_limit:").into_bytes();
-    key.extend_from_slice(token);
-    key.push(b':');
-    key.extend_from_slice(&minute.to_le_bytes());
-    key
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::redis::{Config, Servers};
-    use futures::future::join_all;
-    use stand_ins::redis::{Options, RedisServer};
-    use tokio::time::timeout;
-    use tonic::Code;
-
-    const NOW: SystemTime = UNIX_EPOCH;
-
-    fn token() -> AgentToken {
-        AgentToken::new("abcdefghijABCDEFGHIJ0123456789_-abcdefghijABCDEFGH").unwrap()
-    }
-
-    fn limit(server: &RedisServer, per_minute: u32) -> AgentLimit {
-        let config = Config::new(Servers::Unix(server.socket()));
-        AgentLimit::new(Redis::open(config).unwrap(), "gitlab-kas", per_minute)
-    }
-
-    #[test]
-    fn a_key_is_the_one_of_the_contract() {
-        let wanted = "6769746c61622d6b61733a6167656e745f6c696d69743a\
-                      d3584a2f708d3dc0bed6642bc8446cb8ac34c1f5c6236b4fae4a4a7bc5731ee1\
-                      3a0700";
-        assert_eq!(hex::encode(key("gitlab-kas", &token().half_key(), 7)), wanted);
-    }
-
-    #[test]
-    fn a_minute_is_one_of_the_hour() {
-        let at = |seconds| minute(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!([at(0), at(59), at(60), at(3599), at(3600), at(1_700_000_000)], [0, 0, 1, 59, 0, 13]);
-    }
-
-    #[tokio::test]
-    async fn exactly_as_many_are_admitted_as_the_limit_says_however_many_brokers_ask_at_once() {
-        let server = RedisServer::start(Options::default()).await.unwrap();
-        let brokers = [limit(&server, 50), limit(&server, 50)];
-        let token = token();
-        let all = (0..200).map(|n| brokers[n % 2].admit_at(&token, NOW));
-        let refused: Vec<_> = join_all(all).await.into_iter().filter_map(Result::err).collect();
-        assert_eq!(refused.len(), 150);
-        assert!(refused.iter().all(|status| {
-            status.code() == Code::ResourceExhausted
-                && status.message() == "new connection rate limit exhausted for this agent, try again later"
-        }));
-        brokers[0].admit_at(&AgentToken::new("another-token").unwrap(), NOW).await.unwrap();
-        brokers[0].admit_at(&token, NOW + Duration::from_secs(60)).await.unwrap();
-        let life: i64 = brokers[0]
-            .redis
-            .command(::redis::cmd("TTL").arg(key("gitlab-kas", &token.half_key(), 0)))
-            .await
-            .unwrap();
-        assert!((50..=59).contains(&life), "{life}");
-    }
-
-    #[tokio::test]
-    async fn nobody_is_refused_while_redis_is_away_and_the_count_goes_on_when_it_is_back() {
-        let mut server = RedisServer::start(Options::default()).await.unwrap();
-        let (limit, token) = (limit(&server, 1), token());
-        limit.admit_at(&token, NOW).await.unwrap();
-        limit.admit_at(&token, NOW).await.unwrap_err();
-        server.stop().await;
-        let begin = Instant::now();
-        for _ in 0..20 {
-            limit.admit_at(&token, NOW).await.unwrap();
-        }
-        assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
-        assert_eq!(limit.uncounted.lock().unwrap().since_warning, 19, "the first was said, the others wait");
-        server.restart().await.unwrap();
-        let back = async {
-            // One more than the limit, for the restarted server has forgotten the minute.
-            while limit.admit_at(&token, NOW).await.is_ok() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(Duration::from_secs(10), back).await.expect("it counts again");
-    }
-
-    #[tokio::test]
-    async fn a_redis_that_hangs_costs_an_rpc_no_more_than_the_patience() {
-        let server = RedisServer::start(Options::default()).await.unwrap();
-        let (limit, token) = (limit(&server, 1), token());
-        limit.admit_at(&token, NOW).await.unwrap();
-        server.pause();
-        let begin = Instant::now();
-        limit.admit_at(&token, NOW).await.unwrap();
-        assert!(begin.elapsed() < PATIENCE * 2, "{:?}", begin.elapsed());
-        server.resume();
-        let back = async {
-            while limit.admit_at(&token, NOW).await.is_ok() {
-                tokio::task::yield_now().await
-            }
-        };
-        timeout(Duration::from_secs(10), back).await.expect("it counts again");
-    }
-
-    #[tokio::test]
-    async fn a_redis_that_stays_silent_is_given_up_and_costs_the_first_rpcs_only() {
-        let server = RedisServer::start(Options::default()).await.unwrap();
-        let dial_timeout = Duration::from_millis(200);
-        let config = Config { dial_timeout, ..Config::new(Servers::Unix(server.socket())) };
-        let limit = AgentLimit::new(Redis::open(config).unwrap(), "gitlab-kas", 1);
-        limit.admit_at(&token(), NOW).await.unwrap();
-        server.pause();
-        let begin = Instant::now();
-        for _ in 0..20 {
-            limit.admit_at(&token(), NOW).await.unwrap();
-        }
-        assert!(begin.elapsed() < PATIENCE * 3, "{:?}", begin.elapsed());
-        server.resume();
-        let back = async {
-            while limit.admit_at(&token(), NOW).await.is_ok() {
-                tokio::task::yield_now().await
-            }
-        };
-        timeout(Duration::from_secs(10), back).await.expect("it counts again");
-    }
-}
+mod tests;

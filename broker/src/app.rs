@@ -6,7 +6,7 @@ mod providers;
 
 use crate::{
     agent_configuration::{self, ConfigurationService, report::Reports},
-    agent_limit::AgentLimit,
+    agent_limit::{AgentLimit, LimitPolicy},
     agent_registrar::RegistrarService,
     auth::Admission,
     config::{Config, ListenAddress, Provider},
@@ -137,7 +137,8 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         Some(section) => {
             let redis = Redis::open(section.clone()).context("redis")?;
             let per_minute = config.agents.connections_per_token_per_minute;
-            Some(Arc::new(AgentLimit::new(redis, section.key_prefix.clone(), per_minute)))
+            let policy = LimitPolicy { per_minute, redis_lost: config.agents.redis_lost };
+            Some(AgentLimit::new(redis, section.key_prefix.clone(), policy))
         }
         None => None,
     };

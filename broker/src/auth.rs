@@ -178,11 +178,17 @@ impl Admission {
         let missing = || Status::unauthenticated("Request unauthenticated with bearer");
         let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
         let token = AgentToken::new(bearer(value).ok_or_else(missing)?).map_err(|_| missing())?;
-        let key = token.key();
+        let Some(limit) = &self.limit else { return self.identify(headers, token).await };
         // Before anybody is asked about the token: a flood of calls must not become one of questions.
-        if let Some(limit) = &self.limit {
-            limit.admit(&token).await?;
-        }
+        limit.begin(&token)?;
+        let permit = self.identify(headers, token).await?;
+        // Only now for the whole fleet: tokens that nobody issued take no room in Redis.
+        limit.admit(&permit.token).await?;
+        Ok(permit)
+    }
+
+    async fn identify(&self, headers: &HeaderMap, token: AgentToken) -> Result<AgentPermit, Status> {
+        let key = token.key();
         match &self.identities {
             Identities::File(identities) => match identities.current().agent(&key) {
                 Verdict::Known(agent) => {

@@ -6,6 +6,7 @@ mod gitlab_side;
 mod meaning;
 
 use crate::{
+    agent_limit::RedisLost,
     events,
     gitaly::ManifestLimits,
     gitlab,
@@ -150,6 +151,8 @@ pub struct AgentsConfig {
     pub max_configuration_file_size: u32,
     /// Calls with one agent's token in a calendar minute, over all brokers of one Redis; without Redis, no limit.
     pub connections_per_token_per_minute: u32,
+    /// What becomes of calls that Redis cannot count.
+    pub redis_lost: RedisLost,
 }
 
 /// The Kubernetes API listener.

@@ -1,6 +1,7 @@
 //! Names of headers and gRPC metadata that the programs exchange, and which of them must not travel on.
 
-use std::fmt;
+use std::{fmt, time::Duration};
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 /// The agent id that a routing broker asks a gateway broker for; decimal.
 pub const ROUTING_AGENT_ID: &str = "kas-hop-routing-agent-id";
@@ -10,6 +11,23 @@ pub const HOP_PREFIX: &str = "kas-hop-";
 pub const INTERNAL_PREFIX: &str = "x-postern-";
 /// One opaque id per RPC, for finding its log lines.
 pub const CORRELATION_ID: &str = "x-gitlab-correlation-id";
+
+/// In a status: milliseconds after which the one who asked may come again. gRPC's own name for it.
+pub const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// After how long the sender of a status wants to be asked again. `None`: it does not say, or says something else than
+/// a number; a negative one is such, by which gRPC means "never", and that is not for a peer to decide.
+pub fn retry_pushback(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get(RETRY_PUSHBACK)?.to_str().ok()?;
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().map_or(Duration::MAX, Duration::from_millis))
+}
+
+/// Says in a status after how long to come again.
+pub fn set_retry_pushback(metadata: &mut MetadataMap, after: Duration) {
+    let milliseconds = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    metadata.insert(RETRY_PUSHBACK, MetadataValue::from(milliseconds));
+}
 
 /// Who speaks: `User-Agent`, `Server` and `Via` values.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +90,27 @@ mod tests {
         assert_eq!(agent_version("grpc-python/1.60"), None);
         assert_eq!(agent_version("agentk/dev"), None);
         assert_eq!(agent_version(""), None);
+    }
+
+    #[test]
+    fn a_hint_is_a_number_of_milliseconds_and_nothing_else() {
+        let mut metadata = MetadataMap::new();
+        assert_eq!(retry_pushback(&metadata), None);
+        set_retry_pushback(&mut metadata, Duration::from_micros(61_500_900));
+        assert_eq!(metadata.get(RETRY_PUSHBACK).unwrap(), "61500");
+        assert_eq!(retry_pushback(&metadata), Some(Duration::from_millis(61_500)));
+        let most = "18446744073709551616".to_owned();
+        for (text, wanted) in [
+            ("0", Some(Duration::ZERO)),
+            ("-1", None),
+            ("+5", None),
+            ("", None),
+            ("1.5", None),
+            (&most, Some(Duration::MAX)),
+        ] {
+            metadata.insert(RETRY_PUSHBACK, text.parse().unwrap());
+            assert_eq!(retry_pushback(&metadata), wanted, "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! repeat what has just been answered. One line per refusal, and a new token opens the gate at once.
 
 use crate::backoff::Backoff;
+use postern_wire::metadata::retry_pushback;
+use rand::Rng;
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -13,6 +15,10 @@ use tonic::{Code, Status};
 const REFUSED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// Limits are counted per minute.
 const LIMITED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// No broker holds streams back for longer: they can never be told to stay away.
+const LONGEST_HINT: Duration = Duration::from_secs(120);
+/// What is added at random, as a broker may tell many the same: so much, and a tenth of the hint up to a second.
+const HINT_JITTER: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 /// A limit that was last met longer ago than this is a new one.
 const FORGOTTEN: Duration = Duration::from_secs(120);
 
@@ -27,6 +33,8 @@ pub enum Refusal {
     NotFound,
     /// Too many requests with this token.
     Limited,
+    /// Nothing against the token: the broker says when it is to be asked again.
+    Later,
 }
 
 impl Refusal {
@@ -38,6 +46,7 @@ impl Refusal {
             // Other things are not found too, such as the branch of a configuration.
             Code::NotFound if status.message().contains("agent") => Some(Self::NotFound),
             Code::ResourceExhausted => Some(Self::Limited),
+            Code::Unavailable => hint(status).map(|_| Self::Later),
             _ => None,
         }
     }
@@ -55,8 +64,17 @@ impl Refusal {
                 "the agent this token belongs to does not exist any more: register it and replace the token"
             }
             Self::Limited => "the token's limit is used up: are other agents using the same token?",
+            Self::Later => "the broker cannot serve right now and has said when to come again",
         }
     }
+}
+
+/// After how long the broker wants to be asked again, where it says so.
+pub fn hint(status: &Status) -> Option<Duration> {
+    matches!(status.code(), Code::ResourceExhausted | Code::Unavailable)
+        .then(|| retry_pushback(status.metadata()))
+        .flatten()
+        .map(|after| after.min(LONGEST_HINT))
 }
 
 /// Open, or closed until some moment.
@@ -105,16 +123,18 @@ impl Gate {
         self.closed_until.borrow().is_some_and(|until| until > Instant::now())
     }
 
-    /// Closes the gate. The delay is given to the first who reports; the others of the same volley get `None`.
-    pub fn close(&self, refusal: Refusal) -> Option<Duration> {
+    /// Closes the gate, for as long as the broker's `hint` says where there is one. The delay is given to the first who
+    /// reports; the others of the same volley get `None`.
+    pub fn close(&self, refusal: Refusal, hint: Option<Duration>) -> Option<Duration> {
         let mut delay = None;
         self.closed_until.send_if_modified(|until| {
             if until.is_some_and(|until| until > Instant::now()) {
                 return false;
             }
             let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
-            let step = match refusal {
-                Refusal::Limited => {
+            let step = match (refusal, hint) {
+                (_, Some(after)) => jittered(after),
+                (Refusal::Limited, None) => {
                     if delays.last_limited.replace(Instant::now()).is_none_or(|at| at.elapsed() > FORGOTTEN) {
                         delays.limited.reset();
                     }
@@ -142,22 +162,53 @@ impl Gate {
     }
 }
 
+fn jittered(after: Duration) -> Duration {
+    let most = ((after / 10).min(HINT_JITTER.1) + HINT_JITTER.0).as_millis() as u64;
+    after + Duration::from_millis(rand::rng().random_range(0..=most))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postern_wire::metadata::set_retry_pushback;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_brokers_hint_decides_and_counts_for_no_later_delay() {
+        for (hinted, least, most) in
+            [(0, 0, 200), (1_500, 1_500, 1_850), (30_000, 30_000, 31_200), (900_000, 120_000, 121_200)]
+        {
+            for (mut status, refusal) in [
+                (Status::resource_exhausted(""), Refusal::Limited),
+                (Status::unavailable(""), Refusal::Later),
+            ] {
+                set_retry_pushback(status.metadata_mut(), Duration::from_millis(hinted));
+                assert_eq!(Refusal::of(&status), Some(refusal));
+                let gate = Gate::default();
+                for _ in 0..5 {
+                    let delay = gate.close(refusal, hint(&status)).unwrap().as_millis();
+                    assert!((least..=most).contains(&delay), "{hinted}: {delay}");
+                    gate.passed().await;
+                }
+                assert!(gate.close(Refusal::Limited, None).unwrap() < Duration::from_secs(7));
+            }
+        }
+        let mut other = Status::not_found("no such file");
+        set_retry_pushback(other.metadata_mut(), Duration::ZERO);
+        assert_eq!((hint(&other), Refusal::of(&other)), (None, None));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_volley_of_refusals_closes_the_gate_once_and_for_longer_each_time() {
         let gate = Gate::default();
         gate.passed().await;
-        let first = gate.close(Refusal::Unauthenticated).unwrap();
-        assert_eq!(gate.close(Refusal::Unauthenticated), None);
+        let first = gate.close(Refusal::Unauthenticated, None).unwrap();
+        assert_eq!(gate.close(Refusal::Unauthenticated, None), None);
         assert!(gate.is_closed());
         let began = Instant::now();
         gate.passed().await;
         assert!(!gate.is_closed());
         assert!(began.elapsed() >= first && first >= Duration::from_secs(8), "{first:?}");
-        let second = gate.close(Refusal::Unauthenticated).unwrap();
+        let second = gate.close(Refusal::Unauthenticated, None).unwrap();
         assert!(second > first, "{second:?}");
     }
 
@@ -166,19 +217,19 @@ mod tests {
         let gate = Gate::default();
         let mut delays = Vec::new();
         for _ in 0..4 {
-            delays.push(gate.close(Refusal::Limited).unwrap());
+            delays.push(gate.close(Refusal::Limited, None).unwrap());
             gate.admitted();
             gate.passed().await;
         }
         assert!(delays[0] < Duration::from_secs(7) && delays[3] >= Duration::from_secs(24), "{delays:?}");
         tokio::time::advance(Duration::from_secs(300)).await;
-        assert!(gate.close(Refusal::Limited).unwrap() < Duration::from_secs(7));
+        assert!(gate.close(Refusal::Limited, None).unwrap() < Duration::from_secs(7));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_new_token_opens_the_gate_at_once() {
         let gate = std::sync::Arc::new(Gate::default());
-        gate.close(Refusal::NotFound);
+        gate.close(Refusal::NotFound, None);
         let waiting = tokio::spawn({
             let gate = gate.clone();
             async move { gate.passed().await }

@@ -113,7 +113,7 @@ impl Task {
     /// the agent may not read, or that does not exist, must not hold back its tunnels.
     fn refused(&self, connection: &Connection, status: &Status, discarded: usize) -> bool {
         let about_token = match Refusal::of(status) {
-            Some(Refusal::Unauthenticated) => true,
+            Some(Refusal::Unauthenticated | Refusal::Later) => true,
             // In the middle of a commit it is about a message that is too large.
             Some(Refusal::Limited) => discarded == 0,
             _ => false,

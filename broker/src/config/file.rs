@@ -1,10 +1,12 @@
 //! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`, `events`,
-//! `agent_wait`, `redis.cluster`). Unknown keys are refused with their line. What the keys mean is `meaning.rs`' business.
+//! `agent_wait`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
+//! `meaning.rs`' business.
 
 use crate::yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
 
 words!(Network { Tcp = "tcp", Tcp4 = "tcp4", Tcp6 = "tcp6", Unix = "unix" });
 words!(RedisNetwork { Tcp = "tcp", Unix = "unix" });
+words!(RedisLost { Local = "local", Deny = "deny", Allow = "allow" });
 words!(Level { Info = "info", Debug = "debug", Warn = "warn", Error = "error" });
 
 section!(File {
@@ -49,6 +51,7 @@ section!(ListenAgent {
     certificate_file: String,
     key_file: String,
     connections_per_token_per_minute: u32,
+    redis_lost: WordsOf<RedisLost>,
     max_connection_age: Positive,
     listen_grace_period: Span,
 });
@@ -188,6 +191,7 @@ pub(super) const ONLY_WITH_GITLAB: &[&str] = &[
 /// Those that change nothing without Redis.
 pub(super) const ONLY_WITH_REDIS: &[&str] = &[
     "agent.listen.connections_per_token_per_minute",
+    "agent.listen.redis_lost",
     "agent.redis_conn_info_ttl",
     "agent.redis_conn_info_refresh",
 ];

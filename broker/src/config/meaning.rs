@@ -5,7 +5,10 @@ use super::{
     AgentEntries, AgentsConfig, Config, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig, Provider,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
-use crate::yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
+use crate::{
+    agent_limit::RedisLost,
+    yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf},
+};
 use postern_certs::CertFiles;
 use std::{
     net::SocketAddr,
@@ -113,6 +116,11 @@ impl Reader<'_> {
                 &listen.connections_per_token_per_minute,
                 CONNECTIONS_PER_TOKEN,
             ),
+            redis_lost: match listen.redis_lost.as_ref().map(|given| given.value.0) {
+                None | Some(file::RedisLost::Local) => RedisLost::Local,
+                Some(file::RedisLost::Deny) => RedisLost::Deny,
+                Some(file::RedisLost::Allow) => RedisLost::Allow,
+            },
         };
         let mut listen_grace = span(&listen.listen_grace_period, LISTEN_GRACE);
         let mut shutdown_grace = SHUTDOWN_GRACE;

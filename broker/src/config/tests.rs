@@ -55,6 +55,7 @@ fn a_minimal_file_of_14_1_has_the_defaults_of_the_table() {
     assert_eq!(config.agents.poll_period, seconds(20));
     assert_eq!(config.agents.max_configuration_file_size, 131_072);
     assert_eq!(config.agents.connections_per_token_per_minute, 40_000);
+    assert_eq!(config.agents.redis_lost, RedisLost::Local);
     assert_eq!(config.usage_reporting_period, Some(seconds(60)));
     assert!(config.api.is_none() && config.redis.is_none() && config.events.is_none());
     let gitlab = gitlab(config);
@@ -181,9 +182,18 @@ fn events_are_told_where_the_file_says() {
 #[test]
 fn keys_that_change_nothing_with_this_provider_are_named() {
     let text = "embedded: {identities_file: i}\ngitaly: {}\nagent: {info_cache_ttl: 5s, listen: \
-                {connections_per_token_per_minute: 5}}\n";
-    let wanted = ["gitaly", "agent.info_cache_ttl", "agent.listen.connections_per_token_per_minute"];
-    assert_eq!(parse(text).unwrap().not_in_force, wanted);
+                {connections_per_token_per_minute: 5, redis_lost: deny}}\n";
+    let config = parse(text).unwrap();
+    let wanted = [
+        "gitaly",
+        "agent.info_cache_ttl",
+        "agent.listen.connections_per_token_per_minute",
+        "agent.listen.redis_lost",
+    ];
+    assert_eq!(
+        (config.not_in_force, config.agents.redis_lost),
+        (wanted.map(str::to_owned).to_vec(), RedisLost::Deny)
+    );
 }
 
 /// A file with one mistake and what is said about it, after the name of the file.
