@@ -7,6 +7,7 @@ use crate::{
     api::{self, Api, Beside},
     config::ApiConfig,
     events::{self, Event, EventKind, Events, action_cable::Broadcaster, server_sent},
+    fleet::roster::Roster,
     listeners::socket::Listener,
     observability::Metrics,
     repositories::Repositories,
@@ -83,7 +84,7 @@ pub(super) fn usage(
 /// Answers what Rails asks, and serves events beside it if the config wants that.
 pub(super) fn serve_api(
     (listener, section): (Arc<Listener>, &ApiConfig),
-    tracker: &Tracker,
+    roster: Roster,
     (repositories, gitlab): (&Arc<Repositories>, Option<&GitLab>),
     server_sent_events: Option<&Arc<Events>>,
     stop: &Stops,
@@ -100,7 +101,7 @@ pub(super) fn serve_api(
     };
     let api = Api {
         secret,
-        tracker: tracker.clone(),
+        roster,
         gitaly: gitlab.map(|gitlab| Arc::clone(&gitlab.gitaly)),
         on_push: Arc::new(on_push),
         program: PROGRAM,
