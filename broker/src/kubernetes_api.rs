@@ -180,7 +180,6 @@ impl KubernetesApi {
             tunnel = self.registry.find(permit.agent, self.agent_wait) => tunnel?,
         };
         if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
-            tunnel.close(Ok(()));
             account.denied("refused");
             let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
             return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
@@ -191,7 +190,7 @@ impl KubernetesApi {
             ("content-type".to_owned(), Values { value: vec!["application/grpc".to_owned()] }),
         ]);
         let opened = async {
-            let (to_agent, from_agent) = tunnel.open(METHOD, meta).await?;
+            let (to_agent, from_agent) = tunnel.take().open(METHOD, meta).await?;
             to_agent.send(first.encode_to_vec().into()).await?;
             Ok::<_, TunnelError>((to_agent, from_agent))
         };

@@ -7,7 +7,10 @@ use crate::{
     identities::IdentitySource,
     tunnel::{
         registry::Offer,
-        stream::tests::{Agent, pair, says},
+        stream::{
+            Lease,
+            tests::{Agent, pair, says},
+        },
     },
 };
 use hyper::{client::conn::http1 as client, server::conn::http1 as server, service::service_fn};
@@ -47,7 +50,7 @@ fn api(identities: Identities, cors: Cors, counted: Arc<dyn Counted>, tunnel: Tu
     tokio::spawn(async move {
         let _ticket = ticket;
         let Ok(claim) = claimed.await else { return };
-        claim.send(Box::new(tunnel)).unwrap();
+        claim.send(Lease::of(tunnel).0).unwrap();
     });
     KubernetesApi {
         identities,

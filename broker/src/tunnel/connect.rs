@@ -5,8 +5,8 @@ use crate::{
     auth::{self, AgentPermit},
     listeners::agents::peer_address,
     tunnel::{
-        registry::{Offer, Registry},
-        stream::{ToAgent, Tunnel},
+        registry::{Claim, Offer, Registry},
+        stream::{Lease, ToAgent, Tunnel},
     },
 };
 use futures::StreamExt;
@@ -87,13 +87,12 @@ impl TunnelService {
         tokio::pin!(expiry, withdrawn);
         loop {
             let (_ticket, claimed) = match self.registry.offer(permit.agent.id) {
-                Offer::Wanted(claim) => match claim.send(Box::new(tunnel)) {
-                    Ok(()) => return,
-                    // The request went away meanwhile.
-                    Err(returned) => {
-                        tunnel = *returned;
+                Offer::Wanted(claim) => match lend(claim, tunnel).await {
+                    Some(returned) => {
+                        tunnel = returned;
                         continue;
                     }
+                    None => return,
                 },
                 Offer::Idle(ticket, claimed) => (ticket, claimed),
             };
@@ -101,9 +100,9 @@ impl TunnelService {
                 // A claim that raced with an end wins: the request is told by the tunnel itself.
                 biased;
                 claim = claimed => match claim {
-                    Ok(claim) => match claim.send(Box::new(tunnel)) {
-                        Ok(()) => return,
-                        Err(returned) => tunnel = *returned,
+                    Ok(claim) => match lend(claim, tunnel).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
                     },
                     // The registry let go of it: a drain.
                     Err(_) => return tunnel.close(Ok(())),
@@ -124,4 +123,12 @@ impl TunnelService {
             }
         }
     }
+}
+
+/// Hands the tunnel to a request. It comes back if the request went away meanwhile, or left it unopened.
+async fn lend(claim: Claim, tunnel: Tunnel) -> Option<Tunnel> {
+    let (lease, returned) = Lease::of(tunnel);
+    // A request that is gone drops the lease here and now, and it comes back like any other.
+    drop(claim.send(lease));
+    returned.await.ok()
 }

@@ -1,14 +1,17 @@
 //! The tunnels in this process: which agents have idle ones, and which requests wait for one. A tunnel is found
 //! only under the agent id that its own token proved, so that no request can take another agent's.
 
-use crate::tunnel::stream::Tunnel;
+use crate::tunnel::stream::Lease;
 use postern_wire::ids::AgentId;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 /// Requests that may wait for one agent at a time; the next is told so instead of being queued.
 const MAX_WAITING: usize = 1000;
@@ -80,6 +83,8 @@ fn young(up: Duration) -> String {
 pub struct Registry {
     slots: Mutex<Slots>,
     started: Instant,
+    /// Somebody was added to `Slots::changed`.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +92,8 @@ struct Slots {
     agents: HashMap<AgentId, Slot>,
     next: u64,
     draining: bool,
+    /// Agents that got their first tunnel or lost their last one; each is in `agents`.
+    changed: HashSet<AgentId>,
 }
 
 /// What is known about one agent. Created only for agents whose token was good, so their number is bounded.
@@ -94,15 +101,50 @@ struct Slots {
 struct Slot {
     /// Newest last: the tunnel used last is taken first, so that surplus ones stay idle and are closed.
     idle: BTreeMap<u64, oneshot::Sender<Claim>>,
-    waiting: VecDeque<oneshot::Sender<Box<Tunnel>>>,
+    waiting: VecDeque<oneshot::Sender<Lease>>,
     open: usize,
     streams: usize,
     last: Option<(Instant, String)>,
     refusal: Option<String>,
 }
 
+impl Slot {
+    fn claim(&mut self, agent: AgentId, mut claim: Claim) -> Result<Claimed, FindError> {
+        while let Some((_, idle)) = self.idle.pop_last() {
+            match idle.send(claim) {
+                Ok(()) => return Ok(Claimed::Idle),
+                Err(returned) => claim = returned,
+            }
+        }
+        self.waiting.retain(|waiting| !waiting.is_closed());
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(FindError::TooManyWaiting { agent });
+        }
+        self.waiting.push_back(claim);
+        Ok(Claimed::Queued { seen: self.last.is_some() })
+    }
+
+    /// Nobody has seen this agent, and nobody waits for it.
+    fn is_void(&self) -> bool {
+        self.last.is_none() && self.waiting.iter().all(oneshot::Sender::is_closed)
+    }
+}
+
+/// What one agent has here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Tunnels, idle or carrying a request.
+    pub tunnels: usize,
+    /// Its other streams.
+    pub streams: usize,
+    /// When anything of it began or ended last, and from where that came.
+    pub last: (SystemTime, String),
+    /// Why its last attempt was refused, if it was.
+    pub refusal: Option<String>,
+}
+
 /// A request's claim on an idle tunnel: the tunnel's task answers it by handing itself over.
-pub type Claim = oneshot::Sender<Box<Tunnel>>;
+pub type Claim = oneshot::Sender<Lease>;
 
 /// Where a fresh tunnel belongs.
 #[derive(Debug)]
@@ -128,7 +170,7 @@ pub struct Census {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { slots: Mutex::default(), started: Instant::now() }
+        Self { slots: Mutex::default(), started: Instant::now(), changed: Notify::new() }
     }
 }
 
@@ -148,7 +190,98 @@ impl Registry {
         }
         slot.last = Some((Instant::now(), from.clone()));
         slot.refusal = None;
+        if tunnel && slot.open == 1 {
+            slots.changed.insert(agent);
+            self.changed.notify_one();
+        }
         PresenceGuard { registry: Arc::clone(self), agent, from, tunnel }
+    }
+
+    /// Whether this agent has a tunnel here, idle or carrying a request.
+    pub fn holds(&self, agent: AgentId) -> bool {
+        self.slots().agents.get(&agent).is_some_and(|slot| slot.open > 0)
+    }
+
+    /// All agents that have one.
+    pub fn held(&self) -> Vec<AgentId> {
+        self.slots().agents.iter().filter(|(_, slot)| slot.open > 0).map(|(agent, _)| *agent).collect()
+    }
+
+    /// Waits for agents to get their first tunnel or lose their last one, and names them all. What is true of them now
+    /// [`Registry::holds`] says. For one caller: what it was told nobody else is.
+    pub async fn changed(&self) -> Vec<AgentId> {
+        loop {
+            let changed = std::mem::take(&mut self.slots().changed);
+            if !changed.is_empty() {
+                return changed.into_iter().collect();
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// What this agent has here, or had when it was seen last; `None` if it never was.
+    pub fn presence(&self, agent: AgentId) -> Option<Presence> {
+        let slots = self.slots();
+        let slot = slots.agents.get(&agent)?;
+        let (at, from) = slot.last.clone()?;
+        let at = SystemTime::now().checked_sub(at.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let refusal = slot.refusal.clone();
+        Some(Presence { tunnels: slot.open, streams: slot.streams, last: (at, from), refusal })
+    }
+
+    /// Takes an idle tunnel of this agent, if it has one now.
+    pub async fn take(&self, agent: AgentId) -> Option<Lease> {
+        loop {
+            let (claim, tunnel) = oneshot::channel();
+            if !self.claim_idle(agent, claim) {
+                return None;
+            }
+            // One that died meanwhile answers nothing; there may be others.
+            if let Ok(tunnel) = tunnel.await {
+                return Some(tunnel);
+            }
+        }
+    }
+
+    /// Takes a tunnel of this agent as soon as there is one, whether or not anybody has ever seen it. The caller
+    /// says how long: leaving is dropping this.
+    ///
+    /// # Errors
+    /// `Draining`, `TooManyWaiting`.
+    pub async fn wait(&self, agent: AgentId) -> Result<Lease, FindError> {
+        let _tidy = Tidy { registry: self, agent };
+        loop {
+            let (claim, tunnel) = oneshot::channel();
+            match self.queue(agent, claim)? {
+                Claimed::Idle => {
+                    if let Ok(tunnel) = tunnel.await {
+                        return Ok(tunnel);
+                    }
+                }
+                Claimed::Queued { .. } => return tunnel.await.map_err(|_| FindError::Draining),
+            }
+        }
+    }
+
+    fn claim_idle(&self, agent: AgentId, mut claim: Claim) -> bool {
+        let mut slots = self.slots();
+        let Some(slot) = slots.agents.get_mut(&agent) else { return false };
+        while let Some((_, idle)) = slot.idle.pop_last() {
+            match idle.send(claim) {
+                Ok(()) => return true,
+                Err(returned) => claim = returned,
+            }
+        }
+        false
+    }
+
+    /// Gives the claim to an idle tunnel, or puts it in the queue.
+    fn queue(&self, agent: AgentId, claim: Claim) -> Result<Claimed, FindError> {
+        let mut slots = self.slots();
+        if slots.draining {
+            return Err(FindError::Draining);
+        }
+        slots.agents.entry(agent).or_default().claim(agent, claim)
     }
 
     /// Whether any stream of this agent is open here.
@@ -180,7 +313,8 @@ impl Registry {
     }
 
     /// Takes an idle tunnel of this agent, or waits for one. Never waits for an agent that nobody has seen.
-    pub async fn find(&self, agent: AgentId, wait: Duration) -> Result<Box<Tunnel>, FindError> {
+    pub async fn find(&self, agent: AgentId, wait: Duration) -> Result<Lease, FindError> {
+        let _tidy = Tidy { registry: self, agent };
         let start = Instant::now();
         let deadline = start + wait;
         loop {
@@ -208,7 +342,7 @@ impl Registry {
         }
     }
 
-    fn claim(&self, agent: AgentId, mut claim: Claim) -> Result<Claimed, FindError> {
+    fn claim(&self, agent: AgentId, claim: Claim) -> Result<Claimed, FindError> {
         let mut slots = self.slots();
         if slots.draining {
             return Err(FindError::Draining);
@@ -219,22 +353,10 @@ impl Registry {
             None if starting => slots.agents.entry(agent).or_default(),
             None => return Err(self.never_seen(agent)),
         };
-        while let Some((_, idle)) = slot.idle.pop_last() {
-            match idle.send(claim) {
-                Ok(()) => return Ok(Claimed::Idle),
-                Err(returned) => claim = returned,
-            }
-        }
-        slot.waiting.retain(|waiting| !waiting.is_closed());
-        if slot.waiting.len() >= MAX_WAITING {
-            return Err(FindError::TooManyWaiting { agent });
-        }
-        let seen = slot.last.is_some();
-        if !seen && !starting {
+        if slot.last.is_none() && !starting {
             return Err(self.never_seen(agent));
         }
-        slot.waiting.push_back(claim);
-        Ok(Claimed::Queued { seen })
+        slot.claim(agent, claim)
     }
 
     fn never_seen(&self, agent: AgentId) -> FindError {
@@ -288,6 +410,21 @@ enum Claimed {
     Queued { seen: bool },
 }
 
+/// Forgets an agent that nobody has ever seen once the last request for it has left.
+struct Tidy<'a> {
+    registry: &'a Registry,
+    agent: AgentId,
+}
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.registry.slots();
+        if slots.agents.get(&self.agent).is_some_and(Slot::is_void) {
+            slots.agents.remove(&self.agent);
+        }
+    }
+}
+
 /// Removes an idle tunnel from the registry when it ends.
 #[derive(Debug)]
 pub struct Ticket {
@@ -315,13 +452,17 @@ pub struct PresenceGuard {
 
 impl Drop for PresenceGuard {
     fn drop(&mut self) {
-        if let Some(slot) = self.registry.slots().agents.get_mut(&self.agent) {
-            if self.tunnel {
-                slot.open -= 1;
-            } else {
-                slot.streams -= 1;
-            }
-            slot.last = Some((Instant::now(), std::mem::take(&mut self.from)));
+        let mut slots = self.registry.slots();
+        let Some(slot) = slots.agents.get_mut(&self.agent) else { return };
+        if self.tunnel {
+            slot.open -= 1;
+        } else {
+            slot.streams -= 1;
+        }
+        slot.last = Some((Instant::now(), std::mem::take(&mut self.from)));
+        if self.tunnel && slot.open == 0 {
+            slots.changed.insert(self.agent);
+            self.registry.changed.notify_one();
         }
     }
 }

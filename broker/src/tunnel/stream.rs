@@ -60,6 +60,46 @@ impl std::fmt::Debug for Tunnel {
     }
 }
 
+/// A tunnel in the hands of a request. Opening the request uses it up; dropped before that, it goes back to where it
+/// came from and serves the next one.
+#[derive(Debug)]
+pub struct Lease {
+    /// Absent only while it is being dropped.
+    tunnel: Option<Tunnel>,
+    home: Option<oneshot::Sender<Tunnel>>,
+}
+
+impl Lease {
+    /// The lease, and where the tunnel comes back; the receiver fails once a request was opened.
+    pub fn of(tunnel: Tunnel) -> (Self, oneshot::Receiver<Tunnel>) {
+        let (home, returned) = oneshot::channel();
+        (Self { tunnel: Some(tunnel), home: Some(home) }, returned)
+    }
+
+    /// Uses it up, to open a request or to end it.
+    pub fn take(mut self) -> Tunnel {
+        self.home = None;
+        self.tunnel.take().expect("it is there until the lease is dropped")
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Tunnel;
+    fn deref(&self) -> &Tunnel {
+        self.tunnel.as_ref().expect("it is there until the lease is dropped")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let (Some(home), Some(tunnel)) = (self.home.take(), self.tunnel.take())
+            && let Err(homeless) = home.send(tunnel)
+        {
+            homeless.close(Ok(()));
+        }
+    }
+}
+
 /// Messages to the agent under way: one waits for the flow-control window, one is being made.
 const IN_FLIGHT: usize = 1;
 

@@ -119,3 +119,40 @@ async fn waiting_requests_are_bounded_and_released_by_a_drain() {
     }
     assert_eq!(registry.find(AGENT, Duration::ZERO).await.unwrap_err(), FindError::Draining);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_an_agent_that_nobody_has_seen_leaves_nothing_behind() {
+    let registry = Arc::new(Registry::default());
+    tokio::time::advance(START_GRACE).await;
+    assert!(registry.take(AGENT).await.is_none());
+    let waited = tokio::time::timeout(Duration::from_secs(1), registry.wait(AGENT)).await;
+    assert!(waited.is_err());
+    assert!(registry.slots().agents.is_empty());
+    assert_eq!(registry.presence(AGENT), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_first_and_last_tunnel_are_told_of_once() {
+    let registry = Arc::new(Registry::default());
+    let first = registry.present(AGENT, "here".into(), true);
+    let second = registry.present(AGENT, "here".into(), true);
+    let _stream = registry.present(OTHER, "there".into(), false);
+    assert_eq!(registry.changed().await, [AGENT]);
+    assert_eq!((registry.held(), registry.holds(OTHER)), (vec![AGENT], false));
+    drop(first);
+    let told = tokio::time::timeout(Duration::from_secs(1), registry.changed()).await;
+    assert!(told.is_err(), "one tunnel is left");
+    drop(second);
+    assert_eq!(registry.changed().await, [AGENT]);
+    let presence = registry.presence(AGENT).unwrap();
+    assert_eq!((presence.tunnels, presence.streams, presence.last.1.as_str()), (0, 0, "here"));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_dropped_unopened_comes_back_and_one_that_is_used_does_not() {
+    let (lease, returned) = Lease::of(tunnel(AGENT).take());
+    drop(lease);
+    let (lease, used) = Lease::of(returned.await.unwrap());
+    lease.take().close(Ok(()));
+    assert!(used.await.is_err());
+}

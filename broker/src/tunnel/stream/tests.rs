@@ -4,9 +4,9 @@ use super::*;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// A tunnel to nobody, for the registry's tests.
-pub(crate) fn tunnel(agent: AgentId) -> Box<Tunnel> {
+pub(crate) fn tunnel(agent: AgentId) -> Lease {
     let (tunnel, _) = Tunnel::new(agent, None, futures::stream::pending().boxed(), Default::default(), None);
-    Box::new(tunnel)
+    Lease::of(tunnel).0
 }
 
 /// The other end of a tunnel.
