@@ -11,7 +11,6 @@ use crate::{
     auth::Admission,
     config::{Config, ListenAddress, Provider},
     events::Events,
-    fleet::roster::Roster,
     gitaly::{ManifestLimits, poller},
     gitlab_access::GitlabAccessService,
     gitops::{GitopsService, Projects, Room},
@@ -174,7 +173,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let watched = config.events.as_ref().is_some_and(|config| config.server_sent_events);
         neighbours::serve_api(
             (listener, section),
-            Roster::new(tracker.clone()),
+            neighbours::roster(&tracker, &registry),
             (&repositories, gitlab.as_ref()),
             watched.then_some(&events),
             &stop,

@@ -7,16 +7,19 @@ use crate::{
     api::{self, Api, Beside},
     config::ApiConfig,
     events::{self, Event, EventKind, Events, action_cable::Broadcaster, server_sent},
-    fleet::roster::Roster,
+    fleet::roster::{LastSeen, Roster},
     listeners::socket::Listener,
     observability::Metrics,
     repositories::Repositories,
-    tunnel::registry::Registry,
+    tunnel::registry::{Presence, Registry},
     usage::{self, Usage},
 };
 use anyhow::Context;
 use postern_wire::ids::{AgentId, ProjectId};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tower_service::Service;
 
 /// Where events are served on the API listener.
@@ -49,6 +52,17 @@ pub(super) fn tracker(
         }
     }));
     tracker
+}
+
+/// Lists whom the tracker knows, and remembers whom the registry has seen.
+pub(super) fn roster(tracker: &Tracker, registry: &Arc<Registry>) -> Roster {
+    let registry = Arc::clone(registry);
+    Roster::new(tracker.clone()).remembering(move |agent| {
+        let Presence { tunnels, streams, last: (at, from), refusal } = registry.presence(agent)?;
+        // Connected, and yet in no list: its registrations fail.
+        let at = if tunnels + streams > 0 { SystemTime::now() } else { at };
+        Some(LastSeen { at, from, broker: String::new(), refusal })
+    })
 }
 
 /// Publishes to Rails' cable if the config wants it.

@@ -53,9 +53,9 @@ pub trait Fleet: Send + Sync {
 pub struct LastSeen {
     /// When its last stream ended.
     pub at: SystemTime,
-    /// From which address it was connected.
+    /// From which address it was connected; empty if it never was.
     pub from: String,
-    /// Through which broker; empty where there is one only.
+    /// Through which broker, or which one refused it; empty where there is one only.
     pub broker: String,
     /// Why it was turned away since then.
     pub refusal: Option<String>,

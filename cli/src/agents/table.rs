@@ -92,19 +92,21 @@ fn absent(gone: &Value, all_answered: bool) -> String {
              agent, and does its --kas-address lead here?"
         );
     }
-    let mut line = format!(
-        "agent {agent} is not connected; last seen {} from {}",
-        cell(&seen["at"]),
-        cell(&seen["from"])
-    );
-    if seen["broker"].as_str().is_some_and(|broker| !broker.is_empty()) {
-        let _ = write!(line, " through {}", cell(&seen["broker"]));
-    }
-    match seen["refusal"].as_str() {
-        Some(why) => line.push_str(&format!("; refused since then: {}", plain(why))),
-        None => line.push_str("; see agentk's log in the cluster"),
-    }
-    line
+    let (at, refusal) = (cell(&seen["at"]), seen["refusal"].as_str().map(plain));
+    let through = match seen["broker"].as_str() {
+        Some(broker) if !broker.is_empty() => format!(" through {}", plain(broker)),
+        _ => String::new(),
+    };
+    let from = seen["from"].as_str().filter(|from| !from.is_empty()).map(plain);
+    let Some(from) = from else {
+        let why = refusal.unwrap_or_else(|| "nobody knows why".to_owned());
+        return format!("agent {agent} has not been connected lately; refused {at}{through}: {why}");
+    };
+    let then = match refusal {
+        Some(why) => format!("refused since then: {why}"),
+        None => "see agentk's log in the cluster".to_owned(),
+    };
+    format!("agent {agent} is not connected; last seen {at} from {from}{through}; {then}")
 }
 
 #[cfg(test)]
@@ -144,12 +146,17 @@ mod tests {
                 json!([]),
                 "from 192.0.2.1 through grpc://kas-1:8155; refused since then: the token is?revoked",
             ),
+            (
+                json!({"at": "2026-01-02T03:04:05Z", "from": "", "broker": "grpc://b:1", "refusal": "revoked"}),
+                json!([]),
+                "has not been connected lately; refused 2026-01-02T03:04:05Z through grpc://b:1: revoked",
+            ),
             (Value::Null, json!([]), "and no broker remembers it; was agentk"),
             (Value::Null, json!(["grpc://b:1"]), "and no broker that answered remembers it"),
         ] {
             let gone = json!([{"agent_id": 9, "last_seen": last_seen}]);
             let said = table(&json!({"items": [], "gone": gone, "missing_brokers": missing}));
-            assert!(said.starts_with("agent 9 is not connected"), "{said}");
+            assert!(said.starts_with("agent 9 "), "{said}");
             assert!(said.contains(wanted) && said.lines().count() == 1, "{said}");
         }
     }
