@@ -38,7 +38,7 @@ pub(super) enum ClientError {
     Trust(#[source] CertError),
     #[error("no TLS with {0}: {1}")]
     Tls(String, String),
-    #[error("{0} has not answered within {} s", PATIENCE.as_secs())]
+    #[error("{0} has not answered within {PATIENCE:?}")]
     Late(String),
     #[error("{0} speaks no HTTP/1.1 in clear text there; if the listener has a certificate, say https://")]
     Clear(String, #[source] hyper::Error),
