@@ -6,7 +6,7 @@ mod documents;
 pub mod report;
 
 use crate::{
-    agent_tracker::{Connection, Tracker},
+    agent_tracker::{Connection, Tracker, Who},
     auth::{self, AgentPermit},
     events::{Event, EventKind, Events},
     gitaly::poller,
@@ -82,7 +82,8 @@ impl AgentConfiguration for ConfigurationService {
                 "this agent has {STREAMS_PER_AGENT} configuration streams open already"
             )));
         };
-        let presence = self.registry.present(permit.agent.id, peer_address(&request), false);
+        let address = peer_address(&request);
+        let presence = self.registry.present(permit.agent.id, address.clone(), false);
         let request = request.into_inner();
         let meta = request.agent_meta.unwrap_or_default();
         tracing::info!(
@@ -92,7 +93,7 @@ impl AgentConfiguration for ConfigurationService {
         let agent = &permit.agent;
         // Those that register would be listed twice.
         let connection =
-            (!request.skip_register).then(|| self.tracker.connected(agent.id, agent.project_id, meta));
+            (!request.skip_register).then(|| self.tracker.connected(Who::of(agent, address), meta));
         let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
         let feed = Feed {
             service: self.clone(),

@@ -1,7 +1,13 @@
 //! Serves `AgentRegistrar.Register`: a replica says who and what it is, at its start and every five minutes. Before it:
 //! admission. After it: the tracker, which lists who is connected, and what GitLab is told of agents.
 
-use crate::{agent_tracker::Tracker, auth, gitlab::RegisteredEvent, usage::Usage};
+use crate::{
+    agent_tracker::{Tracker, Who},
+    auth,
+    gitlab::RegisteredEvent,
+    listeners::agents::peer_address,
+    usage::Usage,
+};
 use postern_wire::proto::gitlab::agent::agent_registrar::rpc::{
     RegisterRequest, RegisterResponse, agent_registrar_server::AgentRegistrar,
 };
@@ -24,6 +30,7 @@ impl AgentRegistrar for RegistrarService {
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
         let permit = auth::permit(&request)?;
+        let address = peer_address(&request);
         let RegisterRequest { agent_meta, pod_id } = request.into_inner();
         let meta = agent_meta.unwrap_or_default();
         tracing::debug!(
@@ -40,7 +47,7 @@ impl AgentRegistrar for RegistrarService {
             kubernetes_version: short(&kubernetes.git_version),
             ..RegisteredEvent::default()
         });
-        self.tracker.registered(permit.agent.id, permit.agent.project_id, meta, pod_id);
+        self.tracker.registered(Who::of(&permit.agent, address), meta, pod_id);
         Ok(Response::new(RegisterResponse {}))
     }
 }

@@ -1,7 +1,9 @@
 //! Which agents are connected to this broker, in memory: one entry for each configuration stream of an older agent, one
-//! for each replica of a newer one that says so every five minutes. Written by the agents' services, read by whoever
-//! asks for GitLab Rails. It knows nothing of other brokers, stores nothing and needs no task but [`Tracker::expire`].
+//! for each replica of a newer one that says so every five minutes. Written by the agents' services, read by
+//! [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of other brokers, stores nothing
+//! and needs no task but [`Tracker::expire`].
 
+use crate::identities::Agent;
 use postern_wire::{
     ids::{AgentId, ProjectId},
     proto::gitlab::agent::{agent_tracker::ConnectedAgentInfo, modshared::AgentMeta},
@@ -23,7 +25,9 @@ const ABSENCE: Duration = Duration::from_secs(15);
 /// Entries of one agent; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
 /// Of them, those that are listed, the newest: an answer has room for several agents.
-const LISTED_MAX: usize = 100;
+pub const LISTED_MAX: usize = 100;
+/// Agents that are listed in one go; meanwhile nobody can register.
+const AT_A_TIME: usize = 256;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
 const TEXT_MAX: usize = 256;
 
@@ -31,9 +35,67 @@ const TEXT_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Nobody of this agent was connected before this one.
-    Connected(ConnectedAgentInfo),
+    Connected(Arc<ConnectedAgentInfo>),
     /// This was the last one of its agent.
-    Disconnected(ConnectedAgentInfo),
+    Disconnected(Arc<ConnectedAgentInfo>),
+}
+
+/// Who connects, as admission found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Who {
+    /// Proven by its token.
+    pub agent: AgentId,
+    /// The one with its configuration.
+    pub project: ProjectId,
+    /// Of the agent; empty where nobody says it.
+    pub name: String,
+    /// Where the connection comes from, for people: an address, with a port or without.
+    pub address: String,
+}
+
+impl Who {
+    /// An agent that was admitted, from there.
+    pub fn of(agent: &Agent, address: String) -> Self {
+        Self { agent: agent.id, project: agent.project_id, name: agent.name.clone(), address }
+    }
+}
+
+/// What a connection is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A configuration stream; its number is ours.
+    Stream,
+    /// A replica that registers; its number is its own, at whichever broker it registers.
+    Registered,
+}
+
+/// A connection as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// What it says of itself, since when it is here, and its number.
+    pub info: Arc<ConnectedAgentInfo>,
+    /// Of its agent; empty where nobody says it.
+    pub name: Arc<str>,
+    /// Where it comes from.
+    pub address: Arc<str>,
+    /// What kind of number it has.
+    pub kind: Kind,
+    /// Since it was last heard of: since it registered, or its stream began.
+    pub heard_ago: Duration,
+}
+
+/// Whose connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Everybody's.
+    All,
+    /// Those of any of these agents and of the agents configured in any of these projects.
+    Of {
+        /// By id.
+        agents: BTreeSet<AgentId>,
+        /// By id.
+        projects: BTreeSet<ProjectId>,
+    },
 }
 
 type Tell = Box<dyn Fn(Change) + Send + Sync>;
@@ -75,7 +137,10 @@ enum Key {
 }
 
 struct Entry {
-    info: ConnectedAgentInfo,
+    info: Arc<ConnectedAgentInfo>,
+    name: Arc<str>,
+    address: Arc<str>,
+    heard_at: Instant,
     /// Absent: as long as its [`Connection`] lives.
     until: Option<Instant>,
     heard: u64,
@@ -103,17 +168,16 @@ impl Tracker {
     }
 
     /// A configuration stream began, of an agent that does not register.
-    pub fn connected(&self, agent: AgentId, project: ProjectId, meta: AgentMeta) -> Connection {
+    pub fn connected(&self, who: Who, meta: AgentMeta) -> Connection {
         let id = rand::rng().random_range(0..=i64::MAX);
-        let key = Key::Stream(id);
-        self.shared.insert(key, info(agent, project, meta, id), None);
+        let (agent, key) = (who.agent, Key::Stream(id));
+        self.shared.insert(key, id, who, meta, None);
         Connection { shared: Arc::clone(&self.shared), agent, key }
     }
 
     /// A replica says that it is there, for the first time or again; it counts as connected for six minutes.
-    pub fn registered(&self, agent: AgentId, project: ProjectId, meta: AgentMeta, pod_id: i64) {
-        let until = Instant::now() + REGISTRATION;
-        self.shared.insert(Key::Pod(pod_id), info(agent, project, meta, pod_id), Some(until));
+    pub fn registered(&self, who: Who, meta: AgentMeta, pod_id: i64) {
+        self.shared.insert(Key::Pod(pod_id), pod_id, who, meta, Some(REGISTRATION));
     }
 
     /// Forgets replicas that were not heard of for too long, and those of agents of which nothing is `present` any more:
@@ -133,25 +197,23 @@ impl Tracker {
         }
     }
 
-    /// The connections of these agents, each agent's oldest first.
-    pub fn by_agents(&self, agents: impl IntoIterator<Item = AgentId>) -> Vec<ConnectedAgentInfo> {
-        let agents: BTreeSet<AgentId> = agents.into_iter().collect();
+    /// These connections, in the order of their agents' ids, each agent's oldest first and its newest [`LISTED_MAX`]
+    /// only: the first `limit` of them, and whether there are more.
+    pub fn list(&self, wanted: &Wanted, limit: usize) -> (Vec<Connected>, bool) {
         let now = Instant::now();
-        let state = self.shared.lock();
-        agents.into_iter().flat_map(|agent| state.connections(agent, now)).collect()
-    }
-
-    /// The connections of all agents that are configured in these projects, each agent's oldest first.
-    pub fn by_projects(&self, projects: impl IntoIterator<Item = ProjectId>) -> Vec<ConnectedAgentInfo> {
-        let now = Instant::now();
-        let state = self.shared.lock();
-        let agents: BTreeSet<AgentId> = projects
-            .into_iter()
-            .filter_map(|project| state.projects.get(&project))
-            .flatten()
-            .copied()
-            .collect();
-        agents.into_iter().flat_map(|agent| state.connections(agent, now)).collect()
+        let agents = self.shared.lock().wanted(wanted);
+        let mut found = Vec::new();
+        for some in agents.chunks(AT_A_TIME) {
+            let state = self.shared.lock();
+            for agent in some {
+                state.list(*agent, now, &mut found);
+                if found.len() > limit {
+                    found.truncate(limit);
+                    return (found, true);
+                }
+            }
+        }
+        (found, false)
     }
 
     /// How many agents are known; one that has just expired may be among them.
@@ -192,25 +254,27 @@ impl Shared {
         }
     }
 
-    fn insert(&self, key: Key, info: ConnectedAgentInfo, until: Option<Instant>) {
-        let (agent, project) = (AgentId(info.agent_id), ProjectId(info.project_id));
+    fn insert(&self, key: Key, number: i64, who: Who, meta: AgentMeta, lasts: Option<Duration>) {
+        let heard_at = Instant::now();
+        let info = info(&who, meta, number);
         let mut state = self.lock();
-        self.tell(state.expire(agent, Instant::now()));
-        self.tell(state.insert(agent, project, key, info, until));
+        self.tell(state.expire(who.agent, heard_at));
+        state.heard += 1;
+        let entry = Entry {
+            info: Arc::new(info),
+            name: who.name.into(),
+            address: who.address.into(),
+            heard_at,
+            until: lasts.map(|lasts| heard_at + lasts),
+            heard: state.heard,
+        };
+        self.tell(state.insert(key, entry));
     }
 }
 
 impl State {
-    fn insert(
-        &mut self,
-        agent: AgentId,
-        project: ProjectId,
-        key: Key,
-        mut info: ConnectedAgentInfo,
-        until: Option<Instant>,
-    ) -> Option<Change> {
-        self.heard += 1;
-        let heard = self.heard;
+    fn insert(&mut self, key: Key, mut entry: Entry) -> Option<Change> {
+        let (agent, project) = (AgentId(entry.info.agent_id), ProjectId(entry.info.project_id));
         let first = !self.agents.contains_key(&agent);
         let known = self.agents.entry(agent).or_insert_with(|| Known {
             project,
@@ -219,13 +283,14 @@ impl State {
         });
         let before = std::mem::replace(&mut known.project, project);
         if let Some(old) = known.entries.get(&key) {
-            info.connected_at = old.info.connected_at;
+            // Nobody else has it yet, so nothing is copied.
+            Arc::make_mut(&mut entry.info).connected_at = old.info.connected_at;
         } else if known.entries.len() >= CONNECTIONS_MAX {
             let oldest = known.entries.iter().min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key);
             oldest.and_then(|oldest| known.entries.remove(&oldest));
         }
-        let change = first.then(|| Change::Connected(info.clone()));
-        known.entries.insert(key, Entry { info, until, heard });
+        let change = first.then(|| Change::Connected(Arc::clone(&entry.info)));
+        known.entries.insert(key, entry);
         if before != project {
             self.leave(before, agent);
         }
@@ -262,19 +327,47 @@ impl State {
         }
     }
 
-    fn connections(&self, agent: AgentId, now: Instant) -> Vec<ConnectedAgentInfo> {
-        let entries = self.agents.get(&agent).into_iter().flat_map(|known| known.entries.values());
-        let mut found: Vec<_> =
-            entries.filter(|entry| entry.holds(now)).map(|entry| entry.info.clone()).collect();
-        let age = |info: &ConnectedAgentInfo| {
-            info.connected_at.map_or((0, 0), |connected| (connected.seconds, connected.nanos))
+    /// Agents that may have connections, in the order of their ids.
+    fn wanted(&self, wanted: &Wanted) -> Vec<AgentId> {
+        let mut agents: Vec<AgentId> = match wanted {
+            Wanted::All => self.agents.keys().copied().collect(),
+            Wanted::Of { agents, projects } => {
+                let agents = agents.iter().filter(|agent| self.agents.contains_key(agent));
+                let projects = projects.iter().filter_map(|project| self.projects.get(project));
+                agents.chain(projects.flatten()).copied().collect()
+            }
         };
-        found.sort_by_key(|info| (age(info), info.connection_id));
-        found.split_off(found.len().saturating_sub(LISTED_MAX))
+        agents.sort_unstable();
+        agents.dedup();
+        agents
+    }
+
+    /// Adds the connections of one agent.
+    fn list(&self, agent: AgentId, now: Instant, found: &mut Vec<Connected>) {
+        let Some(known) = self.agents.get(&agent) else { return };
+        let mut entries: Vec<_> = known.entries.iter().filter(|(_, entry)| entry.holds(now)).collect();
+        entries.sort_by_key(|(_, entry)| age(&entry.info));
+        let surplus = entries.len().saturating_sub(LISTED_MAX);
+        found.extend(entries.into_iter().skip(surplus).map(|(key, entry)| Connected {
+            info: Arc::clone(&entry.info),
+            name: Arc::clone(&entry.name),
+            address: Arc::clone(&entry.address),
+            kind: match key {
+                Key::Stream(_) => Kind::Stream,
+                Key::Pod(_) => Kind::Registered,
+            },
+            heard_ago: now.saturating_duration_since(entry.heard_at),
+        }));
     }
 }
 
-fn info(agent: AgentId, project: ProjectId, meta: AgentMeta, connection_id: i64) -> ConnectedAgentInfo {
+/// What connections of one agent are ordered by: since when they are there, then by number.
+pub fn age(info: &ConnectedAgentInfo) -> (i64, i32, i64) {
+    let (seconds, nanos) = info.connected_at.map_or((0, 0), |at| (at.seconds, at.nanos));
+    (seconds, nanos, info.connection_id)
+}
+
+fn info(who: &Who, meta: AgentMeta, connection_id: i64) -> ConnectedAgentInfo {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     // Below 10^9.
@@ -283,8 +376,8 @@ fn info(agent: AgentId, project: ProjectId, meta: AgentMeta, connection_id: i64)
         agent_meta: Some(clipped(meta)),
         connected_at: Some(Timestamp { seconds, nanos }),
         connection_id,
-        agent_id: agent.0,
-        project_id: project.0,
+        agent_id: who.agent.0,
+        project_id: who.project.0,
     }
 }
 

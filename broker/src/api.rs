@@ -1,7 +1,9 @@
 //! What GitLab Rails asks of a kas, on a listener of its own: who is connected, which agents a project configures, "this
 //! project was pushed to", which version this is. Everything here wants a JWT of Rails' ([`jwt`]) before anything is
-//! read; what is answered comes from [`crate::agent_tracker`] and [`crate::gitaly`]. No agent ever connects here.
+//! read; what is answered comes from [`crate::fleet::roster`] and [`crate::gitaly`]. Operators ask here too, over plain
+//! HTTP: [`agents`]. No agent ever connects here.
 
+mod agents;
 mod configuration_files;
 pub mod jwt;
 mod services;
@@ -9,11 +11,11 @@ mod services;
 pub use self::services::OnPush;
 
 use crate::{
-    agent_tracker::Tracker,
     config::ApiConfig,
+    fleet::roster::Roster,
     gitaly::Gitaly,
     gitlab::{SecretError, SecretLength, ServiceSecret},
-    listeners::{agents, socket::Listener},
+    listeners::{agents::accept_http, socket::Listener},
 };
 use futures::future::BoxFuture;
 use jwt::Checked;
@@ -54,7 +56,7 @@ pub struct Api {
     /// Rails signs its JWTs with it.
     pub secret: Arc<ServiceSecret>,
     /// Who is connected.
-    pub tracker: Tracker,
+    pub roster: Roster,
     /// Where GitLab keeps repositories; absent: this broker has no GitLab.
     pub gitaly: Option<Arc<Gitaly>>,
     /// Told the full path of each project that was pushed to; it must not wait.
@@ -67,14 +69,14 @@ impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api")
             .field("secret", &self.secret)
-            .field("tracker", &self.tracker)
+            .field("roster", &self.roster)
             .finish_non_exhaustive()
     }
 }
 
 type Answer = BoxFuture<'static, http::Response<Body>>;
 
-/// Something else over HTTP on the same port, behind the same check; HTTP/1.1 is served there as well.
+/// Something else over HTTP, of either version, on the same port and behind the same check.
 #[derive(Clone)]
 pub struct Beside {
     /// Begins with a slash; exactly this one.
@@ -109,10 +111,9 @@ pub fn serve(
     if let Some(identity) = &listener.identity {
         tasks.spawn(Arc::clone(identity).keep_fresh(closing.clone()));
     }
-    let http1 = beside.is_some();
-    let connections = agents::accept_http(listener, http1, accepting, closing.clone(), tasks);
+    let connections = accept_http(listener, true, accepting, closing.clone(), tasks);
     let server = Server::builder()
-        .accept_http1(http1)
+        .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ACK))
@@ -130,7 +131,8 @@ pub fn serve(
 
 /// All that is served, behind the one check: what is not served is not told to strangers either.
 fn routes(api: Api, beside: Option<Beside>) -> Routes {
-    let Api { secret, tracker, gitaly, on_push, program } = api;
+    let Api { secret, roster, gitaly, on_push, program } = api;
+    let beside = [Some(agents::beside(roster.clone())), beside];
     // Rails does not compress; a grpc library may be told to.
     let gzip = CompressionEncoding::Gzip;
     macro_rules! bounded {
@@ -138,11 +140,11 @@ fn routes(api: Api, beside: Option<Beside>) -> Routes {
             $server::new($service).accept_compressed(gzip).max_decoding_message_size(MAX_MESSAGE)
         };
     }
-    let mut served = Routes::new(bounded!(AgentTrackerServer, AgentTrackerService { tracker }))
+    let mut served = Routes::new(bounded!(AgentTrackerServer, AgentTrackerService { roster }))
         .add_service(bounded!(ConfigurationProjectServer, ConfigurationProjectService::new(gitaly)))
         .add_service(bounded!(NotificationsServer, NotificationsService { on_push }))
         .add_service(bounded!(ServerInfoServer, ServerInfoService { program }));
-    if let Some(beside) = beside {
+    for beside in beside.into_iter().flatten() {
         let router = std::mem::take(served.axum_router_mut());
         *served.axum_router_mut() = router.route_service(beside.path, beside);
     }

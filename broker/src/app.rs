@@ -175,7 +175,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let watched = config.events.as_ref().is_some_and(|config| config.server_sent_events);
         neighbours::serve_api(
             (listener, section),
-            &tracker,
+            neighbours::roster(&tracker, &registry),
             (&repositories, gitlab.as_ref()),
             watched.then_some(&events),
             &stop,

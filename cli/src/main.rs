@@ -1,6 +1,7 @@
 //! `postern`: the operator's tool. Flags, dispatch to one module per command, exit code; everything else is in those
 //! modules. It never serves traffic: the programs that do are started by `demo` as children, or by the operator.
 
+mod agents;
 mod demo;
 mod policy;
 mod tied;
@@ -21,6 +22,8 @@ struct Flags {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Lists the agents that are connected to a fleet of brokers, or says when one was there last
+    Agents(agents::Options),
     /// Starts edge, broker and agent on this machine and says how to try them
     Demo(demo::Options),
     /// Prints a new random token, for an agent or for a caller
@@ -52,6 +55,7 @@ enum PolicyCommand {
 
 fn main() -> ExitCode {
     let ended = match Flags::parse().command {
+        Command::Agents(options) => agents::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::GenerateToken => tokens::generate(),
         Command::HashToken => tokens::hash(),

@@ -31,6 +31,7 @@ const SERVED: &[&str] = &[
     "pkg/agentcfg/agentcfg.proto",
     "pkg/entity/entity.proto",
     "pkg/event/event.proto",
+    "postern/fleet/fleet.proto",
 ];
 
 fn files(dir: &Path) -> BTreeMap<String, String> {

@@ -7,6 +7,26 @@ const A: AgentId = AgentId(1);
 const B: AgentId = AgentId(2);
 const P: ProjectId = ProjectId(10);
 
+fn who(agent: AgentId, project: ProjectId) -> Who {
+    Who { agent, project, name: "prod".to_owned(), address: "192.0.2.1:5000".to_owned() }
+}
+
+impl Tracker {
+    fn by_agents<const N: usize>(&self, agents: [AgentId; N]) -> Vec<ConnectedAgentInfo> {
+        self.infos(&Wanted::Of { agents: agents.into(), projects: BTreeSet::new() })
+    }
+
+    fn by_projects<const N: usize>(&self, projects: [ProjectId; N]) -> Vec<ConnectedAgentInfo> {
+        self.infos(&Wanted::Of { agents: BTreeSet::new(), projects: projects.into() })
+    }
+
+    fn infos(&self, wanted: &Wanted) -> Vec<ConnectedAgentInfo> {
+        let (found, more) = self.list(wanted, 10_000);
+        assert!(!more);
+        found.into_iter().map(|connected| Arc::unwrap_or_clone(connected.info)).collect()
+    }
+}
+
 fn meta(pod: &str) -> AgentMeta {
     AgentMeta { pod_name: pod.to_owned(), ..AgentMeta::default() }
 }
@@ -39,9 +59,9 @@ fn empty(tracker: &Tracker) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_connected_while_its_guard_lives_and_only_first_and_last_are_told() {
     let (tracker, told) = telling();
-    let one = tracker.connected(A, P, meta("one"));
-    let two = tracker.connected(A, P, meta("two"));
-    let other = tracker.connected(B, ProjectId(20), meta("other"));
+    let one = tracker.connected(who(A, P), meta("one"));
+    let two = tracker.connected(who(A, P), meta("two"));
+    let other = tracker.connected(who(B, ProjectId(20)), meta("other"));
     let found = tracker.by_agents([A, A, AgentId(9)]);
     assert_eq!(found.len(), 2, "asked for twice, listed once");
     assert!(found.iter().all(|info| info.connection_id >= 0 && info.project_id == 10));
@@ -62,13 +82,13 @@ async fn a_stream_is_connected_while_its_guard_lives_and_only_first_and_last_are
 #[tokio::test(start_paused = true)]
 async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
     let (tracker, told) = telling();
-    tracker.registered(A, P, meta("one"), 7);
+    tracker.registered(who(A, P), meta("one"), 7);
     let first = tracker.by_agents([A]).remove(0);
     assert_eq!((first.connection_id, first.agent_id, first.project_id), (7, 1, 10));
     for _ in 0..3 {
         advance(Duration::from_secs(320)).await;
         tracker.expire(Instant::now(), |_| true);
-        tracker.registered(A, P, meta("renamed"), 7);
+        tracker.registered(who(A, P), meta("renamed"), 7);
     }
     let found = tracker.by_agents([A]);
     assert_eq!(pods(&found), ["renamed"]);
@@ -85,18 +105,18 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_expired_unnoticed_and_comes_back_is_told_to_have_left() {
     let (tracker, told) = telling();
-    tracker.registered(A, P, meta("one"), 7);
+    tracker.registered(who(A, P), meta("one"), 7);
     advance(REGISTRATION).await;
-    tracker.registered(A, P, meta("one"), 7);
+    tracker.registered(who(A, P), meta("one"), 7);
     assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1), ('+', 1)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_and_a_replica_with_the_same_number_are_two() {
     let (tracker, told) = telling();
-    let stream = tracker.connected(A, P, meta("stream"));
+    let stream = tracker.connected(who(A, P), meta("stream"));
     let Key::Stream(id) = stream.key else { panic!("a stream") };
-    tracker.registered(A, P, meta("pod"), id);
+    tracker.registered(who(A, P), meta("pod"), id);
     assert_eq!(tracker.by_agents([A]).len(), 2);
     drop(stream);
     assert_eq!(pods(&tracker.by_agents([A])), ["pod"]);
@@ -106,8 +126,8 @@ async fn a_stream_and_a_replica_with_the_same_number_are_two() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_moves_to_another_project_is_found_there_only() {
     let tracker = Tracker::default();
-    tracker.registered(A, P, meta("one"), 7);
-    tracker.registered(A, ProjectId(20), meta("one"), 7);
+    tracker.registered(who(A, P), meta("one"), 7);
+    tracker.registered(who(A, ProjectId(20)), meta("one"), 7);
     assert!(tracker.by_projects([P]).is_empty());
     assert_eq!(tracker.by_projects([P, ProjectId(20)]).len(), 1);
 }
@@ -115,11 +135,11 @@ async fn an_agent_that_moves_to_another_project_is_found_there_only() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_has_so_many_entries_and_no_longer_texts() {
     let (tracker, told) = telling();
-    let stream = tracker.connected(A, P, meta("first"));
+    let stream = tracker.connected(who(A, P), meta("first"));
     for pod in 0..CONNECTIONS_MAX + 5 {
-        tracker.registered(A, P, meta(&"ä".repeat(1000)), i64::try_from(pod).unwrap());
+        tracker.registered(who(A, P), meta(&"ä".repeat(1000)), i64::try_from(pod).unwrap());
         // Heard of again and again, so never the oldest.
-        tracker.registered(A, P, meta("known"), 0);
+        tracker.registered(who(A, P), meta("known"), 0);
     }
     let found = tracker.by_agents([A]);
     assert_eq!(found.len(), LISTED_MAX);
@@ -136,7 +156,7 @@ async fn an_agent_has_so_many_entries_and_no_longer_texts() {
 #[tokio::test(start_paused = true)]
 async fn a_replica_whose_agent_has_had_no_stream_for_a_while_is_gone() {
     let tracker = Tracker::default();
-    tracker.registered(AgentId(1), ProjectId(1), AgentMeta::default(), 5);
+    tracker.registered(who(AgentId(1), ProjectId(1)), AgentMeta::default(), 5);
     let look = async |present: bool, later: u64| {
         tokio::time::advance(Duration::from_secs(later)).await;
         tracker.expire(Instant::now(), |_| present);
@@ -150,4 +170,41 @@ async fn a_replica_whose_agent_has_had_no_stream_for_a_while_is_gone() {
     assert_eq!(look(false, 14).await, 1);
     assert_eq!(look(false, 1).await, 0);
     assert_eq!(tracker.agents(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_listed_with_where_it_comes_from_and_when_it_was_heard_of() {
+    let tracker = Tracker::default();
+    let _stream = tracker.connected(who(B, P), meta("stream"));
+    tracker.registered(who(A, P), meta("pod"), 7);
+    advance(Duration::from_secs(200)).await;
+    tracker.registered(Who { address: "192.0.2.2".to_owned(), ..who(A, P) }, meta("pod"), 7);
+    advance(Duration::from_secs(30)).await;
+    let (found, more) = tracker.list(&Wanted::All, 2);
+    assert!(!more);
+    let seen: Vec<_> = found
+        .iter()
+        .map(|c| (c.info.agent_id, &*c.name, &*c.address, c.kind, c.heard_ago.as_secs()))
+        .collect();
+    assert_eq!(
+        seen,
+        [(1, "prod", "192.0.2.2", Kind::Registered, 30), (2, "prod", "192.0.2.1:5000", Kind::Stream, 230)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_has_so_many_entries_and_says_that_there_are_more() {
+    let tracker = Tracker::default();
+    for agent in (0..600).rev() {
+        tracker.registered(who(AgentId(agent), P), meta("pod"), agent);
+    }
+    let ids = |(found, more): (Vec<Connected>, bool)| {
+        (found.iter().map(|connected| connected.info.agent_id).collect::<Vec<_>>(), more)
+    };
+    assert_eq!(ids(tracker.list(&Wanted::All, 599)), ((0..599).collect(), true));
+    assert_eq!(ids(tracker.list(&Wanted::All, 600)), ((0..600).collect(), false));
+    let both = Wanted::Of { agents: [A, AgentId(999)].into(), projects: [P].into() };
+    assert_eq!(ids(tracker.list(&both, 600)), ((0..600).collect(), false));
+    let nobody = Wanted::Of { agents: BTreeSet::new(), projects: BTreeSet::new() };
+    assert_eq!(ids(tracker.list(&nobody, 600)), (vec![], false));
 }

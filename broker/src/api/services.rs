@@ -2,16 +2,22 @@
 //! short memory of listings in [`super::configuration_files`].
 
 use super::configuration_files::ConfigurationFiles;
-use crate::{agent_tracker::Tracker, gitaly::Gitaly};
+use crate::{
+    fleet::roster::{Gathered, PATIENCE, Roster},
+    gitaly::Gitaly,
+};
 use postern_wire::{
     ids::{AgentId, ProjectId},
     metadata::Program,
     proto::gitlab::agent::{
-        agent_tracker::rpc::{
-            GetConnectedAgentsByAgentIDsRequest, GetConnectedAgentsByAgentIDsResponse,
-            GetConnectedAgentsByProjectIDsRequest, GetConnectedAgentsByProjectIDsResponse,
-            GetConnectedAgentsRequest, GetConnectedAgentsResponse, agent_tracker_server::AgentTracker,
-            get_connected_agents_request::Request as Wanted,
+        agent_tracker::{
+            ConnectedAgentInfo,
+            rpc::{
+                GetConnectedAgentsByAgentIDsRequest, GetConnectedAgentsByAgentIDsResponse,
+                GetConnectedAgentsByProjectIDsRequest, GetConnectedAgentsByProjectIDsResponse,
+                GetConnectedAgentsRequest, GetConnectedAgentsResponse, agent_tracker_server::AgentTracker,
+                get_connected_agents_request::Request as Wanted,
+            },
         },
         configuration_project::rpc::{
             ListAgentConfigFilesRequest, ListAgentConfigFilesResponse,
@@ -26,15 +32,15 @@ use postern_wire::{
         },
     },
 };
-use std::sync::Arc;
-use tonic::{Request, Response, Status, async_trait};
+use std::{sync::Arc, time::Duration};
+use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
 
 /// Told the full path of a project that was pushed to.
 pub type OnPush = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// `AgentTracker`: who is connected.
+/// `AgentTracker`: who is connected, to whichever broker.
 pub(super) struct AgentTrackerService {
-    pub(super) tracker: Tracker,
+    pub(super) roster: Roster,
 }
 
 #[async_trait]
@@ -43,20 +49,22 @@ impl AgentTracker for AgentTrackerService {
         &self,
         request: Request<GetConnectedAgentsRequest>,
     ) -> Result<Response<GetConnectedAgentsResponse>, Status> {
-        let agents = match request.into_inner().request {
-            Some(Wanted::ProjectId(id)) => self.tracker.by_projects([ProjectId(id)]),
-            Some(Wanted::AgentId(id)) => self.tracker.by_agents([AgentId(id)]),
+        let patience = patience(request.metadata());
+        let gathered = match request.into_inner().request {
+            Some(Wanted::ProjectId(id)) => self.roster.by_projects([ProjectId(id)].into(), patience).await,
+            Some(Wanted::AgentId(id)) => self.roster.by_agents([AgentId(id)].into(), patience).await,
             None => return Err(Status::invalid_argument("one of project_id and agent_id is required")),
         };
-        Ok(Response::new(GetConnectedAgentsResponse { agents }))
+        Ok(Response::new(GetConnectedAgentsResponse { agents: infos(gathered) }))
     }
 
     async fn get_connected_agents_by_agent_i_ds(
         &self,
         request: Request<GetConnectedAgentsByAgentIDsRequest>,
     ) -> Result<Response<GetConnectedAgentsByAgentIDsResponse>, Status> {
-        let ids = request.into_inner().agent_ids;
-        let agents = self.tracker.by_agents(ids.into_iter().map(AgentId));
+        let patience = patience(request.metadata());
+        let ids = request.into_inner().agent_ids.into_iter().map(AgentId).collect();
+        let agents = infos(self.roster.by_agents(ids, patience).await);
         Ok(Response::new(GetConnectedAgentsByAgentIDsResponse { agents }))
     }
 
@@ -64,8 +72,9 @@ impl AgentTracker for AgentTrackerService {
         &self,
         request: Request<GetConnectedAgentsByProjectIDsRequest>,
     ) -> Result<Response<GetConnectedAgentsByProjectIDsResponse>, Status> {
-        let ids = request.into_inner().project_ids;
-        let agents = self.tracker.by_projects(ids.into_iter().map(ProjectId));
+        let patience = patience(request.metadata());
+        let ids = request.into_inner().project_ids.into_iter().map(ProjectId).collect();
+        let agents = infos(self.roster.by_projects(ids, patience).await);
         Ok(Response::new(GetConnectedAgentsByProjectIDsResponse { agents }))
     }
 
@@ -75,6 +84,36 @@ impl AgentTracker for AgentTrackerService {
     ) -> Result<Response<GetConnectedAgentsByAgentIDsResponse>, Status> {
         self.get_connected_agents_by_agent_i_ds(request).await
     }
+}
+
+/// Rails is told nothing of brokers: it has no place for them.
+fn infos(gathered: Gathered) -> Vec<ConnectedAgentInfo> {
+    gathered.entries.into_iter().map(|entry| Arc::unwrap_or_clone(entry.connected.info)).collect()
+}
+
+/// How long other brokers may take: a caller that gives up sooner than usual gets what is known by then.
+fn patience(metadata: &MetadataMap) -> Duration {
+    let limit = metadata.get("grpc-timeout").and_then(|text| grpc_timeout(text.to_str().ok()?));
+    limit.map_or(PATIENCE, |limit| PATIENCE.min(limit * 2 / 3))
+}
+
+/// At most eight digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let number: u32 = digits.parse().ok()?;
+    let unit = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(unit * number)
 }
 
 /// `ConfigurationProject`: which agents a project configures.
@@ -145,5 +184,33 @@ impl ServerInfo for ServerInfoService {
         let git_ref = if commit == "unknown" { "" } else { commit };
         let info = Info { version: version.trim_start_matches('v').to_owned(), git_ref: git_ref.to_owned() };
         Ok(Response::new(GetServerInfoResponse { current_server_info: Some(info) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_brokers_get_two_thirds_of_what_time_the_caller_has_but_no_more_than_usual() {
+        for (said, wanted) in [
+            (None, PATIENCE),
+            (Some("2S"), PATIENCE),
+            (Some("1999998u"), PATIENCE),
+            (Some("600m"), Duration::from_millis(400)),
+            (Some("300000000n"), PATIENCE),
+            (Some("30000000n"), Duration::from_millis(20)),
+            (Some("99999999H"), PATIENCE),
+            (Some("0S"), Duration::ZERO),
+            (Some("S"), PATIENCE),
+            (Some("2"), PATIENCE),
+            (Some("-2S"), PATIENCE),
+        ] {
+            let mut metadata = MetadataMap::new();
+            if let Some(said) = said {
+                metadata.insert("grpc-timeout", said.parse().unwrap());
+            }
+            assert_eq!(patience(&metadata), wanted, "{said:?}");
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! Everything on the API listener, over real sockets: clients with good JWTs and with bad ones, and the stand-in for
 //! Gitaly behind it.
 
+mod agents;
 mod connections;
 mod listings;
 
 use super::*;
 use crate::{
+    agent_tracker::{Tracker, Who},
     api::jwt::tests::jwt,
     config::{ListenAddress, ListenConfig},
+    fleet::roster::{Fleet, LastSeen},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postern_wire::{
@@ -66,6 +69,8 @@ struct Field {
 struct With {
     gitaly: Option<Arc<Gitaly>>,
     beside: Option<Beside>,
+    fleet: Option<Arc<dyn Fleet>>,
+    remembers: Option<LastSeen>,
     tls: Option<postern_certs::CertFiles>,
 }
 
@@ -85,9 +90,13 @@ impl Field {
         };
         let (tracker, pushed) = (Tracker::default(), Arc::new(Mutex::new(Vec::new())));
         let sink = Arc::clone(&pushed);
+        let mut roster = Roster::new(tracker.clone()).remembering(move |_| with.remembers.clone());
+        if let Some(fleet) = with.fleet {
+            roster = roster.among(fleet);
+        }
         let api = Api {
             secret: secret(&config).unwrap(),
-            tracker: tracker.clone(),
+            roster,
             gitaly: with.gitaly,
             on_push: Arc::new(move |path: &str| sink.lock().unwrap().push(path.to_owned())),
             program: PROGRAM,
@@ -134,6 +143,11 @@ async fn said(mut io: impl AsyncRead + AsyncWrite + Unpin, text: &str) -> String
     answer
 }
 
+fn who(agent: i64, project: i64) -> Who {
+    let (agent, project) = (AgentId(agent), ProjectId(project));
+    Who { agent, project, name: "prod".to_owned(), address: "192.0.2.1:5000".to_owned() }
+}
+
 fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -173,9 +187,9 @@ async fn connected_agents_are_found_by_every_call() {
     let field = Field::start(With::default()).await;
     let meta =
         |pod: &str| AgentMeta { version: "v14.1.1".into(), pod_name: pod.into(), ..AgentMeta::default() };
-    let _one = field.tracker.connected(AgentId(1), ProjectId(10), meta("one"));
-    field.tracker.registered(AgentId(2), ProjectId(10), meta("two"), 77);
-    field.tracker.registered(AgentId(3), ProjectId(30), meta("three"), 88);
+    let _one = field.tracker.connected(who(1, 10), meta("one"));
+    field.tracker.registered(who(2, 10), meta("two"), 77);
+    field.tracker.registered(who(3, 30), meta("three"), 88);
     let mut client = AgentTrackerClient::new(field.channel());
     let ids = |agents: &[ConnectedAgentInfo]| agents.iter().map(|info| info.agent_id).collect::<Vec<_>>();
 

@@ -7,15 +7,19 @@ use crate::{
     api::{self, Api, Beside},
     config::ApiConfig,
     events::{self, Event, EventKind, Events, action_cable::Broadcaster, server_sent},
+    fleet::roster::{LastSeen, Roster},
     listeners::socket::Listener,
     observability::Metrics,
     repositories::Repositories,
-    tunnel::registry::Registry,
+    tunnel::registry::{Presence, Registry},
     usage::{self, Usage},
 };
 use anyhow::Context;
 use postern_wire::ids::{AgentId, ProjectId};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tower_service::Service;
 
 /// Where events are served on the API listener.
@@ -48,6 +52,17 @@ pub(super) fn tracker(
         }
     }));
     tracker
+}
+
+/// Lists whom the tracker knows, and remembers whom the registry has seen.
+pub(super) fn roster(tracker: &Tracker, registry: &Arc<Registry>) -> Roster {
+    let registry = Arc::clone(registry);
+    Roster::new(tracker.clone()).remembering(move |agent| {
+        let Presence { tunnels, streams, last: (at, from), refusal } = registry.presence(agent)?;
+        // Connected, and yet in no list: its registrations fail.
+        let at = if tunnels + streams > 0 { SystemTime::now() } else { at };
+        Some(LastSeen { at, from, broker: String::new(), refusal })
+    })
 }
 
 /// Publishes to Rails' cable if the config wants it.
@@ -83,7 +98,7 @@ pub(super) fn usage(
 /// Answers what Rails asks, and serves events beside it if the config wants that.
 pub(super) fn serve_api(
     (listener, section): (Arc<Listener>, &ApiConfig),
-    tracker: &Tracker,
+    roster: Roster,
     (repositories, gitlab): (&Arc<Repositories>, Option<&GitLab>),
     server_sent_events: Option<&Arc<Events>>,
     stop: &Stops,
@@ -100,7 +115,7 @@ pub(super) fn serve_api(
     };
     let api = Api {
         secret,
-        tracker: tracker.clone(),
+        roster,
         gitaly: gitlab.map(|gitlab| Arc::clone(&gitlab.gitaly)),
         on_push: Arc::new(on_push),
         program: PROGRAM,

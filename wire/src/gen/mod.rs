@@ -96,3 +96,8 @@ pub mod google {
         include!("google.rpc.rs");
     }
 }
+pub mod postern {
+    pub mod fleet {
+        include!("postern.fleet.rs");
+    }
+}

@@ -1,4 +1,4 @@
-//! How one connects: HTTP/1.1 beside gRPC or not at all, TLS, and the end.
+//! How one connects: HTTP/1.1 beside gRPC, TLS, and the end.
 
 use super::*;
 
@@ -35,13 +35,6 @@ async fn another_module_is_served_beside_grpc_behind_the_same_check() {
     assert!(answer.contains("grpc-status: 12"), "{answer}");
     // And gRPC as before.
     ServerInfoClient::new(field.channel()).get_server_info(call(GetServerInfoRequest {})).await.unwrap();
-}
-
-#[tokio::test]
-async fn http_1_is_refused_where_only_grpc_is_served() {
-    let field = Field::start(With::default()).await;
-    let answer = field.http1("GET /events HTTP/1.1\r\nHost: kas\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 505"), "{answer}");
 }
 
 #[tokio::test]
