@@ -61,7 +61,7 @@ fn api(identities: Identities, cors: Cors, counted: Arc<dyn Counted>, tunnel: Tu
         agent_wait: Duration::ZERO,
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
-        under_way: TaskTracker::new(),
+        under_way: Running::default(),
     }
 }
 
