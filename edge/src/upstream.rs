@@ -12,7 +12,7 @@ use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -107,7 +107,7 @@ impl Upstreams {
 
     /// Asks every broker over and over whether it is there, and remembers what came of it. None waits for another.
     /// Never returns.
-    pub async fn probe(self: std::sync::Arc<Self>, limit: Duration) {
+    pub async fn probe(self: Arc<Self>, limit: Duration) {
         let mut probes = JoinSet::new();
         for route in [Route::Agents, Route::KubernetesApi] {
             for index in 0..self.of(route).brokers.len() {
