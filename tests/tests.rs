@@ -24,5 +24,7 @@ mod hostile;
 mod kubectl;
 /// A caller's requests through edge, broker, tunnel and agent: streaming, upgrades, cancellation, load.
 mod kubernetes_api;
+/// Brokers restarted one after the other under load.
+mod rolling;
 /// Processes killed, restarted and drained while requests run.
 mod survival;

@@ -19,6 +19,7 @@ use frames::Seen;
 use gate::{Gate, Refusal};
 use http::HeaderValue;
 use postern_wire::token::AgentToken;
+use rand::Rng;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
@@ -31,11 +32,16 @@ const LAST_REDIAL: Duration = Duration::from_secs(20);
 const REDIAL_GROWTH: f64 = 1.3;
 /// A connection that lived this long was a good one; the next outage begins with a short delay.
 const LIVED: Duration = Duration::from_secs(10);
+/// A broker that leaves asks all its agents at once for another connection. They dial within this time, each at a moment
+/// of its own; sooner if anything needs the connection.
+const MOVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where streams to the broker start.
 #[derive(Clone)]
 pub struct Road {
     current: watch::Receiver<Option<Connection>>,
+    /// How many wait for a connection.
+    wanted: watch::Sender<usize>,
     gate: Arc<Gate>,
     name: Arc<str>,
     token_place: Arc<str>,
@@ -46,6 +52,7 @@ pub struct Keeper {
     dialler: Dialler,
     tokens: watch::Receiver<AgentToken>,
     current: watch::Sender<Option<Connection>>,
+    wanted: watch::Receiver<usize>,
     gate: Arc<Gate>,
     metrics: Metrics,
 }
@@ -67,14 +74,40 @@ pub fn road(
     metrics: Metrics,
 ) -> (Road, Keeper) {
     let (sender, current) = watch::channel(None);
+    let (wanted, wanted_receiver) = watch::channel(0);
     let gate = Arc::new(Gate::default());
     let road = Road {
         current,
+        wanted,
         gate: gate.clone(),
         name: dialler.address.to_string().into(),
         token_place: token_place.into(),
     };
-    (road, Keeper { dialler, tokens, current: sender, gate, metrics })
+    (road, Keeper { dialler, tokens, current: sender, wanted: wanted_receiver, gate, metrics })
+}
+
+/// Counts as one who waits for a connection.
+struct Wants<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Wants<'a> {
+    fn one(wanted: &'a watch::Sender<usize>) -> Self {
+        wanted.send_modify(|wanted| *wanted += 1);
+        Self(wanted)
+    }
+}
+
+impl Drop for Wants<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|wanted| *wanted -= 1);
+    }
+}
+
+/// Why another connection is needed.
+enum Over {
+    /// The broker asks for it, politely; what runs on this one goes on.
+    Asked,
+    /// The connection is lost, or given up, or of a token that is no longer in use.
+    Gone,
 }
 
 impl Road {
@@ -83,8 +116,9 @@ impl Road {
         let mut current = self.current.clone();
         loop {
             self.gate.passed().await;
-            let Ok(found) = current.wait_for(|current| current.as_ref().is_some_and(|c| !c.is_gone())).await
-            else {
+            let open = |current: &Option<Connection>| current.as_ref().is_some_and(|c| c.takes_streams());
+            let _wants = (!open(&current.borrow())).then(|| Wants::one(&self.wanted));
+            let Ok(found) = current.wait_for(open).await else {
                 // The keeper has ended, and with it the process.
                 return std::future::pending().await;
             };
@@ -103,7 +137,7 @@ impl Road {
         }
     }
 
-    /// Whether there is a connection now.
+    /// Whether there is a connection now, be it one that is about to be replaced.
     pub fn is_connected(&self) -> bool {
         self.current.borrow().as_ref().is_some_and(|connection| !connection.is_gone())
     }
@@ -173,9 +207,14 @@ impl Keeper {
                         old.retired().cancel();
                     }
                     self.metrics.connected.set(1);
-                    self.attend(opened).await;
+                    let now = opened.connection.clone();
+                    let over = self.attend(opened).await;
                     if since.elapsed() >= LIVED {
                         backoff.reset();
+                        if matches!(over, Over::Asked) {
+                            self.until_needed(&now).await;
+                            continue;
+                        }
                     }
                     backoff.step()
                 }
@@ -212,21 +251,28 @@ impl Keeper {
     }
 
     /// Returns when another connection is needed. Streams of this one that still run are left to finish.
-    async fn attend(&mut self, opened: Opened) {
-        let Opened { mut driver, mut seen, .. } = opened;
+    async fn attend(&mut self, opened: Opened) -> Over {
+        let Opened { connection, mut driver, mut seen } = opened;
         let goodbye = |seen: &Seen| matches!(seen, Seen::GoAway { .. });
-        let moves = tokio::select! {
+        let over = tokio::select! {
             biased;
             Ok(seen) = seen.wait_for(goodbye) => {
-                if let Seen::GoAway { code, text } = &*seen {
-                    match code {
-                        0 => info!("the broker asks for a new connection"),
-                        _ => warn!(code = %h2_reason(*code), text = %text, "the broker gives the connection up"),
+                let asked = match &*seen {
+                    Seen::GoAway { code: 0, .. } => true,
+                    Seen::GoAway { code, text } => {
+                        warn!(code = %h2_reason(*code), text = %text, "the broker gives the connection up");
+                        false
                     }
+                    _ => false,
+                };
+                if asked {
+                    info!("the broker asks for a new connection");
                 }
-                // No stream can be opened on it any more; those that run go on.
-                self.current.send_replace(None);
-                true
+                connection.leave();
+                // No stream can be opened on it any more; those that run go on, and requests still come through them.
+                self.current.send_modify(|_| {});
+                driver.detach();
+                if asked { Over::Asked } else { Over::Gone }
             }
             result = &mut driver => {
                 let cause = match &result {
@@ -236,17 +282,28 @@ impl Keeper {
                 };
                 warn!(error = %cause, "connection lost");
                 self.current.send_replace(None);
-                false
+                Over::Gone
             }
             Ok(()) = self.tokens.changed() => {
                 info!("connecting anew with the new token");
-                true
+                driver.detach();
+                Over::Gone
             }
         };
-        if moves {
-            driver.detach();
+        let open = self.current.borrow().as_ref().is_some_and(Connection::takes_streams);
+        self.metrics.connected.set(i64::from(open));
+        over
+    }
+
+    /// While the connection before still brings requests there is no hurry.
+    async fn until_needed(&mut self, before: &Connection) {
+        let moment = MOVE_WITHIN.mul_f64(rand::rng().random_range(0.0..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(moment) => {}
+            () = before.ended() => {}
+            Ok(_) = self.wanted.wait_for(|wanted| *wanted > 0) => {}
+            Ok(()) = self.tokens.changed() => {}
         }
-        self.metrics.connected.set(i64::from(self.current.borrow().is_some()));
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     broker::{Road, connection::Connection},
     error,
     observability::logging::LogLevel,
+    pushback,
     registrar::Generation,
 };
 use postern_wire::{
@@ -48,7 +49,8 @@ pub struct Receiver {
 
 /// Why a stream ended.
 enum End {
-    Politely,
+    /// With OK; a broker that is about to leave says when to ask again.
+    Politely(Option<Duration>),
     Moved,
     Status(Status),
 }
@@ -73,8 +75,8 @@ impl Receiver {
             }
             let delay = match end {
                 End::Moved => continue,
-                End::Politely if began.elapsed() >= SHORTEST => continue,
-                End::Politely => quick.step(),
+                End::Politely(pause) if began.elapsed() >= SHORTEST => pause.unwrap_or_default(),
+                End::Politely(pause) => quick.step().max(pause.unwrap_or_default()),
                 End::Status(status) => {
                     if connection.ends_within(CONNECTION_END, &status).await
                         || self.road.refused(&connection, &status)
@@ -122,7 +124,7 @@ impl Receiver {
                         self.road.admitted();
                         self.apply(response, commit_id);
                     }
-                    Ok(None) => return End::Politely,
+                    Ok(None) => return End::Politely(pushback::after(&mut stream).await),
                     Err(status) => return End::Status(status),
                 }
             }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod gitops;
 pub mod kubernetes_api;
 pub mod observability;
+pub mod pushback;
 pub mod registrar;
 pub mod services;
 pub mod tunnel;

@@ -171,7 +171,7 @@ impl Readiness {
         } else if counts.standing == 0 && self.road.is_held_back() {
             // Requests that run go on, but none can follow them.
             Err("the broker refuses or limits the agent's token")
-        } else if counts.standing + counts.busy == 0 {
+        } else if counts.standing + counts.busy + counts.leaving == 0 {
             Err("connected to the broker, but no tunnel is standing")
         } else {
             Ok(())

@@ -8,6 +8,7 @@ use crate::{
     broker::{Road, connection::Connection},
     error,
     observability::Metrics,
+    pushback,
     services::{Call, Replies, Services},
 };
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use postern_wire::{
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, codec::CompressionEncoding};
@@ -36,6 +37,8 @@ use tracing::{debug, info};
 const STANDS_AFTER: Duration = Duration::from_millis(500);
 /// An idle tunnel of a connection that is being left stays a little longer, for a request that is on its way.
 const LINGER: Duration = Duration::from_secs(2);
+/// And until another one stands, but no longer than this: the broker that takes over may not want this agent.
+const STAY: Duration = Duration::from_secs(30);
 /// How long the broker has to end a tunnel whose answer is complete.
 const GOODBYE: Duration = Duration::from_secs(10);
 /// A lost connection makes itself known to its streams first.
@@ -46,6 +49,8 @@ const CONNECTION_END: Duration = Duration::from_millis(200);
 pub enum Ended {
     /// By the broker, politely, without having carried a request.
     Idle,
+    /// Likewise, by one that is about to leave: the next one is to come after this time.
+    Dismissed(Duration),
     /// It carried a request to its end, or to its cancellation.
     Served,
     /// A newer connection took over, or the pool asked it to go.
@@ -84,7 +89,7 @@ pub async fn run(tunnels: Arc<Tunnels>, slot: Slot) -> Ended {
         Err(status) => return failure(status, &tunnels.road, &connection).await,
     };
     let Some(first) = first else {
-        return Ended::Idle;
+        return pushback::after(&mut incoming).await.map_or(Ended::Idle, Ended::Dismissed);
     };
     let mut order = ConnectResponseOrder::new();
     let info = match order.accept(&first).map(|()| first.msg) {
@@ -134,17 +139,18 @@ async fn attended(
     let mut waiting = pin!(waiting);
     let stands_at = Instant::now() + STANDS_AFTER;
     let mut stands = false;
-    let mut leaves_at = None;
+    let mut leaving = pin!(async {
+        connection.retired().cancelled().await;
+        slot.tell(Change::Leaving).await;
+        sleep(LINGER).await;
+        let _ = timeout(STAY, slot.replaced()).await;
+    });
     loop {
         tokio::select! {
             biased;
             waited = &mut waiting => return waited.map(Some),
             () = slot.leave.cancelled() => return Ok(None),
-            () = connection.retired().cancelled(), if leaves_at.is_none() => {
-                leaves_at = Some(Instant::now() + LINGER);
-                slot.tell(Change::Leaving).await;
-            }
-            () = sleep_until(leaves_at.unwrap_or_else(Instant::now)), if leaves_at.is_some() => return Ok(None),
+            () = &mut leaving => return Ok(None),
             () = sleep_until(stands_at), if !stands => {
                 stands = true;
                 slot.tell(Change::Standing).await;

@@ -8,6 +8,7 @@ pub mod report;
 use crate::{
     agent_tracker::{Connection, Tracker, Who},
     auth::{self, AgentPermit},
+    drain::{Departures, Stay},
     events::{Event, EventKind, Events},
     gitaly::poller,
     listeners::agents::peer_address,
@@ -28,7 +29,6 @@ use postern_wire::proto::gitlab::agent::{
 use rand::Rng;
 use report::Reports;
 use std::{pin::Pin, sync::Arc, time::Duration};
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 /// Stands for the commit of an agent that has no repository: its configuration is empty and never changes.
@@ -62,8 +62,8 @@ pub struct ConfigurationService {
     pub max_file_size: u32,
     /// How long one stream lives; agents then open the next one.
     pub max_age: Duration,
-    /// Fires when the broker drains.
-    pub draining: CancellationToken,
+    /// When streams are to end.
+    pub departures: Departures,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<ConfigurationResponse, Status>> + Send>>;
@@ -96,6 +96,7 @@ impl AgentConfiguration for ConfigurationService {
             (!request.skip_register).then(|| self.tracker.connected(Who::of(agent, address), meta));
         let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
         let feed = Feed {
+            stay: Arc::new(self.departures.stay(agent.id)),
             service: self.clone(),
             permit,
             last: Some(request.commit_id).filter(|commit| !commit.is_empty()),
@@ -117,6 +118,7 @@ impl AgentConfiguration for ConfigurationService {
 
 /// One agent's stream.
 struct Feed {
+    stay: Arc<Stay>,
     service: ConfigurationService,
     permit: AgentPermit,
     /// The commit the agent has processed.
@@ -135,7 +137,7 @@ impl Feed {
         if self.over {
             return None;
         }
-        let (deadline, draining) = (self.deadline, self.service.draining.clone());
+        let (deadline, stay) = (self.deadline, Arc::clone(&self.stay));
         let (withdrawn, altered) = (self.permit.withdrawn(), self.permit.altered());
         tokio::select! {
             biased;
@@ -143,7 +145,7 @@ impl Feed {
             // Another repository or name: the agent asks anew at once and is told the new one's.
             () = altered => None,
             () = tokio::time::sleep_until(deadline) => None,
-            () = draining.cancelled() => None,
+            goodbye = stay.stream_over() => Some(Err(goodbye.status())),
             next = self.changed() => Some(next),
         }
     }

@@ -1,6 +1,7 @@
 //! The wiring page: everything the broker runs, bound and started in one place, and drained in the order that
 //! `drain` lists. `main.rs` and the tests use the same door.
 
+mod drain;
 mod neighbours;
 mod providers;
 
@@ -10,6 +11,7 @@ use crate::{
     agent_registrar::RegistrarService,
     auth::Admission,
     config::{Config, ListenAddress, Provider},
+    drain::{Departures, Others, Running},
     events::Events,
     fleet::router::Router,
     gitaly::{ManifestLimits, poller},
@@ -41,7 +43,6 @@ use postern_wire::{
 };
 use providers::Providers;
 use std::{future::Future, sync::Arc, time::Duration};
-use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, transport::Server};
 
@@ -76,8 +77,6 @@ const MAX_METADATA: u32 = 256 * 1024;
 const MAX_ABANDONED: usize = 1024;
 /// Idle tunnels and configuration streams end after this share of the connection age, as kas' do.
 const STREAM_SHARE: f64 = 0.3;
-/// Time for agents to take their leave after a drain, beyond what running requests got.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A running broker.
 #[derive(Debug)]
@@ -90,24 +89,29 @@ pub struct Bound {
     pub observability: ListenAddress,
     /// Where GitLab Rails connects.
     pub api: Option<ListenAddress>,
-    readiness: Readiness,
-    registry: Arc<Registry>,
-    stop: Stops,
-    tasks: Tasks,
-    listen_grace: Duration,
-    shutdown_grace: Duration,
+    drain: drain::Drain,
 }
 
+/// In the order in which a drain fires them.
 #[derive(Debug, Default)]
 struct Stops {
+    /// No new connections, but of other brokers and of probes.
     accepting: CancellationToken,
+    /// Agents' connections take no new streams: GOAWAY.
+    moving: CancellationToken,
+    /// Other brokers' connections neither, and no new ones of theirs: nothing is left to ask for.
+    gateway: CancellationToken,
+    /// What is still open ends.
     streams: CancellationToken,
     background: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Tasks {
-    requests: TaskTracker,
+    /// Those that accept callers.
+    doors: TaskTracker,
+    /// Requests under way, of callers and of other brokers.
+    requests: Running,
     connections: TaskTracker,
     background: TaskTracker,
 }
@@ -131,6 +135,8 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     let (registry, metrics, readiness) =
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
     let (events, usage) = (Arc::new(Events::default()), Arc::new(Usage::default()));
+    let departures = Departures::default();
+    let others: Option<Arc<dyn Others>> = None;
     let Providers { identities, repositories, gitlab } =
         Providers::open(&config, &stop.background, &tasks.background)?;
     let limit = match &config.redis {
@@ -197,7 +203,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         },
         periods: gitlab.as_ref().map(|gitlab| gitlab.manifest_periods).unwrap_or_default(),
         max_age: stream_age,
-        draining: stop.streams.clone(),
+        departures: departures.clone(),
         room: Room::default(),
         usage: Arc::clone(&usage),
         events: Arc::clone(&events),
@@ -222,12 +228,12 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         retry: poller::Periods::default(),
         max_file_size: config.agents.max_configuration_file_size,
         max_age: stream_age,
-        draining: stop.streams.clone(),
+        departures: departures.clone(),
     };
     let tunnels = TunnelService {
         registry: Arc::clone(&registry),
         max_idle: stream_age,
-        draining: stop.streams.clone(),
+        departures: departures.clone(),
         tasks: tasks.connections.clone(),
     };
     let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry), limit };
@@ -267,10 +273,10 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         config.agents.websocket,
         HeaderMap::from_iter([(header::SERVER, server_name)]),
         stop.accepting.clone(),
-        stop.streams.clone(),
+        stop.moving.clone(),
         &tasks.connections,
     );
-    let closing = stop.streams.clone().cancelled_owned();
+    let closing = stop.moving.clone().cancelled_owned();
     tasks.connections.spawn(async move {
         if let Err(error) = server.serve_with_incoming_shutdown(connections, closing).await {
             tracing::error!(error = %crate::error::chain(&error), "the agent listener failed");
@@ -296,7 +302,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             under_way: tasks.requests.clone(),
         });
         let connections = tasks.connections.clone();
-        tasks.connections.spawn(kubernetes::serve(listener, api, stop.accepting.clone(), connections));
+        tasks.doors.spawn(kubernetes::serve(listener, api, stop.accepting.clone(), connections));
     }
     let probes = Arc::new(Probes {
         config: config.observability,
@@ -320,36 +326,20 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         kubernetes_api,
         observability,
         api,
-        readiness,
-        registry,
-        stop,
-        tasks,
-        listen_grace,
-        shutdown_grace,
+        drain: drain::Drain {
+            readiness,
+            registry,
+            departures,
+            others,
+            stop,
+            tasks,
+            listen_grace,
+            shutdown_grace,
+        },
     })
 }
 
 impl Bound {
-    /// Drains: not ready, stop accepting, let requests finish until the deadline, let agents go, stop.
-    pub async fn drain(self) -> Drained {
-        tracing::info!(deadline = ?self.shutdown_grace, "draining: not ready");
-        self.readiness.draining();
-        tokio::time::sleep(self.listen_grace).await;
-        self.stop.accepting.cancel();
-        self.tasks.requests.close();
-        let finished = timeout(self.shutdown_grace, self.tasks.requests.wait()).await;
-        let cut = if finished.is_err() { self.tasks.requests.len() } else { 0 };
-        // Only now: idle tunnels end with OK, and the agents' connections with GOAWAY.
-        self.registry.drain();
-        self.stop.streams.cancel();
-        self.tasks.connections.close();
-        let _ = timeout(LAST_WORDS, self.tasks.connections.wait()).await;
-        self.stop.background.cancel();
-        self.tasks.background.close();
-        let _ = timeout(LAST_WORDS, self.tasks.background.wait()).await;
-        if cut > 0 { Drained::Cut(cut) } else { Drained::Clean }
-    }
-
     /// Serves until `shutdown` resolves, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         shutdown.await;

@@ -17,6 +17,7 @@ pub use projects::Projects;
 
 use crate::{
     auth::{self, AgentPermit},
+    drain::Departures,
     error::chain,
     events::{Event, EventKind, Events},
     gitaly::{
@@ -46,7 +47,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 /// Streams that one agent may have open.
@@ -74,8 +74,8 @@ pub struct GitopsService {
     pub periods: Periods,
     /// How long a stream waits; agents then open the next one.
     pub max_age: Duration,
-    /// Fires when the broker drains.
-    pub draining: CancellationToken,
+    /// When streams that wait are to end.
+    pub departures: Departures,
     /// One of them for all agents.
     pub room: Room,
     /// Counts each synchronization.
@@ -209,15 +209,18 @@ struct Found {
 impl Stream {
     async fn run(self, sender: Sender<ObjectsToSynchronizeResponse>) -> Result<(), Status> {
         let withdrawn = self.permit.withdrawn();
+        let stay = self.service.departures.stay(self.permit.agent.id);
         let served = async {
             let found = tokio::select! {
                 biased;
                 () = sleep_until(self.until) => return Ok(()),
-                () = self.service.draining.cancelled() => return Ok(()),
+                goodbye = stay.stream_over() => return Err(goodbye.status()),
                 // Another configuration project: the agent asks anew at once.
                 () = self.permit.altered() => return Ok(()),
                 found = self.wait() => found?,
             };
+            // It waits no more, and a drain lets it finish.
+            drop(stay);
             self.send(found, &sender).await
         };
         tokio::select! {

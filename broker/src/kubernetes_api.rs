@@ -9,6 +9,7 @@ use crate::{
         Identities,
         caller::{Access, CallerPermit, Credential, Kind},
     },
+    drain::{Running, SHUTTING_DOWN},
     error::{ApiFailure, Form, chain},
     fleet::router::{Router, Tunnel},
     gitlab::Call,
@@ -37,7 +38,6 @@ use std::{
     time::Duration,
 };
 use tokio::sync::oneshot;
-use tokio_util::task::TaskTracker;
 
 mod account;
 mod body;
@@ -75,7 +75,7 @@ pub struct KubernetesApi {
     /// Counted here.
     pub metrics: Arc<Metrics>,
     /// Every request under way.
-    pub under_way: TaskTracker,
+    pub under_way: Running,
 }
 
 /// Why an answer did not come, or not whole.
@@ -99,6 +99,8 @@ enum ExchangeError {
     CallerGone,
     #[error("the caller may no longer reach this agent")]
     Withdrawn,
+    #[error("{SHUTTING_DOWN}")]
+    ShuttingDown,
 }
 
 impl From<ExchangeError> for ApiFailure {
@@ -106,6 +108,7 @@ impl From<ExchangeError> for ApiFailure {
         match error {
             ExchangeError::Withdrawn => Self::new(StatusCode::FORBIDDEN, format!("Forbidden: {error}")),
             ExchangeError::Tunnel(error) => error.into(),
+            ExchangeError::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             ExchangeError::RequestBody(_) => Self::new(StatusCode::BAD_REQUEST, chain(&error)),
             other => Self::new(StatusCode::BAD_GATEWAY, chain(&other)),
         }
@@ -133,7 +136,13 @@ impl KubernetesApi {
                     account.preflight(response.status());
                     response.map(|()| empty())
                 } else {
-                    match self.exchange(parts, body, upgrade, &mut account).await {
+                    let cut = account.under_way.cut().clone();
+                    let exchanged = tokio::select! {
+                        biased;
+                        () = cut.cancelled() => Err(ExchangeError::ShuttingDown.into()),
+                        exchanged = self.exchange(parts, body, upgrade, &mut account) => exchanged,
+                    };
+                    match exchanged {
                         Ok(started) => started.respond(account),
                         Err(failure) => refused(failure, account, form),
                     }

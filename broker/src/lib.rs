@@ -30,6 +30,7 @@ pub mod tunnel;
 // account
 pub mod events;
 // what the features share
+pub mod drain;
 pub mod outgoing;
 pub mod per_agent;
 pub mod status_text;

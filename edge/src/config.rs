@@ -23,7 +23,8 @@ const DEFAULT_HEAD: Duration = Duration::from_secs(15);
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(75);
 /// An HTTP/2 connection on which no stream is open is closed after this; agents always have one open.
 const DEFAULT_IDLE: Duration = Duration::from_secs(600);
-const DEFAULT_CONNECT: Duration = Duration::from_secs(5);
+/// A broker is near; one lost packet of the handshake is sent again after a second.
+const DEFAULT_CONNECT: Duration = Duration::from_secs(2);
 /// Half of the 60 s after which load balancers usually drop a silent connection.
 const DEFAULT_PING: Duration = Duration::from_secs(30);
 const DEFAULT_GRACE: Duration = Duration::from_secs(60);

@@ -15,11 +15,12 @@ use crate::transport::Connection;
 use crate::upstream::Upstreams;
 use async_trait::async_trait;
 use http::HeaderName;
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
+use postern_wire::metadata::LEAVING;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use std::time::Instant;
 /// What all requests of the process share.
 #[derive(Debug)]
 pub struct Shared {
-    pub upstreams: Upstreams,
+    pub upstreams: Arc<Upstreams>,
     pub limits: Limits,
     pub metrics: Metrics,
     pub streams: Arc<Streams>,
@@ -49,6 +50,8 @@ pub struct Request {
     client: Option<SocketAddr>,
     upstream: Option<SocketAddr>,
     tried: Vec<SocketAddr>,
+    /// It was sent once already, to a broker that closed the connection without a word.
+    again: bool,
     refused: Option<Reason>,
     /// Counts the request as under way until its log line.
     _guard: StreamGuard,
@@ -78,6 +81,7 @@ impl ProxyHttp for EdgeProxy {
             client: None,
             upstream: None,
             tried: Vec::new(),
+            again: false,
             refused: None,
             _guard: self.0.streams.open(),
         }
@@ -147,6 +151,43 @@ impl ProxyHttp for EdgeProxy {
         }
         error.set_retry(group.choose(&request.token, &request.tried).is_some());
         error
+    }
+
+    /// The broker closed the connection, or it broke. What certainly never was a request to the broker may be sent again;
+    /// so may, once, what does the same twice as once, unless its answer has begun.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        request: &mut Request,
+        reused: bool,
+    ) -> Box<Error> {
+        let whole = session.response_written().is_none() && !session.as_ref().retry_buffer_truncated();
+        let unsent = whole && error.etype() == &ErrorType::WriteError && is_about_head(&error);
+        let head = session.req_header();
+        // An exec is a GET, too.
+        let plain = request.decision.is_some_and(|decision| decision.upgrade == Upgrade::None);
+        let repeatable = plain && (head.method.is_safe() || reused && head.method.is_idempotent());
+        let silent = matches!(error.retry, RetryType::ReusedOnly);
+        let retry = unsent || whole && silent && repeatable && !std::mem::replace(&mut request.again, true);
+        error.set_retry(retry);
+        error.more_context(format!("Peer: {peer}"))
+    }
+
+    /// A broker that is about to leave says so in its answers.
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        if response.remove_header(LEAVING).is_some()
+            && let Some(address) = request.upstream
+        {
+            self.0.upstreams.of(request.route()).mark_leaving(address);
+        }
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -268,6 +309,11 @@ fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Rea
         },
         ErrorSource::Internal | ErrorSource::Unset => Some(Reason::Internal),
     }
+}
+
+/// Whether the request's head could not be written whole, in the words of pingora, which has no other way to say it.
+fn is_about_head(error: &Error) -> bool {
+    error.context.as_ref().is_some_and(|context| context.as_str().contains("request header"))
 }
 
 fn is_connect(kind: &ErrorType) -> bool {

@@ -117,7 +117,7 @@ async fn forward(
         let opened = tokio::select! {
             biased;
             () = exchange.client_left() => return Ended::Left,
-            opened = pool.open(broker.address) => opened,
+            opened = pool.open(broker) => opened,
         };
         match opened {
             Ok(lease) => break lease,

@@ -56,7 +56,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     let ports = config.listen.iter().map(Port::bind).collect::<anyhow::Result<Vec<_>>>()?;
     let admin_listener = bind(config.admin).with_context(|| format!("admin.listen {}", config.admin))?;
     let shared = Arc::new(Shared {
-        upstreams: Upstreams::resolve(&config)?,
+        upstreams: Arc::new(Upstreams::resolve(&config)?),
         limits: Limits::new(&config.limits, Instant::now()),
         metrics: Metrics::default(),
         streams: Streams::new(),
@@ -118,7 +118,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         tokio::spawn({
             let shared = shared.clone();
             let limit = config.timeouts.connect;
-            async move { shared.upstreams.probe(limit).await }
+            async move { shared.upstreams.clone().probe(limit).await }
         });
         drop(ports);
         let signal = signals.next().await;

@@ -1,18 +1,22 @@
 //! Which broker takes a request, and how the edge connects to it.
 //!
 //! After `limits`. The same token goes to the same broker while that one is up, so that an agent's tunnels land
-//! together. Health is what the last connect said, a probe's or a request's.
+//! together. Health is what the last connect said, a probe's or a request's, and what the broker itself says when it
+//! is about to leave.
 
 use crate::config::{Address, Config};
 use crate::decide::{Decision, Route, Upgrade};
+use crate::relay::pool;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// Bytes of one HTTP/2 stream that nobody has read yet. Times the streams of a connection this stays within the
 /// connection's window, so that one reader who stops reading cannot starve the others.
@@ -22,6 +26,10 @@ pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// Idle pooled connections leave before any usual server closes them, so that a request seldom meets a closed one.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// A broker that takes longer is not one to send anything to.
+const PROBE_WITHIN: Duration = Duration::from_secs(2);
+/// A broker that says it leaves closes its listener a second later; until a probe has noticed, others are preferred.
+const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why no broker is known at start.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +64,9 @@ pub struct Group {
 pub struct Broker {
     pub address: SocketAddr,
     peer: HttpPeer,
-    up: AtomicBool,
+    up: watch::Sender<bool>,
+    /// Until then it is about to leave.
+    leaving: Mutex<Option<Instant>>,
 }
 
 impl Upstreams {
@@ -95,17 +105,18 @@ impl Upstreams {
         agents.chain(self.kubernetes_api.brokers.iter().map(|broker| (Route::KubernetesApi, broker)))
     }
 
-    /// Connects to every broker over and over, and remembers what came of it. Never returns.
-    pub async fn probe(&self, limit: Duration) {
-        let mut every = tokio::time::interval(PROBE_EVERY);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            every.tick().await;
-            for (route, broker) in self.all() {
-                let connected = tokio::time::timeout(limit, TcpStream::connect(broker.address)).await;
-                broker.set_up(route, matches!(connected, Ok(Ok(_))));
+    /// Asks every broker over and over whether it is there, and remembers what came of it. None waits for another.
+    /// Never returns.
+    pub async fn probe(self: Arc<Self>, limit: Duration) {
+        let mut probes = JoinSet::new();
+        for route in [Route::Agents, Route::KubernetesApi] {
+            for index in 0..self.of(route).brokers.len() {
+                let all = self.clone();
+                probes.spawn(async move { all.of(route).brokers[index].probe(route, limit).await });
             }
         }
+        // They never end.
+        while probes.join_next().await.is_some() {}
     }
 }
 
@@ -127,7 +138,7 @@ impl Group {
             let mut hasher = DefaultHasher::new();
             affinity.hash(&mut hasher);
             broker.address.hash(&mut hasher);
-            (broker.is_up(), hasher.finish())
+            (broker.is_up() && !broker.is_leaving(), broker.is_up(), hasher.finish())
         })
     }
 
@@ -135,6 +146,13 @@ impl Group {
     pub fn mark_down(&self, route: Route, address: SocketAddr) {
         if let Some(broker) = self.brokers.iter().find(|broker| broker.address == address) {
             broker.set_up(route, false);
+        }
+    }
+
+    /// This broker has said that it is about to leave.
+    pub fn mark_leaving(&self, address: SocketAddr) {
+        if let Some(broker) = self.brokers.iter().find(|broker| broker.address == address) {
+            broker.leaves();
         }
     }
 
@@ -148,20 +166,21 @@ impl Broker {
         let mut peer = HttpPeer::new(address, false, String::new());
         let options = &mut peer.options;
         options.connection_timeout = Some(connect);
-        options.total_connection_timeout = Some(connect + Duration::from_secs(5));
+        options.total_connection_timeout = Some(connect);
         // No timers on what is under way: a watch, a tunnel or an exec may be silent for hours.
         options.read_timeout = None;
         options.write_timeout = None;
         options.idle_timeout = Some(POOL_IDLE);
         options.tcp_keepalive = Some(TcpKeepalive {
-            idle: Duration::from_secs(30),
-            interval: Duration::from_secs(10),
-            count: 3,
+            // A broker's host that vanished answers neither: within 10 s that is known to who waits for an answer.
+            idle: Duration::from_secs(5),
+            interval: Duration::from_secs(2),
+            count: 2,
             // The system's: a broker may let an upload wait for as long as the cluster does.
             user_timeout: Duration::ZERO,
         });
         // Until the first probe says otherwise, a broker is not known to be there.
-        Self { address, peer, up: AtomicBool::new(false) }
+        Self { address, peer, up: watch::Sender::new(false), leaving: Mutex::default() }
     }
 
     /// How pingora shall connect for this HTTP/1.1 request.
@@ -175,11 +194,53 @@ impl Broker {
     }
 
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        *self.up.borrow()
+    }
+
+    /// Tells whether it is up, now and later.
+    pub fn standing(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leaves(&self) {
+        let until = Instant::now() + LEAVES_WITHIN;
+        if self.leaving().replace(until).is_none() {
+            tracing::info!(upstream = %self.address, "broker is about to leave");
+        }
+    }
+
+    /// Never returns.
+    async fn probe(&self, route: Route, limit: Duration) {
+        let mut every = tokio::time::interval(PROBE_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            let answers = async {
+                match route {
+                    // A process that hangs takes connections, too; HTTP/2 it does not speak.
+                    Route::Agents => pool::answers(self.address).await,
+                    Route::KubernetesApi => TcpStream::connect(self.address).await.is_ok(),
+                }
+            };
+            let answered = tokio::time::timeout(limit.min(PROBE_WITHIN), answers).await;
+            self.set_up(route, answered == Ok(true));
+        }
     }
 
     fn set_up(&self, route: Route, up: bool) {
-        if self.up.swap(up, Ordering::Relaxed) != up {
+        if !up {
+            // Gone: what comes up there is another process.
+            *self.leaving() = None;
+        }
+        if self.up.send_if_modified(|now| std::mem::replace(now, up) != up) {
             if up {
                 tracing::info!(upstream = %self.address, route = route.name(), "broker is reachable");
             } else {
@@ -197,7 +258,7 @@ mod tests {
     fn group(ports: std::ops::Range<u16>) -> Group {
         let broker = |port| {
             let broker = Broker::new(([127, 0, 0, 1], port).into(), Duration::from_secs(1));
-            broker.up.store(true, Ordering::Relaxed);
+            broker.up.send_replace(true);
             broker
         };
         Group { brokers: ports.map(broker).collect() }
@@ -217,6 +278,31 @@ mod tests {
         }
         assert!((300..500).contains(&moved), "{moved}");
         assert!(share.values().all(|n| (320..480).contains(n)), "{share:?}");
+    }
+
+    #[test]
+    fn a_broker_that_leaves_is_spared_unless_it_is_all_there_is() {
+        let group = group(1..4);
+        let first = group.choose(&"token", &[]).unwrap().address;
+        group.mark_leaving(first);
+        let second = group.choose(&"token", &[]).unwrap().address;
+        assert_ne!(first, second);
+        group.mark_leaving(second);
+        let third = group.choose(&"token", &[]).unwrap().address;
+        assert!(third != first && third != second);
+        // Of two that are in trouble, the one that still serves.
+        group.mark_down(Route::KubernetesApi, third);
+        assert_eq!(group.choose(&"token", &[]).unwrap().address, first);
+        // It went, and another process is there now.
+        group.mark_down(Route::KubernetesApi, first);
+        group
+            .brokers
+            .iter()
+            .find(|broker| broker.address == first)
+            .unwrap()
+            .set_up(Route::KubernetesApi, true);
+        assert_eq!(group.choose(&"token", &[]).unwrap().address, first);
+        assert_eq!(group.choose(&"token", &[first]).unwrap().address, second);
     }
 
     #[test]

@@ -9,6 +9,10 @@ pub const ROUTING_AGENT_ID: &str = "kas-hop-routing-agent-id";
 pub const HOP_PREFIX: &str = "kas-hop-";
 /// Headers with this prefix are between our own programs; from outside they are removed.
 pub const INTERNAL_PREFIX: &str = "x-postern-";
+/// In a broker's answers to callers from the moment that it is about to leave: the edge takes what follows elsewhere.
+pub const LEAVING: &str = "x-postern-leaving";
+/// gRPC's own: in the trailers of a stream, after how many milliseconds to open the next one. kas' agents do not know it.
+pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// One opaque id per RPC, for finding its log lines.
 pub const CORRELATION_ID: &str = "x-gitlab-correlation-id";
 

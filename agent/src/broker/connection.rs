@@ -52,6 +52,7 @@ struct Shared {
     scheme: uri::Scheme,
     authority: uri::Authority,
     headers: HeaderMap,
+    leaving: CancellationToken,
     retired: CancellationToken,
     gone: CancellationToken,
 }
@@ -132,6 +133,7 @@ pub async fn open(
         scheme: origin.scheme.unwrap_or(uri::Scheme::HTTP),
         authority: origin.authority.expect("an origin has an authority"),
         headers: metadata(&address, token, headers, user_agent),
+        leaving: CancellationToken::new(),
         retired: CancellationToken::new(),
         gone,
     };
@@ -189,6 +191,21 @@ impl Connection {
     /// Fires when a newer connection has taken over: idle tunnels and long polls move there, requests finish here.
     pub fn retired(&self) -> &CancellationToken {
         &self.shared.retired
+    }
+
+    /// The broker asked for another connection. What runs on this one goes on.
+    pub fn leave(&self) {
+        self.shared.leaving.cancel();
+    }
+
+    /// Whether streams can be opened on it.
+    pub fn takes_streams(&self) -> bool {
+        !self.is_gone() && !self.shared.leaving.is_cancelled()
+    }
+
+    /// Returns when the connection has ended.
+    pub async fn ended(&self) {
+        self.shared.gone.cancelled().await;
     }
 
     /// Whether the connection has ended: then errors of its streams say nothing about the broker.

@@ -11,6 +11,7 @@ use crate::{
         stream::{self, Cause, End},
     },
     observability::Metrics,
+    pushback,
 };
 use postern_wire::proto::gitlab::agent::{
     agentcfg::ManifestProjectCf,
@@ -39,12 +40,14 @@ impl Task {
         loop {
             let connection = self.road.connection().await;
             let began = Instant::now();
-            let delay = match self.stream(&connection, &commit_id).await {
+            let (end, pause) = self.stream(&connection, &commit_id).await;
+            let delay = match end {
                 End::Moved => continue,
                 End::Well(received) => {
                     self.road.admitted();
                     match received {
-                        None => pace.quiet(began.elapsed()),
+                        // Where the broker is about to leave, it says when to come again.
+                        None => pace.quiet(began.elapsed()).max(pause),
                         // Published again, it would be applied again, for nothing.
                         Some(known) if known.commit_id == commit_id => Some(pace.repeated()),
                         Some(news) => {
@@ -77,7 +80,8 @@ impl Task {
         }
     }
 
-    async fn stream(&self, connection: &Connection, commit_id: &str) -> End {
+    /// How it ended, and when the broker wants to be asked again, if it says so.
+    async fn stream(&self, connection: &Connection, commit_id: &str) -> (End, Option<Duration>) {
         let request = ObjectsToSynchronizeRequest {
             project_id: self.settings.id.clone(),
             commit_id: commit_id.to_owned(),
@@ -87,14 +91,18 @@ impl Task {
         let mut client = GitopsClient::new(connection.clone()).accept_compressed(CompressionEncoding::Gzip);
         let opened = tokio::select! {
             opened = client.get_objects_to_synchronize(request) => opened,
-            () = connection.retired().cancelled() => return End::Moved,
+            () = connection.retired().cancelled() => return (End::Moved, None),
         };
-        match opened {
-            Ok(response) => {
-                stream::read(response.into_inner(), &self.settings.id, connection.retired()).await
-            }
-            Err(status) => End::Failed { cause: Cause::Status(status), discarded: 0 },
-        }
+        let mut stream = match opened {
+            Ok(response) => response.into_inner(),
+            Err(status) => return (End::Failed { cause: Cause::Status(status), discarded: 0 }, None),
+        };
+        let end = stream::read(&mut stream, &self.settings.id, connection.retired()).await;
+        let pause = match end {
+            End::Well(None) => pushback::after(&mut stream).await,
+            _ => None,
+        };
+        (end, pause)
     }
 
     fn publish(&self, received: Received) {

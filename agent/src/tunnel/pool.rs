@@ -23,6 +23,8 @@ const GROWTH: usize = 10;
 const QUIET: Duration = Duration::from_secs(60);
 /// A broker that ends idle tunnels sooner is in trouble, however politely it does so; reopening at once would spin.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// Those that a leaving broker ends so soon after they were opened are held off one by one, a little longer each time.
+const FIRST_DISMISSAL: Duration = Duration::from_millis(50);
 /// A tunnel that lived this long shows that the trouble before it is over.
 const LIVED: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -46,6 +48,7 @@ pub struct Slot {
     pub leave: CancellationToken,
     number: u64,
     changes: mpsc::Sender<(u64, Change)>,
+    counts: watch::Receiver<Counts>,
 }
 
 impl Slot {
@@ -53,6 +56,13 @@ impl Slot {
     pub async fn tell(&self, change: Change) {
         // A pool that is gone takes its tunnels with it.
         let _ = self.changes.send((self.number, change)).await;
+    }
+
+    /// Returns once another tunnel stands that does not leave.
+    pub async fn replaced(&self) {
+        if self.counts.clone().wait_for(|counts| counts.standing > 0).await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 
@@ -65,6 +75,8 @@ pub struct Counts {
     pub idle: usize,
     /// Carrying a request.
     pub busy: usize,
+    /// About to go; a request that comes is still carried.
+    pub leaving: usize,
 }
 
 /// Keeps tunnels open until `drain`, then returns once the last request is done. `least` idle tunnels are kept.
@@ -78,7 +90,7 @@ pub async fn keep<F>(
 {
     let (sender, mut changes) = mpsc::channel(64);
     let first = *least.borrow_and_update();
-    let mut pool = Pool::new(first, sender);
+    let mut pool = Pool::new(first, sender, counts.subscribe());
     loop {
         if !drain.is_cancelled() {
             pool.fill(&open);
@@ -113,6 +125,7 @@ struct Pool {
     numbers: HashMap<Id, u64>,
     tasks: JoinSet<Ended>,
     changes: mpsc::Sender<(u64, Change)>,
+    shown: watch::Receiver<Counts>,
     next: u64,
     least: usize,
     /// Tunnels there should be, idle and busy.
@@ -120,6 +133,9 @@ struct Pool {
     last_request: Instant,
     backoff: Backoff,
     retry_at: Option<Instant>,
+    dismissals: Backoff,
+    /// Places whose next tunnel the broker asked to come then. As many as there were tunnels at the most.
+    resting: Vec<Instant>,
     sent_home: bool,
 }
 
@@ -138,18 +154,21 @@ enum Phase {
 }
 
 impl Pool {
-    fn new(least: usize, changes: mpsc::Sender<(u64, Change)>) -> Self {
+    fn new(least: usize, changes: mpsc::Sender<(u64, Change)>, shown: watch::Receiver<Counts>) -> Self {
         Self {
             slots: HashMap::new(),
             numbers: HashMap::new(),
             tasks: JoinSet::new(),
             changes,
+            shown,
             next: 0,
             least,
             wanted: least,
             last_request: Instant::now(),
             backoff: Backoff::new(FIRST_RETRY, LAST_RETRY, RETRY_GROWTH),
             retry_at: None,
+            dismissals: Backoff::new(FIRST_DISMISSAL, LAST_RETRY, RETRY_GROWTH),
+            resting: Vec::new(),
             sent_home: false,
         }
     }
@@ -164,7 +183,7 @@ impl Pool {
                     counts.standing += 1;
                 }
                 Phase::Busy => counts.busy += 1,
-                Phase::Leaving => {}
+                Phase::Leaving => counts.leaving += 1,
             }
         }
         counts
@@ -178,12 +197,15 @@ impl Pool {
             return;
         }
         self.retry_at = None;
+        let now = Instant::now();
+        self.resting.retain(|until| *until > now);
         let counts = self.counts();
-        for _ in counts.idle + counts.busy..self.wanted.min(MOST) {
+        for _ in counts.idle + counts.busy + self.resting.len()..self.wanted.min(MOST) {
             let number = self.next;
             self.next += 1;
             let leave = CancellationToken::new();
-            let slot = Slot { leave: leave.clone(), number, changes: self.changes.clone() };
+            let (changes, counts) = (self.changes.clone(), self.shown.clone());
+            let slot = Slot { leave: leave.clone(), number, changes, counts };
             let task = self.tasks.spawn(open(slot)).id();
             self.numbers.insert(task, number);
             self.slots.insert(number, Entry { phase: Phase::Opening, since: Instant::now(), leave });
@@ -218,9 +240,24 @@ impl Pool {
         }
         match ended {
             Ended::Served | Ended::Left | Ended::Interrupted => {}
+            Ended::Dismissed(pause) => self.dismissed(pause, lived),
             Ended::Idle if lived >= SHORTEST => {}
             Ended::Idle => self.failed(&Status::unavailable("the broker ends idle tunnels at once")),
             Ended::Failed(status) => self.failed(&status),
+        }
+    }
+
+    /// A leaving broker says when to come again. The others of its kind may be about to leave too, so that a tunnel which
+    /// was ended at once shows no trouble; but whatever is said, nobody is asked over and over without a pause.
+    fn dismissed(&mut self, pause: Duration, lived: Duration) {
+        let pause = if lived >= SHORTEST {
+            self.dismissals.reset();
+            pause
+        } else {
+            pause.max(self.dismissals.step())
+        };
+        if !pause.is_zero() {
+            self.resting.push(Instant::now() + pause);
         }
     }
 
@@ -241,12 +278,13 @@ impl Pool {
         self.wanted = self.wanted.max(counts.busy + least).min(MOST);
     }
 
-    /// When something is due without anybody saying so: the next try, or the end of a quiet time.
+    /// When something is due without anybody saying so: the next try, the end of a rest, or that of a quiet time.
     fn alarm(&self) -> Option<Instant> {
         let counts = self.counts();
         let surplus = self.wanted > counts.busy + self.least;
         let quiet = surplus.then(|| self.last_request + QUIET);
-        [self.retry_at, quiet].into_iter().flatten().min()
+        let rested = self.resting.iter().min().copied();
+        [self.retry_at, quiet, rested].into_iter().flatten().min()
     }
 
     fn rest(&mut self) {

@@ -75,6 +75,56 @@ async fn a_broker_that_says_goodbye_keeps_what_runs_while_the_agent_moves_on() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_asked_to_move_is_ready_all_the_time() {
+    let mut broker = FakeBroker::start(Via::Grpc).await;
+    let api = FakeApi::start().await;
+    let agent = start(&format!("grpc://{}", broker.at), &api, &[]).await;
+    let (mut one, mut two) = (broker.tunnel().await, broker.tunnel().await);
+    agent.probes("/readiness", 200).await;
+    broker.state.goodbye.notify_waiters();
+    let asking = async {
+        loop {
+            let (status, why) = agent.probe("/readiness").await;
+            assert_eq!(status, 200, "{why}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let moving = async {
+        // New ones stand before the old ones go, and a request that still comes to an old one is served.
+        let _new = (broker.tunnel().await, broker.tunnel().await);
+        assert!(one.ask(vec![head("GET", "/x", &[], Some(0)), trailer()]).await.is_ok());
+        assert!(soon("the end of the idle tunnel", two.next()).await.is_none());
+    };
+    tokio::select! {
+        () = asking => {}
+        () = moving => {}
+    }
+}
+
+#[tokio::test]
+async fn tunnels_that_a_leaving_broker_ends_are_opened_again_when_it_said() {
+    let mut broker = FakeBroker::start(Via::Grpc).await;
+    let api = FakeApi::start().await;
+    let agent = start(&format!("grpc://{}", broker.at), &api, &[]).await;
+    let (mut goes, mut stays) = (broker.tunnel().await, broker.tunnel().await);
+    agent.probes("/readiness", 200).await;
+    for pause in [0, 700] {
+        let began = tokio::time::Instant::now();
+        let mut goodbye = tonic::Status::ok("");
+        goodbye.metadata_mut().insert(postern_wire::metadata::PUSHBACK, pause.into());
+        goes.fail(goodbye).await;
+        goes = broker.tunnel().await;
+        let after = began.elapsed().as_millis();
+        assert!(
+            (pause * 8 / 10..pause + 500).contains(&after.try_into().unwrap()),
+            "{after} ms, not {pause}"
+        );
+    }
+    assert!(stays.ask(vec![head("GET", "/x", &[], Some(0)), trailer()]).await.is_ok());
+    agent.probes("/readiness", 200).await;
+}
+
+#[tokio::test]
 async fn a_refused_token_is_one_line_with_advice_and_not_a_storm() {
     let broker = FakeBroker::start(Via::Grpc).await;
     *broker.state.token.lock().unwrap() = Some("another".to_owned());

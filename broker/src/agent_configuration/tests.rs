@@ -67,7 +67,7 @@ impl Field {
             retry: periods,
             max_file_size: 1024,
             max_age: Duration::from_secs(3600),
-            draining: CancellationToken::new(),
+            departures: Departures::default(),
         };
         let routes = Routes::new(stage.admission.guard(AgentConfigurationServer::new(service)));
         let agent = AgentConfigurationClient::new(serve(routes, &stop).await);

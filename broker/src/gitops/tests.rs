@@ -33,7 +33,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Streaming, service::Routes, transport::Channel};
 
 const QUICK: Duration = Duration::from_millis(50);
@@ -153,7 +153,7 @@ fn service(projects: Projects) -> (GitopsService, Mutex<Receiver<Arc<Published>>
         limits: ManifestLimits::default(),
         periods: Periods { poll: QUICK, retry: QUICK, retry_max: QUICK },
         max_age: LONG,
-        draining: CancellationToken::new(),
+        departures: Departures::default(),
         room: Room::default(),
         usage: Arc::default(),
         events,
@@ -499,8 +499,13 @@ async fn a_stream_that_waited_its_time_and_one_that_meets_a_drain_end_properly()
     let commit = field.commit(30, &[("a.yaml", b"one")]);
     let mut waiting = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
     field.asked(1).await;
-    field.service.draining.cancel();
+    field.service.departures.end();
     assert_eq!(soon(waiting.message()).await.unwrap(), None);
+    // OK, and a hint that agents of other makers do not see.
+    let trailers = soon(waiting.trailers()).await.unwrap().expect("they came with the end");
+    let pause: u64 =
+        trailers.get(postern_wire::metadata::PUSHBACK).unwrap().to_str().unwrap().parse().unwrap();
+    assert!(pause <= 1000, "{pause}");
 }
 
 #[tokio::test]

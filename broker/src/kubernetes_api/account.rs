@@ -3,6 +3,7 @@
 
 use crate::{
     auth::caller::{CallerPermit, Credential, Who},
+    drain::{Running, UnderWay},
     error::ApiFailure,
     fleet::router::Tunnel,
     observability::{Metrics, Route},
@@ -14,7 +15,6 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 use tokio::time::Instant;
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 /// Characters of a path, and of a reason that an agent may have a say in.
 const MAX_TEXT: usize = 512;
@@ -43,11 +43,11 @@ pub(super) struct Account {
     start: Instant,
     metrics: Arc<Metrics>,
     /// Counts the request as under way, from its head to its end, so that a drain can wait for it.
-    _under_way: TaskTrackerToken,
+    pub(super) under_way: UnderWay,
 }
 
 impl Account {
-    pub(super) fn open<B>(request: &Request<B>, metrics: Arc<Metrics>, under_way: &TaskTracker) -> Self {
+    pub(super) fn open<B>(request: &Request<B>, metrics: Arc<Metrics>, under_way: &Running) -> Self {
         Self {
             trace_id: format!("{:016x}", rand::rng().random::<u64>()),
             caller_kind: "",
@@ -65,7 +65,7 @@ impl Account {
             received: Arc::default(),
             start: Instant::now(),
             metrics,
-            _under_way: under_way.token(),
+            under_way: under_way.enter(),
         }
     }
 

@@ -68,6 +68,7 @@ async fn pump(
 ) {
     let withdrawn = permit.withdrawn();
     tokio::pin!(withdrawn);
+    let cut = account.under_way.cut().clone();
     let end = loop {
         let next = tokio::select! {
             biased;
@@ -77,6 +78,7 @@ async fn pump(
                 _ => Err(ExchangeError::CallerGone),
             },
             () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+            () = cut.cancelled() => break Err(ExchangeError::ShuttingDown),
             next = answer.next() => next,
             Ok(failed) = &mut upload.failed => Err(failed),
         };
@@ -88,6 +90,7 @@ async fn pump(
                     tokio::select! {
                         biased;
                         () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+                        () = cut.cancelled() => break Err(ExchangeError::ShuttingDown),
                         _ = pieces.send(Ok(Frame::data(piece.data))) => {}
                     }
                 }

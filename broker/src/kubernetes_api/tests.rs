@@ -66,7 +66,7 @@ fn api(
         agent_wait: Duration::ZERO,
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
-        under_way: TaskTracker::new(),
+        under_way: Running::default(),
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) async fn run(
 ) {
     let Upload { keep, task, .. } = upload;
     let received = account.received();
+    let cut = account.under_way.cut().clone();
     let copied = async {
         let client = client.await.map_err(|_| ExchangeError::CallerGone)?;
         let to_agent = keep.await.map_err(|_| ExchangeError::NoAnswer)?;
@@ -33,6 +34,7 @@ pub(super) async fn run(
             ended = downstream => ended,
             Err(error) = upstream => Err(error),
             () = permit.withdrawn() => Err(ExchangeError::Withdrawn),
+            () = cut.cancelled() => Err(ExchangeError::ShuttingDown),
         }
     };
     let ended: Result<(), ExchangeError> = copied.await;

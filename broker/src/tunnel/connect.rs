@@ -3,6 +3,7 @@
 
 use crate::{
     auth::{self, AgentPermit},
+    drain::Departures,
     listeners::agents::peer_address,
     tunnel::{
         registry::{Claim, Offer, Registry},
@@ -19,7 +20,7 @@ use postern_wire::{
 };
 use rand::Rng;
 use std::{sync::Arc, time::Duration};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 /// An agent sends its descriptor together with the call; one that does not is not an agent.
@@ -32,8 +33,8 @@ pub struct TunnelService {
     pub registry: Arc<Registry>,
     /// How long a tunnel may stay idle.
     pub max_idle: Duration,
-    /// Fires when the broker drains.
-    pub draining: CancellationToken,
+    /// When idle tunnels are to end.
+    pub departures: Departures,
     /// Every idle tunnel's task, so that a drain can wait for them.
     pub tasks: TaskTracker,
 }
@@ -85,6 +86,7 @@ impl TunnelService {
         let expiry = tokio::time::sleep(idle);
         let withdrawn = permit.withdrawn();
         tokio::pin!(expiry, withdrawn);
+        let stay = self.departures.stay(permit.agent.id);
         loop {
             let (_ticket, claimed) = match self.registry.offer(permit.agent.id) {
                 Offer::Wanted(claim) => match lend(claim, tunnel).await {
@@ -119,7 +121,7 @@ impl TunnelService {
                     tracing::warn!(agent_id = %permit.agent.id, token = %permit.key(), "tunnel ended: {}", status.message());
                     return tunnel.close(Err(status));
                 }
-                () = self.draining.cancelled() => return tunnel.close(Ok(())),
+                goodbye = stay.tunnel_over() => return tunnel.close(Err(goodbye.status())),
             }
         }
     }

@@ -3,11 +3,11 @@
 //! Under `relay`. Never opens more streams on a connection than its server admits: those would wait for ever behind
 //! tunnels that last for hours. However many streams want a connection at once, one is dialled.
 
-use crate::http2::{self, SEND_BUFFER};
-use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http2::SEND_BUFFER;
+use crate::upstream::{Broker, CONNECTION_WINDOW, STREAM_WINDOW};
 use bytes::Bytes;
-use h2::Ping;
-use h2::client::{Builder, SendRequest};
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,12 +15,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Times the stream window this is the connection's window, and a broker admits 1024.
 const STREAMS: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
+/// kas ends a connection that is pinged more often. What vanished in between is found by the probes, which do not speak
+/// on this connection, and then it is pinged at once.
 const PING_EVERY: Duration = Duration::from_secs(20);
-const PONG_WITHIN: Duration = Duration::from_secs(10);
+const PONG_WITHIN: Duration = Duration::from_secs(5);
 const HEADER_LIST: u32 = 64 * 1024;
 
 /// Connections by broker.
@@ -60,9 +62,10 @@ impl Pool {
     }
 
     /// A place on a connection to this broker. The error says what failed, for people.
-    pub async fn open(&self, address: SocketAddr) -> Result<Lease, &'static str> {
+    pub async fn open(&self, broker: &Broker) -> Result<Lease, &'static str> {
+        let address = broker.address;
         loop {
-            let mut outcome = match self.lease(address) {
+            let mut outcome = match self.lease(broker) {
                 Ok(Lease { send, held }) => match send.ready().await {
                     Ok(send) => return Ok(Lease { send, held }),
                     // Going away, as its task will notice soon.
@@ -82,7 +85,8 @@ impl Pool {
     }
 
     /// A connection with room, or the outcome of the dial to wait for.
-    fn lease(&self, address: SocketAddr) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
+    fn lease(&self, broker: &Broker) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
+        let address = broker.address;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.entry(address).or_default();
         slot.open.retain(|upstream| upstream.alive.has_changed().is_ok());
@@ -95,10 +99,10 @@ impl Pool {
         let (outcome, dialling) = watch::channel(None);
         slot.dialling = Some(dialling.clone());
         let slots = self.slots.clone();
-        let limit = self.connect;
+        let (limit, standing) = (self.connect, broker.standing());
         // A task of its own: the stream that asked first may leave while others wait.
         tokio::spawn(async move {
-            let dialled = timeout(limit, dial(address)).await.unwrap_or(Err("connect timed out"));
+            let dialled = timeout(limit, dial(address, standing)).await.unwrap_or(Err("connect timed out"));
             let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
             let slot = slots.entry(address).or_default();
             slot.dialling = None;
@@ -122,7 +126,19 @@ impl Upstream {
     }
 }
 
-async fn dial(address: SocketAddr) -> Result<Upstream, &'static str> {
+/// Whether HTTP/2 is spoken there, now. Takes as long as it takes.
+pub async fn answers(address: SocketAddr) -> bool {
+    let Ok((_send, mut connection)) = connect(address).await else { return false };
+    let mut ping = connection.ping_pong().expect("asked for once");
+    tokio::select! {
+        answered = ping.ping(Ping::opaque()) => answered.is_ok(),
+        _ = connection => false,
+    }
+}
+
+async fn connect(
+    address: SocketAddr,
+) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>), &'static str> {
     let tcp = TcpStream::connect(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused",
         std::io::ErrorKind::TimedOut => "connect timed out",
@@ -134,15 +150,18 @@ async fn dial(address: SocketAddr) -> Result<Upstream, &'static str> {
     // A socket without these options still works.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-    let (send, mut connection) = Builder::new()
+    let handshake = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_LIST)
         .enable_push(false)
-        .handshake(tcp)
-        .await
-        .map_err(|_| "HTTP/2 handshake failed")?;
+        .handshake(tcp);
+    handshake.await.map_err(|_| "HTTP/2 handshake failed")
+}
+
+async fn dial(address: SocketAddr, standing: watch::Receiver<bool>) -> Result<Upstream, &'static str> {
+    let (send, mut connection) = connect(address).await?;
     let mut ping = connection.ping_pong().expect("asked for once");
     let (ended, alive) = watch::channel(());
     let (settled, settings) = tokio::sync::oneshot::channel();
@@ -152,7 +171,7 @@ async fn dial(address: SocketAddr) -> Result<Upstream, &'static str> {
             // proves that HTTP/2 is spoken there at all.
             if ping.ping(Ping::opaque()).await.is_ok() {
                 let _ = settled.send(());
-                http2::keepalive(ping, PING_EVERY, PONG_WITHIN).await;
+                unanswered(ping, standing).await;
             }
         };
         tokio::select! {
@@ -167,4 +186,30 @@ async fn dial(address: SocketAddr) -> Result<Upstream, &'static str> {
     });
     settings.await.map_err(|_| "HTTP/2 handshake failed")?;
     Ok(Upstream { send, held: Arc::new(()), alive })
+}
+
+/// Pings every now and then, and at once when the broker is no longer reachable otherwise: one that leaves still answers,
+/// one that vanished does not. Returns when there is no answer in time.
+async fn unanswered(mut ping: PingPong, mut standing: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = sleep(PING_EVERY) => {}
+            () = falls(&mut standing) => {}
+        }
+        if !matches!(timeout(PONG_WITHIN, ping.ping(Ping::opaque())).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
+/// Returns when a broker that was up no longer is.
+async fn falls(standing: &mut watch::Receiver<bool>) {
+    let fell = async {
+        standing.wait_for(|up| *up).await?;
+        standing.wait_for(|up| !*up).await.map(drop)
+    };
+    if fell.await.is_err() {
+        // Nobody looks after it any more.
+        std::future::pending().await
+    }
 }

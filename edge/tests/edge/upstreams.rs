@@ -13,11 +13,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Echoes every message; `/stall` reads nothing. Limits as the broker sets them.
+#[derive(Clone)]
 pub(crate) struct Agents {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Vec<Request<()>>>>,
+    /// Those that carried a stream; probes carry none.
     pub(crate) connections: Arc<AtomicUsize>,
     kill: CancellationToken,
+    leave: CancellationToken,
+    hang: CancellationToken,
 }
 
 impl Agents {
@@ -27,26 +31,42 @@ impl Agents {
 
     /// With this limit of streams per connection.
     pub(crate) async fn admitting(streams: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serving(TcpListener::bind("127.0.0.1:0").await.unwrap(), streams)
+    }
+
+    /// Where another one was before.
+    pub(crate) async fn at(address: SocketAddr) -> Self {
+        Self::serving(TcpListener::bind(address).await.unwrap(), 1024)
+    }
+
+    fn serving(listener: TcpListener, streams: u32) -> Self {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let kill = CancellationToken::new();
-        tokio::spawn({
-            let (seen, kill, connections) = (seen.clone(), kill.clone(), connections.clone());
-            kill.clone().run_until_cancelled_owned(async move {
+        let (kill, leave, hang) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let agents = Self { address, seen, connections, kill, leave, hang };
+        let broker = agents.clone();
+        tokio::spawn(agents.kill.clone().run_until_cancelled_owned(async move {
+            let accepting = async {
                 while let Ok((tcp, _)) = listener.accept().await {
-                    tokio::spawn(kill.clone().run_until_cancelled_owned(serve(
-                        tcp,
-                        streams,
-                        seen.clone(),
-                        connections.clone(),
-                        kill.clone(),
-                    )));
+                    let serving = serve(tcp, streams, broker.clone());
+                    tokio::spawn(broker.kill.clone().run_until_cancelled_owned(serving));
                 }
-            })
-        });
-        Self { address, seen, connections, kill }
+            };
+            broker.leave.run_until_cancelled(accepting).await;
+        }));
+        agents
+    }
+
+    /// As a broker that drains: GOAWAY, and no new connections.
+    pub(crate) fn leave(&self) {
+        self.leave.cancel();
+    }
+
+    /// As a stopped process, or a host that vanished: nothing closes, nothing is answered.
+    pub(crate) fn hang(&self) {
+        self.hang.cancel();
     }
 
     /// As kill -9 would: nothing is said, every socket closes.
@@ -59,27 +79,38 @@ impl Agents {
     }
 }
 
-async fn serve(
-    tcp: TcpStream,
-    streams: u32,
-    seen: Arc<Mutex<Vec<Request<()>>>>,
-    connections: Arc<AtomicUsize>,
-    kill: CancellationToken,
-) {
+async fn serve(tcp: TcpStream, streams: u32, broker: Agents) {
     tcp.set_nodelay(true).unwrap();
+    if broker.hang.is_cancelled() {
+        let _held = tcp;
+        return std::future::pending().await;
+    }
     let mut builder = server::Builder::new();
     builder
         .initial_window_size(64 * 1024)
         .initial_connection_window_size(8 << 20)
         .max_concurrent_streams(streams);
-    // Probes connect and say nothing.
     let Ok(mut connection) = builder.handshake::<_, Bytes>(tcp).await else { return };
-    connections.fetch_add(1, Ordering::Relaxed);
-    while let Some(Ok((request, respond))) = connection.accept().await {
+    let (mut left, mut used) = (false, false);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = broker.hang.cancelled() => std::future::pending().await,
+            () = broker.leave.cancelled(), if !left => {
+                left = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            accepted = connection.accept() => accepted,
+        };
+        let Some(Ok((request, respond))) = accepted else { return };
+        if !std::mem::replace(&mut used, true) {
+            broker.connections.fetch_add(1, Ordering::Relaxed);
+        }
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
-        seen.lock().unwrap().push(Request::from_parts(head, ()));
-        tokio::spawn(kill.clone().run_until_cancelled_owned(async move {
+        broker.seen.lock().unwrap().push(Request::from_parts(head, ()));
+        tokio::spawn(broker.kill.clone().run_until_cancelled_owned(async move {
             let _ = answer(&path, body, respond).await;
         }));
     }

@@ -125,6 +125,65 @@ async fn a_leaving_tunnel_is_replaced_before_it_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_of_a_leaving_broker_comes_again_when_it_was_told_to_and_the_other_stands() {
+    let mut field = field();
+    let (mut goes, stays) = (field.open().await, field.open().await);
+    stays.slot.tell(Change::Standing).await;
+    for pause in [Duration::ZERO, Duration::from_millis(750)] {
+        tokio::time::advance(Duration::from_secs(600)).await;
+        let began = Instant::now();
+        goes.end.send(Ended::Dismissed(pause)).unwrap();
+        goes = field.open().await;
+        let after = began.elapsed();
+        assert!(
+            (pause..=pause + Duration::from_millis(1)).contains(&after),
+            "{after:?} instead of {pause:?}"
+        );
+        field.until(|counts| counts.standing == 1 && counts.idle == 2).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn brokers_that_leave_one_after_the_other_are_no_trouble_but_nobody_is_asked_in_a_spin() {
+    let mut field = field();
+    let _stays = field.open().await;
+    let mut goes = field.open().await;
+    let mut delays = Vec::new();
+    for _ in 0..40 {
+        let began = Instant::now();
+        goes.end.send(Ended::Dismissed(Duration::ZERO)).unwrap();
+        goes = field.open().await;
+        delays.push(began.elapsed());
+        assert!(field.opened.try_recv().is_err(), "the other one is not reopened");
+    }
+    assert!(delays[0] < Duration::from_millis(70) && delays[4] < Duration::from_millis(250), "{delays:?}");
+    assert!(delays[39] > Duration::from_secs(10), "{delays:?}");
+    // One that lived shows that it is over.
+    tokio::time::advance(SHORTEST).await;
+    let began = Instant::now();
+    goes.end.send(Ended::Dismissed(Duration::ZERO)).unwrap();
+    field.open().await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_leaves_is_counted_and_learns_when_another_one_stands() {
+    let mut field = field();
+    let (one, two) = (field.open().await, field.open().await);
+    for tunnel in [&one, &two] {
+        tunnel.slot.tell(Change::Standing).await;
+        tunnel.slot.tell(Change::Leaving).await;
+    }
+    field.until(|counts| counts.leaving == 2 && counts.standing == 0 && counts.idle == 2).await;
+    let (three, _four) = (field.open().await, field.open().await);
+    let replaced = one.slot.replaced();
+    tokio::pin!(replaced);
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut replaced).await.is_err());
+    three.slot.tell(Change::Standing).await;
+    replaced.await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_broker_raises_the_least() {
     let mut field = field();
     field.until(|counts| counts.idle == 2).await;

@@ -11,7 +11,7 @@ use postern_wire::{ids::ProjectId, proto::gitlab::agent::kubernetes_api::rpc::He
 use serde_json::{Value, json};
 use stand_ins::rails::{self, Endpoint, Faults, Job, Options, Project, User};
 use std::sync::{Mutex, PoisonError};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const ORIGIN: &str = "https://gitlab.example.com";
 const JOB: (&str, &str) = ("authorization", "Bearer ci:1:glcbt-SECRET");
