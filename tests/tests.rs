@@ -24,5 +24,7 @@ mod hostile;
 mod kubectl;
 /// A caller's requests through edge, broker, tunnel and agent: streaming, upgrades, cancellation, load.
 mod kubernetes_api;
+/// What a request costs Redis, here and through another broker, and what is asked of Redis beside it.
+mod routing_cost;
 /// Processes killed, restarted and drained while requests run.
 mod survival;
