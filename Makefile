@@ -31,7 +31,8 @@ bench: setup-build ## measure the road through edge, broker and agent against a 
 	cargo build --release --workspace --bins
 	cargo bench -p postern-tests --bench road
 
-bench-redis: setup build ## count what brokers and agents at rest cost Redis; whether refreshing delays requests
+bench-redis: setup-build build ## count what brokers and agents at rest cost Redis; whether refreshing delays requests
+	@command -v redis-server >/dev/null || tests/setup/tests.sh
 	@# Counts do not depend on how fast programs are, and so the ones that are built anyway will do.
 	cargo bench --profile dev -p postern-tests --bench redis
 

@@ -15,7 +15,7 @@ const ROUND: u64 = 8;
 /// A command that has nothing to do with requests may fall into one round; not into every one.
 const ROUNDS: usize = 3;
 /// So many equal looks in a row, a hundredth of a second apart, and Redis is at rest.
-const EQUAL_LOOKS: usize = 30;
+const EQUAL_LOOKS: usize = 20;
 
 type Cost = BTreeMap<String, u64>;
 
@@ -123,13 +123,14 @@ async fn requests_are_served_while_the_entries_of_two_hundred_agents_are_refresh
     let mut caller = brokers.caller(0).await;
     let before = brokers.auditor.audit().await;
     let mut requests = 0;
+    // The first entries may be among them.
     let entries = until("two refreshes", async || {
         for _ in 0..10 {
             caller.reach(rand::random_range(1..=AGENTS as i64)).await;
             requests += 1;
         }
         let since = brokers.auditor.audit().await.since(&before);
-        since.get("hset").copied().filter(|entries| *entries >= 2 * AGENTS)
+        since.get("hset").copied().filter(|entries| *entries >= 3 * AGENTS)
     })
     .await;
     println!("{requests} requests while {entries} entries were written");

@@ -24,6 +24,7 @@ async fn main() -> ExitCode {
         let seconds = text.parse().unwrap_or_else(|_| panic!("{SECONDS}={text:?}: a number is wanted"));
         Duration::from_secs(seconds)
     });
+    println!("programs: {}", harness::binary("kas").parent().unwrap().display());
     let good = load::measure(trial).await;
     println!();
     refresh::measure(trial).await;

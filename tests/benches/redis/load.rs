@@ -191,7 +191,7 @@ fn figures(scenario: &Scenario, counted: &Counted) -> Value {
         "brokers": scenario.brokers,
         "agents": scenario.agents,
         "connections": counted.connections,
-        "commands_per_s": counted.commands_per_second(),
+        "commands_per_s": (counted.commands_per_second() * 1e4).round() / 1e4,
         "bytes": counted.bytes(),
     })
 }
