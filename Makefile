@@ -4,10 +4,10 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-redis build setup setup-build
 
 menu: ## this menu
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-build build ## start edge, broker and agent here and reach a cluster through them (ARGS="--once")
 	@$(BIN)/postern demo $(ARGS)
@@ -30,6 +30,11 @@ gen: ## regenerate wire/src/gen from wire/proto
 bench: setup-build ## measure the road through edge, broker and agent against a direct connection
 	cargo build --release --workspace --bins
 	cargo bench -p postern-tests --bench road
+
+bench-redis: setup-build build ## count what brokers and agents at rest cost Redis; whether refreshing delays requests
+	@command -v redis-server >/dev/null || tests/setup/tests.sh
+	@# Counts do not depend on how fast programs are, and so the ones that are built anyway will do.
+	cargo bench --profile dev -p postern-tests --bench redis
 
 build:
 	cargo build --workspace --bins

@@ -16,12 +16,18 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval, timeout},
 };
 
+#[path = "harness/agents.rs"]
+pub(crate) mod agents;
+#[path = "harness/brokers.rs"]
+pub(crate) mod brokers;
 #[path = "harness/gitlab.rs"]
 pub(crate) mod gitlab;
 #[path = "harness/http.rs"]
 pub(crate) mod http;
 #[path = "harness/program.rs"]
 pub(crate) mod program;
+#[path = "harness/redis.rs"]
+pub(crate) mod redis;
 
 /// No single step of any test takes this long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

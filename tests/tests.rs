@@ -26,5 +26,7 @@ mod kubectl;
 mod kubernetes_api;
 /// Brokers restarted one after the other under load.
 mod rolling;
+/// What a request costs Redis, here and through another broker, and what is asked of Redis beside it.
+mod routing_cost;
 /// Processes killed, restarted and drained while requests run.
 mod survival;
