@@ -56,7 +56,7 @@ impl Directory {
                 let slot = slot.or_else(|| self.registry.holds(agent).then(|| self.slots.enter(agent)));
                 if let Some(slot) = slot {
                     let number = self.world.number();
-                    slot.route().came(peer, number, ttl, self.world.view());
+                    slot.route().came(peer, number, (ttl, now));
                     slot.news.notify_waiters();
                 }
             }

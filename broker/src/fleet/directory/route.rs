@@ -45,8 +45,6 @@ struct Known {
     until: Instant,
     /// Until when it is remembered.
     remembered: Instant,
-    /// Of the news: in another one it is doubtful.
-    epoch: u64,
     /// Not named before, but after all others.
     given_up: Option<Instant>,
     times_given_up: u32,
@@ -153,10 +151,13 @@ impl Route {
         look
     }
 
+    /// Whether the brokers listed are all there are: Redis said so, and all news were heard since.
     fn is_sure(&self, view: View) -> bool {
-        let is_answered = self.asked.as_ref().is_some_and(|asked| view.now < asked.at + FRESH);
-        let is_sure = |known: &Known| is_answered || (view.is_listening && known.epoch == view.epoch);
-        self.known.iter().any(|known| known.is_listed(view.now) && is_sure(known))
+        let now = view.now;
+        let is_good =
+            |asked: &Asked| now < asked.at + FRESH || (view.is_listening && asked.epoch == view.epoch);
+        let is_over = |known: &Known| known.standing == Standing::Listed && known.until <= now;
+        self.asked.as_ref().is_some_and(is_good) && self.is_listed(now) && !self.known.iter().any(is_over)
     }
 
     fn may_look(&self, view: View) -> bool {
@@ -183,15 +184,13 @@ impl Route {
     }
 
     /// A broker announced the agent.
-    pub(super) fn came(&mut self, peer: PeerUrl, number: u64, ttl: Duration, view: View) {
-        let now = view.now;
+    pub(super) fn came(&mut self, peer: PeerUrl, number: u64, (ttl, now): (Duration, Instant)) {
         let known = self.enter(peer, number, now);
         known.standing = Standing::Listed;
         known.number = number;
         known.came = Some(now);
         known.until = now + ttl;
         known.remembered = now + ttl;
-        known.epoch = view.epoch;
         known.given_up = None;
         known.times_given_up = 0;
     }
@@ -204,6 +203,14 @@ impl Route {
             known.number = number;
         } else {
             self.known.retain(|known| known.peer != peer);
+            self.doubt_if_empty();
+        }
+    }
+
+    /// Where all have left, Redis knows more of the agent than that: where it was.
+    fn doubt_if_empty(&mut self) {
+        if !self.known.iter().any(|known| known.standing == Standing::Listed) {
+            self.asked = None;
         }
     }
 
@@ -239,6 +246,7 @@ impl Route {
                 known.standing = Standing::Absent;
             }
         }
+        let was_empty = listed.is_empty();
         for (peer, until) in listed.into_iter().take(BROKERS_MAX) {
             let fresh = number();
             let known = self.enter(peer, fresh, now);
@@ -251,9 +259,11 @@ impl Route {
             known.standing = Standing::Listed;
             known.until = until.max(known.until);
             known.remembered = now + ttl;
-            known.epoch = known.epoch.max(begun.epoch);
         }
         self.known.retain(|known| known.standing != Standing::Left);
+        if !was_empty {
+            self.doubt_if_empty();
+        }
         self.rested(now, number);
     }
 
@@ -292,7 +302,6 @@ impl Route {
                     came: None,
                     until: now,
                     remembered: now,
-                    epoch: 0,
                     given_up: None,
                     times_given_up: 0,
                 });

@@ -151,4 +151,17 @@ impl Outside {
         let is_ours = |name: &str| !name.starts_with("config") && name != "info";
         text.lines().filter_map(line).filter(|(name, _)| is_ours(name)).collect()
     }
+
+    /// Waits until no broker has anything to say any more.
+    async fn is_quiet(&self) {
+        let mut tick = interval(Duration::from_millis(100));
+        loop {
+            self.forget_commands().await;
+            tick.reset();
+            tick.tick().await;
+            if self.commands().await.is_empty() {
+                return;
+            }
+        }
+    }
 }

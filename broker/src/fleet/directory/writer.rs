@@ -33,7 +33,7 @@ const BATCH: usize = 256;
 /// For one round trip. What takes longer has the connection given up.
 const LIMIT: Duration = Duration::from_secs(1);
 /// Between two passes, so that a trickle of agents becomes a batch.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(2);
 /// More often is of no use.
 const REFRESH_MIN: Duration = Duration::from_millis(100);
 /// Between two batches of a refresh.
@@ -164,9 +164,7 @@ impl Writer {
         }
         loop {
             let begin = Instant::now();
-            if stop.run_until_cancelled(self.pass()).await.is_none() {
-                break;
-            }
+            let Some(has_written) = stop.run_until_cancelled(self.pass()).await else { break };
             if *self.stage.borrow() == Stage::Gone {
                 break;
             }
@@ -182,10 +180,12 @@ impl Writer {
                 }
                 () = sleep_until(wake) => {}
             }
-            sleep_until(begin + PACE).await;
+            if has_written {
+                sleep_until(begin + PACE).await;
+            }
         }
         self.book.hasten(Instant::now());
-        if timeout(super::LEAVE, self.leave()).await.is_err() {
+        if !timeout(super::LEAVE, self.leave()).await.unwrap_or(false) {
             tracing::warn!(
                 agents = self.book.len(),
                 "redis did not let this broker leave; its entries expire"
@@ -225,8 +225,8 @@ impl Writer {
         self.retry.is_some() && (self.is_time_due || !self.directory.redis.is_up())
     }
 
-    /// Writes all that is due, as far as Redis answers.
-    async fn pass(&mut self) {
+    /// Writes all that is due, as far as Redis answers. Whether there was anything to do.
+    async fn pass(&mut self) -> bool {
         let now = Instant::now();
         self.check_openings();
         if now >= self.next_refresh {
@@ -242,7 +242,7 @@ impl Writer {
                 self.retry = None;
                 self.book.retry();
             }
-            _ if self.is_hopeless() => return,
+            _ if self.is_hopeless() => return false,
             _ => {}
         }
         if *self.stage.borrow() != Stage::Serving && !mem::replace(&mut self.is_leaving, true) {
@@ -255,7 +255,7 @@ impl Writer {
             || self.book.next_removal().is_some_and(|at| at <= now)
             || !self.refresh.is_empty();
         if !is_busy && self.refusals.is_empty() {
-            return;
+            return false;
         }
         count(&self.directory.counters.passes);
         match self.write().await {
@@ -268,6 +268,7 @@ impl Writer {
             Err(error) => self.fail(&error),
         }
         self.directory.counters.announced.store(self.book.len() as u64, Relaxed);
+        true
     }
 
     fn check_openings(&mut self) {
@@ -518,18 +519,24 @@ impl Writer {
         directory.redis.pipeline_in(LIMIT, &pipeline).await
     }
 
-    /// Everything, until Redis fails.
-    async fn leave(&mut self) {
+    /// Takes back everything. Whether Redis let it.
+    async fn leave(&mut self) -> bool {
         self.retry = None;
-        if self.directory.clock.now().is_none() || self.remove_broker().await.is_err() {
-            return;
+        let agents = self.book.all();
+        if self.directory.clock.now().is_none() {
+            // Nothing was ever written.
+            return agents.is_empty();
         }
-        for agents in self.book.all().chunks(BATCH) {
+        if self.remove_broker().await.is_err() {
+            return false;
+        }
+        for agents in agents.chunks(BATCH) {
             self.take_back(agents).await;
             if self.retry.is_some() {
-                return;
+                return false;
             }
         }
+        true
     }
 }
 

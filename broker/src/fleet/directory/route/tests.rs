@@ -63,7 +63,7 @@ impl Story {
 
     fn came(&mut self, port: u16, at: u64) {
         self.number += 1;
-        self.route.came(peer(port), self.number, TTL, self.view(at));
+        self.route.came(peer(port), self.number, (TTL, self.view(at).now));
     }
 
     fn left(&mut self, port: u16, at: u64) {
@@ -152,19 +152,20 @@ async fn what_was_heard_while_redis_was_asked_is_newer_than_its_answer() {
 #[tokio::test]
 async fn after_a_gap_cached_routes_are_used_at_once_and_redis_is_asked_behind_them() {
     let mut story = Story::new();
-    story.came(1, 0);
-    assert_eq!(story.all(&mut Told::default(), 10), (vec![at(1)], false));
+    let begun = story.begun();
+    story.answered(begun, 0, &[(1, 300_000)]);
+    assert_eq!(story.all(&mut Told::default(), 900), (vec![at(1)], false));
     (story.epoch, story.is_listening) = (2, false);
-    assert_eq!(story.all(&mut Told::default(), 20), (vec![at(1)], true));
-    assert_eq!(story.all(&mut Told::default(), 20), (vec![at(1)], false), "by one of them");
+    assert_eq!(story.all(&mut Told::default(), 920), (vec![at(1)], true));
+    assert_eq!(story.all(&mut Told::default(), 920), (vec![at(1)], false), "by one of them");
     let begun = story.begun();
-    story.answered(begun, 21, &[(2, 200_000)]);
+    story.answered(begun, 921, &[(2, 200_000)]);
     let mut told = Told::default();
-    assert_eq!(story.all(&mut told, 500), (vec![at(2)], false), "the other is remembered only");
-    assert_eq!(story.all(&mut Told::default(), 900), (vec![at(2)], true), "nothing is heard");
+    assert_eq!(story.all(&mut told, 1500), (vec![at(2)], false), "the other is remembered only");
+    assert_eq!(story.all(&mut Told::default(), 1800), (vec![at(2)], true), "nothing is heard");
     let begun = story.begun();
-    story.answered(begun, 901, &[]);
-    assert_eq!(story.all(&mut Told::default(), 901).0.len(), 3, "both as remembered, then nobody");
+    story.answered(begun, 1801, &[]);
+    assert_eq!(story.all(&mut Told::default(), 1801).0.len(), 3, "both as remembered, then nobody");
 }
 
 #[tokio::test]
@@ -274,4 +275,34 @@ async fn it_holds_a_bounded_number_of_brokers() {
         story.all(&mut told, 3);
     }
     assert!(told.peers.len() <= BROKERS_MAX);
+}
+
+#[tokio::test]
+async fn an_announcement_is_used_at_once_and_redis_is_asked_for_the_others_behind_it() {
+    let mut story = Story::new();
+    story.came(1, 0);
+    assert_eq!(story.all(&mut Told::default(), 1), (vec![at(1)], true));
+    let begun = story.begun();
+    story.answered(begun, 2, &[(1, 300_000), (2, 10_000)]);
+    let mut told = Told::default();
+    assert_eq!(story.all(&mut told, 9000), (vec![at(1), at(2)], false));
+    assert_eq!(story.all(&mut told, 10_003), (vec![], true), "one may have been refreshed");
+}
+
+#[tokio::test]
+async fn when_the_last_broker_says_that_it_left_redis_is_asked_where_the_agent_was() {
+    let mut story = Story::new();
+    let mut told = Told::default();
+    story.all(&mut told, 0);
+    let begun = story.begun();
+    story.left(1, 1);
+    story.answered(begun, 2, &[(1, 1000)]);
+    assert_eq!(story.all(&mut told, 3), (vec![], true), "the answer was too old");
+    let begun = story.begun();
+    story.answered(begun, 4, &[(1, 1000), (2, 1000)]);
+    assert_eq!(story.all(&mut told, 5).0.len(), 2);
+    story.left(1, 6);
+    assert_eq!(story.all(&mut told, 6), (vec![], false));
+    story.left(2, 7);
+    assert_eq!(story.all(&mut told, 7), (vec![], true));
 }

@@ -76,3 +76,62 @@ async fn without_redis_nothing_hangs_and_a_broker_ends() {
     assert!(begin.elapsed() < LEAVE + Duration::from_secs(1));
     broker.end().await;
 }
+
+#[tokio::test]
+async fn what_was_not_heard_while_the_subscription_was_gone_is_looked_up_after_it() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let habits = Habits { fade: Duration::ZERO, ..QUICK };
+    let here = Broker::ready(&server, 1, habits).await;
+    let there = [Broker::ready(&server, 2, habits).await, Broker::ready(&server, 3, habits).await];
+    for agent in 1..=20 {
+        let agent = AgentId(agent);
+        let before = there[0].hold(agent);
+        eventually("announced", || outside.is_held_by(agent, &[2])).await;
+        let mut waiting = here.directory.search(AgentId(agent.0 + 100));
+        assert_eq!(next(&mut waiting).await, Found::Nobody { last: None });
+        assert_eq!(next(&mut here.directory.search(agent)).await, found(2));
+        let epoch = here.directory.world.view().epoch;
+        let killed: i64 =
+            outside.redis.command(cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub")).await.unwrap();
+        assert!(killed >= 1);
+        drop(before);
+        let _after = [there[1].hold(agent), there[1].hold(AgentId(agent.0 + 100))];
+        assert_eq!(next(&mut waiting).await, found(3));
+        let mut search = here.directory.search(agent);
+        while next(&mut search).await != found(3) {}
+        eventually("it listens again", || async {
+            let view = here.directory.world.view();
+            view.is_listening && view.epoch > epoch
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn while_a_broker_cannot_reach_redis_its_agents_are_found_by_those_who_know_them() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let options =
+        |port| Options { own: peer(port), ttl: Duration::from_secs(2), refresh: Duration::from_secs(1) };
+    let here = Broker::start_with(&server, options(1), QUICK);
+    let there = Broker::start_with(&server, options(2), QUICK);
+    here.listens().await;
+    let _guard = there.hold(AGENT);
+    eventually("announced", || outside.is_held_by(AGENT, &[2])).await;
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
+    // Its task does not write any more, as if it could not.
+    there.stop.cancel();
+    eventually("taken back", || outside.is_held_by(AGENT, &[])).await;
+    let soon = schema::entry(outside.now().await + 2);
+    outside.put(AGENT, peer(2).to_string().as_bytes(), &soon).await;
+    let mut search = here.directory.search(AGENT);
+    while next(&mut search).await != found(2) {}
+    let gone = || async { outside.holders(AGENT).await.is_empty() };
+    eventually("its entry expires and is removed", || async {
+        let _ = next(&mut here.directory.search(AGENT)).await;
+        gone().await
+    })
+    .await;
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "it never said that it left");
+}
