@@ -1,7 +1,7 @@
 //! When to open the next stream after one that the broker ended with OK: brokers that are about to leave say so in its
 //! trailers. Used by whoever keeps a stream open; it reads and computes, and never waits.
 
-use postern_wire::metadata::PUSHBACK;
+use postern_wire::metadata::retry_pushback;
 use rand::Rng;
 use std::time::Duration;
 use tonic::{Streaming, metadata::MetadataMap};
@@ -16,15 +16,14 @@ pub async fn after<T>(stream: &mut Streaming<T>) -> Option<Duration> {
     hint(&trailers).map(|pause| pause.mul_f64(rand::rng().random_range(0.8..=1.2)))
 }
 
-/// As gRPC has it, a negative number or none means that the sender does not know.
 fn hint(trailers: &MetadataMap) -> Option<Duration> {
-    let milliseconds = trailers.get(PUSHBACK)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_millis(milliseconds).min(LONGEST))
+    retry_pushback(trailers).map(|pause| pause.min(LONGEST))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postern_wire::metadata::RETRY_PUSHBACK;
 
     #[test]
     fn hints_are_clamped_and_nonsense_is_none() {
@@ -41,7 +40,7 @@ mod tests {
         ];
         for (said, meant) in table {
             let mut trailers = MetadataMap::new();
-            trailers.insert(PUSHBACK, said.parse().unwrap());
+            trailers.insert(RETRY_PUSHBACK, said.parse().unwrap());
             assert_eq!(hint(&trailers), meant.map(Duration::from_millis), "{said:?}");
         }
         assert_eq!(hint(&MetadataMap::new()), None);

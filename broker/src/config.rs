@@ -36,10 +36,8 @@ pub struct Config {
     pub provider: Provider,
     /// Where GitLab Rails connects; absent: off.
     pub api: Option<ApiConfig>,
-    /// Counts connections per agent token, and says which broker holds which agent; absent: nobody does.
+    /// Counts connections per agent token; absent: nobody does.
     pub redis: Option<redis::Config>,
-    /// How long what this broker writes there about its agents lives.
-    pub agent_entries: AgentEntries,
     /// Where events of agents are published; absent: nowhere.
     pub events: Option<events::Config>,
     /// How often usage counters go to GitLab; absent: never.
@@ -87,15 +85,6 @@ pub struct GitLabConfig {
     pub gitops_poll_period: Duration,
     /// What one agent may ask for at a time.
     pub manifests: ManifestLimits,
-}
-
-/// The life of what says in Redis that a broker holds an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AgentEntries {
-    /// A broker that vanished is believed to be there for so long.
-    pub ttl: Duration,
-    /// Written again so often; less than `ttl`.
-    pub refresh: Duration,
 }
 
 /// The listener for GitLab Rails.

@@ -3,7 +3,7 @@
 //! itself.
 
 use futures::future::BoxFuture;
-use postern_wire::{ids::AgentId, metadata::PUSHBACK};
+use postern_wire::{ids::AgentId, metadata::set_retry_pushback};
 use rand::Rng;
 use std::{
     collections::HashMap,
@@ -194,7 +194,7 @@ impl Goodbye {
     /// OK, with the hint in its trailers; agents that do not know it open the next stream at once.
     pub fn status(self) -> Status {
         let mut metadata = MetadataMap::new();
-        metadata.insert(PUSHBACK, u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX).into());
+        set_retry_pushback(&mut metadata, self.pause);
         Status::with_metadata(Code::Ok, "", metadata)
     }
 }

@@ -11,12 +11,11 @@ pub const HOP_PREFIX: &str = "kas-hop-";
 pub const INTERNAL_PREFIX: &str = "x-postern-";
 /// In a broker's answers to callers from the moment that it is about to leave: the edge takes what follows elsewhere.
 pub const LEAVING: &str = "x-postern-leaving";
-/// gRPC's own: in the trailers of a stream, after how many milliseconds to open the next one. kas' agents do not know it.
-pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// One opaque id per RPC, for finding its log lines.
 pub const CORRELATION_ID: &str = "x-gitlab-correlation-id";
 
-/// In a status: milliseconds after which the one who asked may come again. gRPC's own name for it.
+/// In a status or the trailers of a stream: milliseconds after which the one who asked may come again. gRPC's own name
+/// for it; kas' agents do not know it.
 pub const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// After how long the sender of a status wants to be asked again. `None`: it does not say, or says something else than

@@ -2,7 +2,7 @@
 //! What concerns GitLab and Redis is in `gitlab_side.rs`. Every mistake goes to the problems; none stops the reading.
 
 use super::{
-    AgentEntries, AgentsConfig, Config, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig, Provider,
+    AgentsConfig, Config, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig, Provider,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
 use crate::{
@@ -27,9 +27,6 @@ const MAX_CONFIGURATION_FILE_SIZE: u32 = 128 * 1024;
 const CONNECTIONS_PER_TOKEN: u32 = 40_000;
 /// As long as an agent's longest pause between two dials, so that a reconnecting agent is waited for.
 const AGENT_WAIT: Duration = Duration::from_secs(20);
-const ENTRY_TTL: Duration = Duration::from_secs(300);
-const ENTRY_REFRESH: Duration = Duration::from_secs(240);
-const ENTRY_REFRESH_MIN: Duration = Duration::from_millis(500);
 const LISTEN_GRACE: Duration = Duration::from_secs(0);
 /// kas waits up to an hour for running API requests; Kubernetes' default patience with a pod is 30 s.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
@@ -143,7 +140,7 @@ impl Reader<'_> {
         let events = self.events(file);
         let usage_reporting_period = self.usage_reporting_period(file);
         let provider = self.provider(file);
-        let agent_entries = self.agent_entries(agent);
+        self.redis_conn_info(agent);
         Some(Config {
             agents,
             kubernetes_api,
@@ -151,7 +148,6 @@ impl Reader<'_> {
             provider: provider?,
             api,
             redis,
-            agent_entries,
             events,
             usage_reporting_period,
             shutdown_grace,
@@ -209,22 +205,15 @@ impl Reader<'_> {
         }
     }
 
-    fn agent_entries(&mut self, agent: &file::Agent) -> AgentEntries {
-        let ttl = span(&agent.redis_conn_info_ttl, ENTRY_TTL);
-        let refresh = span(&agent.redis_conn_info_refresh, ENTRY_REFRESH.min(ttl.mul_f64(0.8)));
-        let given = agent.redis_conn_info_refresh.as_ref().or(agent.redis_conn_info_ttl.as_ref());
-        let wanted = if refresh >= ttl {
-            Some(format!("less than agent.redis_conn_info_ttl ({}s) is wanted", ttl.as_secs_f64()))
-        } else if refresh < ENTRY_REFRESH_MIN {
-            // Redis would hear of nothing else.
-            Some(format!("at least {}s is wanted", ENTRY_REFRESH_MIN.as_secs_f64()))
-        } else {
-            None
-        };
-        if let (Some(given), Some(wanted)) = (given, wanted) {
-            self.problem(&given.place, format!("{}s", given.value.0.as_secs_f64()), wanted);
+    /// The keys change nothing here, and yet a file that no kas starts with is no good file.
+    fn redis_conn_info(&mut self, agent: &file::Agent) {
+        let Some(refresh) = &agent.redis_conn_info_refresh else { return };
+        let ttl = span(&agent.redis_conn_info_ttl, Duration::from_secs(300));
+        if refresh.value.0 >= ttl {
+            let found = format!("{}s", refresh.value.0.as_secs_f64());
+            let wanted = format!("less than agent.redis_conn_info_ttl ({}s) is wanted", ttl.as_secs_f64());
+            self.problem(&refresh.place, found, wanted);
         }
-        AgentEntries { ttl, refresh }
     }
 
     pub(super) fn problem(&mut self, place: &Place, found: impl Into<String>, wanted: impl Into<String>) {
