@@ -2,6 +2,7 @@
 //! `drain` lists. `main.rs` and the tests use the same door.
 
 mod drain;
+mod fleet;
 mod neighbours;
 mod providers;
 
@@ -136,18 +137,14 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
     let (events, usage) = (Arc::new(Events::default()), Arc::new(Usage::default()));
     let departures = Departures::default();
-    let others: Option<Arc<dyn Others>> = None;
     let Providers { identities, repositories, gitlab } =
         Providers::open(&config, &stop.background, &tasks.background)?;
-    let limit = match &config.redis {
-        Some(section) => {
-            let redis = Redis::open(section.clone()).context("redis")?;
-            let per_minute = config.agents.connections_per_token_per_minute;
-            let policy = LimitPolicy { per_minute, redis_lost: config.agents.redis_lost };
-            Some(AgentLimit::new(redis, section.key_prefix.clone(), policy))
-        }
-        None => None,
-    };
+    let redis = config.redis.clone().map(Redis::open).transpose().context("redis")?;
+    let limit = redis.as_ref().map(|redis| {
+        let per_minute = config.agents.connections_per_token_per_minute;
+        let policy = LimitPolicy { per_minute, redis_lost: config.agents.redis_lost };
+        AgentLimit::new(Arc::clone(redis), redis.key_prefix().to_owned(), policy)
+    });
     neighbours::cable(config.events.as_ref(), &events, &metrics, &stop, &tasks)?;
     let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
     let kubernetes_listener = match &config.kubernetes_api {
@@ -155,6 +152,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         None => None,
     };
     let probes_listener = Arc::new(Listener::bind(&config.observability.listen, "observability").await?);
+    let door = fleet::Door::open(config.private_api.as_ref()).await?;
 
     let api_listener = match &config.api {
         Some(api) => Some(Arc::new(Listener::bind(&api.listen, "api").await?)),
@@ -174,6 +172,8 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     }
 
     let tracker = neighbours::tracker(&events, &registry, &stop, &tasks);
+    let fleet = fleet::start(&config, door, redis.as_ref(), (&registry, &tracker), &stop, &tasks)?;
+    let on_push = neighbours::pushes(fleet.as_ref(), (&repositories, gitlab.as_ref()), &stop, &tasks);
     if let Some(gitlab) = &gitlab {
         neighbours::usage(&usage, gitlab, config.usage_reporting_period, &stop, &tasks);
     }
@@ -181,8 +181,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let watched = config.events.as_ref().is_some_and(|config| config.server_sent_events);
         neighbours::serve_api(
             (listener, section),
-            neighbours::roster(&tracker, &registry),
-            (&repositories, gitlab.as_ref()),
+            neighbours::roster(&tracker, &registry, fleet.as_ref()),
+            gitlab.as_ref(),
+            on_push,
             watched.then_some(&events),
             &stop,
             &tasks,
@@ -294,7 +295,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             identities,
             cors,
             counted: usage,
-            router: Router { registry: Arc::clone(&registry), fleet: None },
+            router: Router { registry: Arc::clone(&registry), fleet: fleet.clone() },
             url_path_prefix: section.url_path_prefix,
             agent_wait: section.agent_wait,
             program: PROGRAM,
@@ -330,7 +331,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             readiness,
             registry,
             departures,
-            others,
+            others: fleet.map(|fleet| Arc::new(fleet) as Arc<dyn Others>),
             stop,
             tasks,
             listen_grace,

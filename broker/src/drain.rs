@@ -38,6 +38,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The other brokers, as far as a drain is concerned.
 pub trait Others: Send + Sync {
+    /// This broker begins to leave: nobody new is to come here.
+    fn begin(&self);
     /// Whether there are any, as far as known.
     fn any(&self) -> bool;
     /// Returns once another broker says that this agent has a tunnel there.

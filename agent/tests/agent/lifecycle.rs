@@ -111,7 +111,7 @@ async fn tunnels_that_a_leaving_broker_ends_are_opened_again_when_it_said() {
     for pause in [0, 700] {
         let began = tokio::time::Instant::now();
         let mut goodbye = tonic::Status::ok("");
-        goodbye.metadata_mut().insert(postern_wire::metadata::PUSHBACK, pause.into());
+        goodbye.metadata_mut().insert(postern_wire::metadata::RETRY_PUSHBACK, pause.into());
         goes.fail(goodbye).await;
         goes = broker.tunnel().await;
         let after = began.elapsed().as_millis();

@@ -36,7 +36,7 @@ use std::{sync::Arc, time::Duration};
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
 
 /// Told the full path of a project that was pushed to.
-pub type OnPush = Arc<dyn Fn(&str) + Send + Sync>;
+pub type OnPush = Arc<dyn Fn(GitPushEvent) + Send + Sync>;
 
 /// `AgentTracker`: who is connected, to whichever broker.
 pub(super) struct AgentTrackerService {
@@ -154,7 +154,8 @@ impl Notifications for NotificationsService {
         &self,
         request: Request<GitPushEventRequest>,
     ) -> Result<Response<GitPushEventResponse>, Status> {
-        let project = request.into_inner().event.and_then(|event| event.project);
+        let event = request.into_inner().event.unwrap_or_default();
+        let project = event.project.as_ref();
         let project = project.ok_or_else(|| Status::invalid_argument("event.project is required"))?;
         if project.id <= 0 {
             return Err(Status::invalid_argument("event.project.id must be greater than 0"));
@@ -163,7 +164,7 @@ impl Notifications for NotificationsService {
             return Err(Status::invalid_argument("event.project.full_path is required"));
         }
         tracing::debug!(project_id = project.id, project = project.full_path, "pushed to");
-        (self.on_push)(&project.full_path);
+        (self.on_push)(event);
         Ok(Response::new(GitPushEventResponse {}))
     }
 }

@@ -98,7 +98,7 @@ impl Field {
             secret: secret(&config).unwrap(),
             roster,
             gitaly: with.gitaly,
-            on_push: Arc::new(move |path: &str| sink.lock().unwrap().push(path.to_owned())),
+            on_push: Arc::new(move |event| sink.lock().unwrap().push(event.project.unwrap().full_path)),
             program: PROGRAM,
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());

@@ -58,6 +58,9 @@ impl Drain {
         let deadline = Instant::now() + shutdown_grace;
         stop.accepting.cancel();
         tasks.doors.close();
+        if let Some(others) = &others {
+            others.begin();
+        }
         let elsewhere = others.clone().filter(|others| others.any());
         let with_others = elsewhere.is_some();
         let go = |others| departures.begin(registry.census().agents, others, deadline);

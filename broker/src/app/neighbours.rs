@@ -4,10 +4,13 @@
 use super::{PROGRAM, Stops, Tasks, providers::GitLab};
 use crate::{
     agent_tracker::{Change, Tracker},
-    api::{self, Api, Beside},
+    api::{self, Api, Beside, OnPush},
     config::ApiConfig,
     events::{self, Event, EventKind, Events, action_cable::Broadcaster, server_sent},
-    fleet::roster::{LastSeen, Roster},
+    fleet::{
+        roster::{LastSeen, Roster},
+        router::Fleet,
+    },
     listeners::socket::Listener,
     observability::Metrics,
     repositories::Repositories,
@@ -15,17 +18,23 @@ use crate::{
     usage::{self, Usage},
 };
 use anyhow::Context;
-use postern_wire::ids::{AgentId, ProjectId};
+use postern_wire::{
+    ids::{AgentId, ProjectId},
+    proto::gitlab::agent::event::GitPushEvent,
+};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::sync::{Semaphore, broadcast::error::RecvError};
 use tower_service::Service;
 
 /// Where events are served on the API listener.
 const EVENTS_PATH: &str = "/api/v1/events";
 /// Watchers at a time; each holds a connection and its place in the ring.
 const READERS: usize = 256;
+/// Pushes that are being told to the other brokers at a time.
+const PUSHES: usize = 256;
 /// How often replicas that are gone are looked for.
 const EXPIRY: Duration = Duration::from_secs(5);
 
@@ -55,14 +64,18 @@ pub(super) fn tracker(
 }
 
 /// Lists whom the tracker knows, and remembers whom the registry has seen.
-pub(super) fn roster(tracker: &Tracker, registry: &Arc<Registry>) -> Roster {
+pub(super) fn roster(tracker: &Tracker, registry: &Arc<Registry>, fleet: Option<&Fleet>) -> Roster {
     let registry = Arc::clone(registry);
-    Roster::new(tracker.clone()).remembering(move |agent| {
+    let roster = Roster::new(tracker.clone()).remembering(move |agent| {
         let Presence { tunnels, streams, last: (at, from), refusal } = registry.presence(agent)?;
         // Connected, and yet in no list: its registrations fail.
         let at = if tunnels + streams > 0 { SystemTime::now() } else { at };
         Some(LastSeen { at, from, broker: String::new(), refusal })
-    })
+    });
+    match fleet {
+        Some(fleet) => roster.among(Arc::new(fleet.clone())),
+        None => roster,
+    }
 }
 
 /// Publishes to Rails' cable if the config wants it.
@@ -95,29 +108,65 @@ pub(super) fn usage(
     }
 }
 
+/// What becomes of a push to a project that Rails announces: all that follow the project look at it, here and, in a
+/// fleet, at all brokers.
+pub(super) fn pushes(
+    fleet: Option<&Fleet>,
+    (repositories, gitlab): (&Arc<Repositories>, Option<&GitLab>),
+    stop: &Stops,
+    tasks: &Tasks,
+) -> OnPush {
+    let configurations = Arc::clone(repositories);
+    let manifests = gitlab.map(|gitlab| Arc::clone(&gitlab.manifests));
+    let look = move |event: GitPushEvent| {
+        let project = event.project.unwrap_or_default().full_path;
+        tracing::debug!(project, "GitLab says that somebody pushed");
+        for pollers in [configurations.gitaly.as_ref(), manifests.as_deref()].into_iter().flatten() {
+            pollers.pushed(&project);
+        }
+    };
+    let Some(fleet) = fleet else { return Arc::new(look) };
+    let mut pushes = fleet.directory.pushes();
+    let heard = async move {
+        loop {
+            match pushes.recv().await {
+                Ok(event) => look(event),
+                // Those that were missed are seen at the next poll.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    };
+    tasks.background.spawn(stop.background.clone().run_until_cancelled_owned(heard));
+    let (directory, telling) = (Arc::clone(&fleet.directory), tasks.background.clone());
+    let room = Arc::new(Semaphore::new(PUSHES));
+    Arc::new(move |event| {
+        // Rails itself announces no faster than this; what does not fit is seen at the next poll.
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { return };
+        let directory = Arc::clone(&directory);
+        telling.spawn(async move {
+            let _permit = permit;
+            directory.push(event).await;
+        });
+    })
+}
+
 /// Answers what Rails asks, and serves events beside it if the config wants that.
 pub(super) fn serve_api(
     (listener, section): (Arc<Listener>, &ApiConfig),
     roster: Roster,
-    (repositories, gitlab): (&Arc<Repositories>, Option<&GitLab>),
+    gitlab: Option<&GitLab>,
+    on_push: OnPush,
     server_sent_events: Option<&Arc<Events>>,
     stop: &Stops,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     let secret = api::secret(section).context("api.listen.authentication_secret_file")?;
-    let configurations = Arc::clone(repositories);
-    let manifests = gitlab.map(|gitlab| Arc::clone(&gitlab.manifests));
-    let on_push = move |project: &str| {
-        tracing::debug!(project, "GitLab says that somebody pushed");
-        for pollers in [configurations.gitaly.as_ref(), manifests.as_deref()].into_iter().flatten() {
-            pollers.pushed(project);
-        }
-    };
     let api = Api {
         secret,
         roster,
         gitaly: gitlab.map(|gitlab| Arc::clone(&gitlab.gitaly)),
-        on_push: Arc::new(on_push),
+        on_push,
         program: PROGRAM,
     };
     let beside = server_sent_events.map(|events| {

@@ -2,6 +2,7 @@
 
 use super::*;
 use futures::FutureExt;
+use postern_wire::metadata::RETRY_PUSHBACK;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const AGENT: AgentId = AgentId(7);
@@ -25,6 +26,8 @@ impl Peers {
 }
 
 impl Others for Peers {
+    fn begin(&self) {}
+
     fn any(&self) -> bool {
         true
     }
@@ -158,8 +161,8 @@ async fn the_end_of_a_drain_takes_no_turns() {
 fn a_goodbye_is_ok_with_a_hint_in_its_trailers() {
     let status = Goodbye { pause: Duration::from_millis(750) }.status();
     assert_eq!(status.code(), Code::Ok);
-    assert_eq!(status.metadata().get(PUSHBACK).unwrap(), "750");
-    assert_eq!(Goodbye::now().status().metadata().get(PUSHBACK).unwrap(), "0");
+    assert_eq!(status.metadata().get(RETRY_PUSHBACK).unwrap(), "750");
+    assert_eq!(Goodbye::now().status().metadata().get(RETRY_PUSHBACK).unwrap(), "0");
 }
 
 #[tokio::test(start_paused = true)]

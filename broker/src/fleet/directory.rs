@@ -100,7 +100,7 @@ pub struct LastSeen {
     pub at: SystemTime,
     /// Address of its last connection; empty if it never had one.
     pub from: String,
-    /// The broker that it was connected to, or that refused it.
+    /// The broker that it was connected to, or that refused it; empty where there is one only.
     pub broker: String,
     /// Why it was refused since, if it was.
     pub refusal: Option<String>,

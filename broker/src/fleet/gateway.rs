@@ -8,6 +8,7 @@ mod request;
 use super::{jwt, peers::BROKER};
 use crate::{
     api::jwt::Checked,
+    drain::Running,
     gitlab::ServiceSecret,
     listeners::{agents, socket::Listener},
     tunnel::registry::Registry,
@@ -59,8 +60,8 @@ pub struct Gateway {
     pub registry: Arc<Registry>,
     /// Which version this is.
     pub program: Program,
-    /// Every request under way; a drain waits for them.
-    pub under_way: TaskTracker,
+    /// Every request under way; a drain waits for them, and cuts them in the end.
+    pub running: Running,
 }
 
 /// Serves on a bound listener until `closing`: new connections until `accepting` fires, then those that are open; what
@@ -100,9 +101,9 @@ pub fn serve(
 
 /// All that is served, behind the one check.
 fn routes(gateway: Gateway, beside: Routes) -> Routes {
-    let Gateway { secret, registry, program, under_way } = gateway;
+    let Gateway { secret, registry, program, running } = gateway;
     let version = HeaderValue::from_static(program.version);
-    let requests = KubernetesApi { requests: MakeRequest { registry, under_way }, version };
+    let requests = KubernetesApi { requests: MakeRequest { registry, running }, version };
     let served = beside.add_service(requests);
     let checked = Checked::new(served.prepare(), secret, jwt::EXPECTED);
     Routes::from(Routes::default().into_axum_router().fallback_service(checked))

@@ -6,6 +6,7 @@
 mod merge;
 mod rpc;
 
+pub use super::directory::LastSeen;
 pub use rpc::{RosterService, ask};
 
 use crate::{
@@ -46,19 +47,6 @@ pub trait Fleet: Send + Sync {
 
     /// One broker's own connections: [`ask`] over a connection to it. `Unimplemented` from a broker that is no Postern.
     fn ask(&self, peer: &PeerUrl, request: ConnectedRequest) -> BoxFuture<'static, Result<Answer, Status>>;
-}
-
-/// An agent that is gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastSeen {
-    /// When its last stream ended.
-    pub at: SystemTime,
-    /// From which address it was connected; empty if it never was.
-    pub from: String,
-    /// Through which broker, or which one refused it; empty where there is one only.
-    pub broker: String,
-    /// Why it was turned away since then.
-    pub refusal: Option<String>,
 }
 
 /// What one broker says.

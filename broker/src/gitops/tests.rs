@@ -504,7 +504,7 @@ async fn a_stream_that_waited_its_time_and_one_that_meets_a_drain_end_properly()
     // OK, and a hint that agents of other makers do not see.
     let trailers = soon(waiting.trailers()).await.unwrap().expect("they came with the end");
     let pause: u64 =
-        trailers.get(postern_wire::metadata::PUSHBACK).unwrap().to_str().unwrap().parse().unwrap();
+        trailers.get(postern_wire::metadata::RETRY_PUSHBACK).unwrap().to_str().unwrap().parse().unwrap();
     assert!(pause <= 1000, "{pause}");
 }
 

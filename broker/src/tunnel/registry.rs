@@ -5,7 +5,8 @@ use crate::tunnel::stream::Lease;
 use postern_wire::ids::AgentId;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -79,12 +80,21 @@ fn young(up: Duration) -> String {
 }
 
 /// All tunnels of this process, by agent.
-#[derive(Debug)]
 pub struct Registry {
     slots: Mutex<Slots>,
     started: Instant,
     /// Somebody was added to `Slots::changed`.
     changed: Notify,
+    /// Whoever wants to hear of refusals, too.
+    refusals: OnceLock<Refusals>,
+}
+
+type Refusals = Box<dyn Fn(AgentId, &str) + Send + Sync>;
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("census", &self.census()).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -170,7 +180,12 @@ pub struct Census {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { slots: Mutex::default(), started: Instant::now(), changed: Notify::new() }
+        Self {
+            slots: Mutex::default(),
+            started: Instant::now(),
+            changed: Notify::new(),
+            refusals: OnceLock::new(),
+        }
     }
 }
 
@@ -294,8 +309,16 @@ impl Registry {
         self.slots().agents.get(&agent).is_some_and(|slot| slot.open + slot.streams > 0)
     }
 
+    /// Also tells `hear` of every refusal, whether or not the agent was ever here. Once; it must not wait.
+    pub fn tell_refusals(&self, hear: impl Fn(AgentId, &str) + Send + Sync + 'static) {
+        let _ = self.refusals.set(Box::new(hear));
+    }
+
     /// Remembers why a known agent was turned away, for those who ask where it is.
     pub fn refused(&self, agent: AgentId, why: String) {
+        if let Some(tell) = self.refusals.get() {
+            tell(agent, &why);
+        }
         if let Some(slot) = self.slots().agents.get_mut(&agent) {
             slot.refusal = Some(why);
         }

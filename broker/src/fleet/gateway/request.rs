@@ -2,6 +2,7 @@
 //! checked who asks. A tunnel that was found and is not wanted any more serves the next request.
 
 use crate::{
+    drain::{Running, SHUTTING_DOWN},
     error::chain,
     outgoing::{Outgoing, Sender, outgoing},
     tunnel::{
@@ -27,7 +28,6 @@ use postern_wire::{
 };
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status, Streaming,
     metadata::{KeyAndValueRef, MetadataMap},
@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::MAX;
 #[derive(Clone, Debug)]
 pub(super) struct MakeRequest {
     pub(super) registry: Arc<Registry>,
-    pub(super) under_way: TaskTracker,
+    pub(super) running: Running,
 }
 
 impl StreamingService<Bytes> for MakeRequest {
@@ -110,7 +110,7 @@ impl MakeRequest {
         to_router: ToRouter,
     ) -> Result<(), Status> {
         let Some(tunnel) = self.find(agent, &mut incoming, &to_router).await? else { return Ok(()) };
-        let _counted = self.under_way.token();
+        let under_way = self.running.enter();
         let version = tunnel.version().map(|(major, minor)| format!("{major}.{minor}"));
         let ready = gateway::TunnelReady { agent_version: version.unwrap_or_default() };
         to_router.send(say(Msg::TunnelReady(ready))).await?;
@@ -133,6 +133,7 @@ impl MakeRequest {
         tokio::select! {
             ended = answer(from_agent, &to_router) => ended,
             left = forward(incoming, to_agent) => Err(left),
+            () = under_way.cut().cancelled() => Err(Status::unavailable(SHUTTING_DOWN)),
         }
     }
 
@@ -156,7 +157,7 @@ impl MakeRequest {
             },
             found = self.registry.wait(agent) => match found {
                 Ok(tunnel) => Ok(Some(tunnel)),
-                Err(FindError::Draining) => Err(Status::unavailable("kas is shutting down")),
+                Err(FindError::Draining) => Err(Status::unavailable(SHUTTING_DOWN)),
                 Err(error) => Err(Status::unavailable(error.to_string())),
             },
         }
