@@ -1,10 +1,11 @@
 //! The broker's Redis: one connection for commands that all share, opened with the first command and kept up from then
 //! on; more under load. Before it: the limiter, the tracker, events for browsers. After it: a Redis server, plain, over
-//! TLS, over a Unix socket or found through sentinels. A command never waits longer than the time-outs say; while Redis
+//! TLS, over a Unix socket, found through sentinels, or a cluster. A command never waits longer than the time-outs say; while Redis
 //! is away it fails at once.
 
 mod backoff;
 mod call;
+mod cluster;
 mod credentials;
 mod dial;
 mod error;
@@ -19,7 +20,7 @@ pub use self::error::RedisError;
 #[allow(unused_imports, reason = "the directory of agents listens")]
 pub(crate) use self::subscription::{Heard, Subscription};
 
-use self::{call::Call, dial::Dialler, pool::Pool, subscription::Listener};
+use self::{call::Call, cluster::Cluster, dial::Dialler, pool::Pool, subscription::Listener};
 use ::redis::{Cmd, FromRedisValue, Pipeline};
 use futures::future::join_all;
 use postern_certs::CertFiles;
@@ -89,6 +90,9 @@ pub enum Servers {
         /// The sentinels' own password, read like [`Config::password_file`] and sent without a user name.
         password_file: Option<PathBuf>,
     },
+    /// `host:port` of some nodes of a cluster; they tell of the others, which must be reachable under the names that
+    /// they give. It has database 0 only.
+    Cluster(Vec<String>),
 }
 
 /// How TLS is spoken. The server's name is the host of its address.
@@ -103,10 +107,15 @@ pub struct Tls {
 /// One Redis. Its connections end with it, but for those of subscriptions.
 pub struct Redis {
     dialler: Arc<Dialler>,
-    pool: Pool,
+    route: Route,
     openings: Arc<watch::Sender<u64>>,
     key_prefix: String,
     answer: Duration,
+}
+
+enum Route {
+    One(Pool),
+    Cluster(Cluster),
 }
 
 impl Redis {
@@ -117,8 +126,13 @@ impl Redis {
     pub fn open(config: Config) -> Result<Arc<Self>, RedisError> {
         let dialler = Arc::new(Dialler::new(&config)?);
         let openings = Arc::new(watch::Sender::new(0));
+        let (with, counting) = (Arc::clone(&dialler), Arc::clone(&openings));
+        let route = match dialler.nodes() {
+            Some(nodes) => Route::Cluster(Cluster::new(&config, with, nodes.to_vec(), counting)),
+            None => Route::One(Pool::new(&config, with, None, counting)),
+        };
         Ok(Arc::new(Self {
-            pool: Pool::new(&config, Arc::clone(&dialler), None, Arc::clone(&openings)),
+            route,
             dialler,
             openings,
             answer: config.write_timeout + config.read_timeout,
@@ -142,7 +156,10 @@ impl Redis {
     /// Whether commands are answered right now, as far as is known without asking: not before the first one.
     #[allow(dead_code, reason = "the directory of agents asks")]
     pub(crate) fn is_up(&self) -> bool {
-        self.pool.is_up()
+        match &self.route {
+            Route::One(pool) => pool.is_up(),
+            Route::Cluster(cluster) => cluster.is_up(),
+        }
     }
 
     /// Counts up whenever a connection for commands was opened, or opened again: what Redis held may be gone, after a
@@ -155,8 +172,12 @@ impl Redis {
     /// A connection of its own that listens to channels; opened again by itself. It lives as long as the value.
     #[allow(dead_code, reason = "the directory of agents listens")]
     pub(crate) fn subscribe(self: &Arc<Self>, channels: Vec<Vec<u8>>) -> Subscription {
+        let nodes = match &self.route {
+            Route::One(_) => None,
+            Route::Cluster(cluster) => Some(cluster.nodes()),
+        };
         let (dialler, openings, answer) = (Arc::clone(&self.dialler), self.openings.subscribe(), self.answer);
-        Subscription::new(Listener { dialler, channels, openings, answer })
+        Subscription::new(Listener { dialler, channels, nodes, openings, answer })
     }
 
     /// One command and its answer.
@@ -189,12 +210,17 @@ impl Redis {
         each: &[Pipeline],
     ) -> Vec<Result<::redis::Value, RedisError>> {
         let (dial, answer) = (self.dialler.patience.min(limit), self.answer.min(limit));
-        let lease = match self.pool.lease(dial).await {
-            Ok(lease) => lease,
-            Err(error) => return vec![Err(error); each.len()],
+        let pool = match &self.route {
+            Route::One(pool) => pool,
+            Route::Cluster(cluster) => return cluster.batch(dial, answer, each).await,
         };
-        let end = Instant::now() + answer;
-        join_all(each.iter().map(|pipeline| Call::Pipeline(pipeline).on(&lease, end, answer))).await
+        match pool.lease(dial).await {
+            Ok(lease) => {
+                let end = Instant::now() + answer;
+                join_all(each.iter().map(|pipeline| Call::Pipeline(pipeline).on(&lease, end, answer))).await
+            }
+            Err(error) => vec![Err(error); each.len()],
+        }
     }
 
     async fn call<T: FromRedisValue>(
@@ -203,10 +229,15 @@ impl Redis {
         limit: Duration,
         call: Call<'_>,
     ) -> Result<T, RedisError> {
-        let lease = self.pool.lease(dial).await?;
-        let answer = call.on(&lease, Instant::now() + limit, limit).await?;
+        let answer = match &self.route {
+            Route::One(pool) => {
+                let lease = pool.lease(dial).await?;
+                call.on(&lease, Instant::now() + limit, limit).await?
+            }
+            Route::Cluster(cluster) => cluster.call(dial, limit, call).await?,
+        };
         let strange = |error: ::redis::ParsingError| RedisError::Failed {
-            server: lease.server.as_ref().to_owned(),
+            server: self.dialler.name(),
             source: error.into(),
         };
         ::redis::from_redis_value(answer).map_err(strange)

@@ -1,5 +1,5 @@
 //! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`, `events`,
-//! `agent_wait`). Unknown keys are refused with their line. What the keys mean is `meaning.rs`' business.
+//! `agent_wait`, `redis.cluster`). Unknown keys are refused with their line. What the keys mean is `meaning.rs`' business.
 
 use crate::yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
 
@@ -109,6 +109,7 @@ section!(Gitaly { global_api_rate_limit: TokenBucket, per_server_api_rate_limit:
 section!(Redis {
     server: RedisServer,
     sentinel: RedisSentinel,
+    cluster: RedisCluster,
     pool_size: u32,
     dial_timeout: Positive,
     read_timeout: Positive,
@@ -127,6 +128,10 @@ section!(RedisSentinel {
     addresses: Vec<String>,
     sentinel_password_file: String,
 });
+section!(
+    /// Ours.
+    RedisCluster { addresses: Vec<String> }
+);
 section!(RedisTls { enabled: bool, certificate_file: String, key_file: String, ca_certificate_file: String });
 section!(Api { listen: ListenApi });
 section!(ListenApi {

@@ -140,12 +140,18 @@ impl Reader<'_> {
     }
 
     pub(super) fn redis(&mut self, section: &file::Redis, place: &Place) -> Option<redis::Config> {
-        let servers = match (&section.server, &section.sentinel) {
-            (Some(server), None) => self.redis_server(section, server),
-            (None, Some(sentinel)) => self.redis_sentinel(sentinel),
-            (server, _) => {
-                let found = if server.is_some() { "both server and sentinel" } else { "no server" };
-                let wanted = "one is wanted: server.address, or sentinel.master_name and sentinel.addresses";
+        let servers = match (&section.server, &section.sentinel, &section.cluster) {
+            (Some(server), None, None) => self.redis_server(section, server),
+            (None, Some(sentinel), None) => self.redis_sentinel(sentinel),
+            (None, None, Some(cluster)) => self.redis_cluster(section, cluster),
+            (server, sentinel, cluster) => {
+                let given = [server.is_some(), sentinel.is_some(), cluster.is_some()];
+                let names = ["server", "sentinel", "cluster"];
+                let found: Vec<_> =
+                    names.into_iter().zip(given).filter_map(|(name, is)| is.then_some(name)).collect();
+                let found = if found.is_empty() { "no server".to_owned() } else { found.join(" and ") };
+                let wanted = "one is wanted: server.address, or sentinel.master_name and sentinel.addresses, or \
+                              cluster.addresses";
                 self.problem(place, found, wanted);
                 None
             }
@@ -195,18 +201,42 @@ impl Reader<'_> {
         let wanted = "the addresses of the sentinels are wanted";
         let addresses = self.required(&sentinel.addresses, place, "addresses", wanted);
         if let Some(addresses) = addresses {
-            if addresses.value.is_empty() {
-                self.problem(&addresses.place, "an empty list", wanted);
-            }
-            for (at, address) in addresses.value.iter().enumerate() {
-                let _ = self.host_and_port(address, &addresses.place.key(&format!("[{at}]")));
-            }
+            self.redis_addresses(addresses, wanted);
         }
         Some(redis::Servers::Sentinel {
             password_file: self.file(&sentinel.sentinel_password_file),
             master_name: name?.value.clone(),
             addresses: addresses?.value.clone(),
         })
+    }
+
+    fn redis_cluster(
+        &mut self,
+        section: &file::Redis,
+        cluster: &Given<file::RedisCluster>,
+    ) -> Option<redis::Servers> {
+        let wanted = "the addresses of some nodes of the cluster are wanted";
+        let addresses = self.required(&cluster.value.addresses, &cluster.place, "addresses", wanted);
+        if let Some(addresses) = addresses {
+            self.redis_addresses(addresses, wanted);
+        }
+        if let Some(index) = section.database_index.as_ref().filter(|given| given.value > 0) {
+            self.problem(
+                &index.place,
+                index.value.to_string(),
+                "0 is wanted: a cluster has no other database",
+            );
+        }
+        Some(redis::Servers::Cluster(addresses?.value.clone()))
+    }
+
+    fn redis_addresses(&mut self, addresses: &Given<Vec<String>>, wanted: &str) {
+        if addresses.value.is_empty() {
+            self.problem(&addresses.place, "an empty list", wanted);
+        }
+        for (at, address) in addresses.value.iter().enumerate() {
+            let _ = self.host_and_port(address, &addresses.place.key(&format!("[{at}]")));
+        }
     }
 
     fn host_and_port(&mut self, text: &str, place: &Place) -> Option<()> {

@@ -160,6 +160,15 @@ fn a_file_of_a_later_kas_is_understood() {
 }
 
 #[test]
+fn a_cluster_is_named_by_some_of_its_nodes() {
+    let text =
+        "embedded: {identities_file: i}\nredis: {cluster: {addresses: ['a:1', 'b:2']}, database_index: 0}\n";
+    let redis = parse(text).unwrap().redis.unwrap();
+    assert_eq!(redis.servers, redis::Servers::Cluster(vec!["a:1".to_owned(), "b:2".to_owned()]));
+    assert_eq!((redis.pool_size, redis.idle_timeout), (5, seconds(50)));
+}
+
+#[test]
 fn events_are_told_where_the_file_says() {
     let text = "embedded: {identities_file: i}\napi: {listen: {authentication_secret_file: s}}\nevents:\n  \
                 server_sent_events: {}\n  action_cable: {channel_prefix: p, redis: {server: {address: 'r:6379'}}}\n";
@@ -254,12 +263,21 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "redis: {}",
-        "2:1: redis: no server; one is wanted: server.address, or sentinel.master_name and sentinel.addresses",
+        "2:1: redis: no server; one is wanted: server.address, or sentinel.master_name and sentinel.addresses, or \
+         cluster.addresses",
     ),
     (
         "redis: {server: {address: 'r:1'}, sentinel: {master_name: m, addresses: ['s:1']}}",
-        "2:1: redis: both server and sentinel; one is wanted: server.address, or sentinel.master_name and \
-         sentinel.addresses",
+        "2:1: redis: server and sentinel; one is wanted: server.address, or sentinel.master_name and \
+         sentinel.addresses, or cluster.addresses",
+    ),
+    (
+        "redis: {cluster: {addresses: []}}",
+        "2:30: redis.cluster.addresses: an empty list; the addresses of some nodes of the cluster are wanted",
+    ),
+    (
+        "redis: {cluster: {addresses: ['n:1']}, database_index: 3}",
+        "2:56: redis.database_index: 3; 0 is wanted: a cluster has no other database",
     ),
     (
         "redis: {server: {address: redis}}",

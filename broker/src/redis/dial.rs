@@ -56,7 +56,12 @@ pub(super) struct Dialler {
 
 enum Place {
     One(Server),
-    Sentinels { master_name: String, sentinels: Vec<Server> },
+    Sentinels {
+        master_name: String,
+        sentinels: Vec<Server>,
+    },
+    /// Nodes of a cluster, some at least.
+    Cluster(Vec<Server>),
 }
 
 impl Dialler {
@@ -73,6 +78,11 @@ impl Dialler {
                 let sentinels = addresses.iter().map(parse).collect::<Result<_, _>>()?;
                 Place::Sentinels { master_name: master_name.clone(), sentinels }
             }
+            Servers::Cluster(addresses) if addresses.is_empty() => return Err(RedisError::NoNodes),
+            Servers::Cluster(addresses) => {
+                let parse = |address: &String| Server::parse(address, "an item of redis.cluster.addresses");
+                Place::Cluster(addresses.iter().map(parse).collect::<Result<_, _>>()?)
+            }
         };
         let files = Files::new(config);
         files.read()?;
@@ -84,6 +94,18 @@ impl Dialler {
         match &self.place {
             Place::One(server) => server.to_string(),
             Place::Sentinels { master_name, .. } => format!("the sentinels' master {master_name}"),
+            Place::Cluster(nodes) => {
+                let nodes: Vec<_> = nodes.iter().map(Server::to_string).collect();
+                format!("the cluster of {}", nodes.join(", "))
+            }
+        }
+    }
+
+    /// Those that the configuration names, where it is a cluster.
+    pub(super) fn nodes(&self) -> Option<&[Server]> {
+        match &self.place {
+            Place::Cluster(nodes) => Some(nodes),
+            _ => None,
         }
     }
 
@@ -125,6 +147,7 @@ impl Dialler {
     async fn place(&self, server: Option<&Server>, credentials: &Credentials) -> Result<Server, RedisError> {
         match (server, &self.place) {
             (Some(server), _) | (None, Place::One(server)) => Ok(server.clone()),
+            (None, Place::Cluster(nodes)) => nodes.first().cloned().ok_or(RedisError::NoNodes),
             (None, Place::Sentinels { master_name, sentinels }) => {
                 let mut last = None;
                 for sentinel in sentinels {
@@ -246,7 +269,10 @@ async fn connect(server: &Server, secure: Option<&Secure>) -> Result<Pin<Box<dyn
 }
 
 /// An answer on a connection that nobody drives yet. Where the connection ends, that is the answer.
-async fn driven<T>(driver: &mut Driver, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+pub(super) async fn driven<T>(
+    driver: &mut Driver,
+    answer: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
     let mut answer = pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,

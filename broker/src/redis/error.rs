@@ -13,6 +13,9 @@ pub enum RedisError {
     /// No sentinel is named.
     #[error("redis.sentinel.addresses is empty; name at least one sentinel as host:port")]
     NoSentinels,
+    /// No node of a cluster is named.
+    #[error("redis.cluster.addresses is empty; name at least one node as host:port")]
+    NoNodes,
     /// A password file is missing or unreadable.
     #[error("cannot read the Redis password file {}", .path.display())]
     PasswordFile {
@@ -75,6 +78,21 @@ pub enum RedisError {
         /// Why the last one does not.
         #[source]
         source: Option<Box<RedisError>>,
+    },
+    /// No node of a cluster answers, or none knows the cluster; the source is what the last one said.
+    #[error("no node tells which one serves what at {server}; is it a cluster, and up?")]
+    NoSlots {
+        /// Those that the configuration names.
+        server: String,
+        /// Why the last one does not.
+        #[source]
+        source: Option<Box<RedisError>>,
+    },
+    /// A part of the keys has no master.
+    #[error("no node of the Redis cluster serves slot {slot}; is one of its masters down?")]
+    NotServed {
+        /// Of 16384.
+        slot: u16,
     },
     /// The connection ended soon after it was opened, more than once. It is opened again in a moment.
     #[error("Redis at {server} ends connections soon after they are opened; its log says why")]

@@ -111,6 +111,11 @@ impl Pool {
         matches!(&*self.shared.first.borrow(), State::Up(up) if !up.broken.is_cancelled())
     }
 
+    /// Whether it is known to be gone, and dialled again and again.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(&*self.shared.first.borrow(), State::Away(_))
+    }
+
     /// A connection that is there, or the one that is being opened.
     pub(super) async fn lease(&self, limit: Duration) -> Result<Lease, RedisError> {
         self.started.call_once(|| {

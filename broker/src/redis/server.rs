@@ -24,6 +24,16 @@ impl Server {
             _ => Err(RedisError::Address(key)),
         }
     }
+
+    /// As a node of a cluster names another: without a host, it is on the node's own.
+    pub(super) fn beside(node: &Self, host: &str, port: u16) -> Option<Self> {
+        let host = match (host, node) {
+            ("" | "?", Self::Tcp { host, .. }) => host.as_str(),
+            ("" | "?", Self::Unix(_)) => return None,
+            _ => host,
+        };
+        (port > 0).then(|| Self::Tcp { host: host.to_owned(), port })
+    }
 }
 
 impl fmt::Display for Server {

@@ -2,7 +2,7 @@
 //! After it: one reader, who is told of every gap. It holds a bounded number of messages; a reader that is slower than
 //! that is told of a gap, too. It sends a PING when the connection for commands had to be opened anew, else nothing.
 
-use super::{RedisError, backoff::Backoff, dial::Dialler};
+use super::{RedisError, backoff::Backoff, dial::Dialler, server::Server};
 use ::redis::{
     Value,
     aio::{PubSub, PubSubSink, PubSubStream},
@@ -63,6 +63,8 @@ impl Subscription {
 pub(super) struct Listener {
     pub(super) dialler: Arc<Dialler>,
     pub(super) channels: Vec<Vec<u8>>,
+    /// Of a cluster, where any node will do. Otherwise none: the configuration says where.
+    pub(super) nodes: Option<watch::Receiver<Vec<Server>>>,
     pub(super) openings: watch::Receiver<u64>,
     /// How long an answer may take.
     pub(super) answer: Duration,
@@ -72,11 +74,18 @@ impl Listener {
     /// Until the reader is gone.
     async fn listen(mut self, sender: mpsc::Sender<Heard>) -> Option<()> {
         let mut backoff = Backoff::default();
+        // Brokers spread over a cluster; where one node fails, the next one is tried.
+        let mut at: usize = rand::random_range(0..1024);
         loop {
+            let node = self.nodes.as_ref().and_then(|nodes| {
+                let nodes = nodes.borrow();
+                nodes.get(at.checked_rem(nodes.len())?).cloned()
+            });
+            at = at.wrapping_add(1);
             // Room first: what is published while the reader is not told would have to wait somewhere.
             let (connected, lost) = (sender.reserve().await.ok()?, sender.reserve().await.ok()?);
             self.openings.mark_unchanged();
-            match self.dialler.listen(None, &self.channels).await {
+            match self.dialler.listen(node.as_ref(), &self.channels).await {
                 Ok((listening, server)) => {
                     let begin = Instant::now();
                     tracing::debug!(%server, "listening to redis");

@@ -1,5 +1,9 @@
 //! The connection against a real server: logins, TLS, sentinels, and a server that goes and comes back.
 
+mod cluster;
+mod fail_over;
+mod pool;
+
 use super::*;
 use crate::error::chain;
 use ::redis::Value;
@@ -9,6 +13,14 @@ use std::fs;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
+
+/// Connections for commands.
+fn open(redis: &Redis) -> usize {
+    match &redis.route {
+        Route::One(pool) => pool.open(),
+        Route::Cluster(_) => unreachable!("one server"),
+    }
+}
 
 fn unix(server: &RedisServer) -> Config {
     Config::new(Servers::Unix(server.socket()))
@@ -154,7 +166,7 @@ async fn a_server_that_hangs_is_given_up_after_the_time_outs() {
 async fn many_commands_share_one_connection() {
     let server = RedisServer::start(Options::default()).await.unwrap();
     let redis = Redis::open(unix(&server)).unwrap();
-    let all = (0..pool::BUSY).map(|_| redis.ping());
+    let all = (0..super::pool::BUSY).map(|_| redis.ping());
     assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
     let clients: String = redis.command(::redis::cmd("CLIENT").arg("LIST")).await.unwrap();
     assert_eq!(clients.lines().count(), 1, "{clients}");
@@ -193,6 +205,25 @@ fn message(channel: &str, text: &str) -> Heard {
     Heard::Message { channel: channel.into(), payload: text.into() }
 }
 
+/// Once it is.
+async fn answered<T: FromRedisValue>(redis: &Redis, command: &Cmd) -> T {
+    let answered = async {
+        loop {
+            match redis.command(command).await {
+                Ok(answer) => return answer,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    timeout(SOON, answered).await.expect("it is answered again")
+}
+
+fn command(words: &[&str]) -> Cmd {
+    let mut command = ::redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command
+}
+
 async fn next(subscription: &mut Subscription) -> Heard {
     timeout(SOON, subscription.next()).await.expect("there is news")
 }
@@ -212,12 +243,7 @@ async fn a_subscription_hears_its_channels_and_goes_on_after_a_restart() {
     server.restart().await.unwrap();
     assert_eq!(next(&mut heard).await, Heard::Lost);
     assert_eq!(next(&mut heard).await, Heard::Connected);
-    let again = async {
-        while redis.command::<i64>(&publish("a", "y")).await.is_err() {
-            tokio::task::yield_now().await
-        }
-    };
-    timeout(SOON, again).await.unwrap();
+    answered::<i64>(&redis, &publish("a", "y")).await;
     assert_eq!(next(&mut heard).await, message("a", "y"));
 }
 
@@ -277,5 +303,5 @@ async fn one_that_fails_takes_no_other_of_its_batch_with_it() {
     let large: Vec<_> = (0..5000).map(|at| set(&format!("k{at}"), true)).collect();
     assert!(redis.batch(SOON, &large).await.iter().all(Result::is_ok));
     assert!(redis.batch(SOON, &[]).await.is_empty());
-    assert_eq!(redis.pool.open(), 1);
+    assert_eq!(open(&redis), 1);
 }

@@ -1,5 +1,9 @@
-//! A real `redis-server` of its own for one test: on a Unix socket in a temporary folder, or with TLS on a free port.
-//! It keeps nothing on disk, can be stopped, started again and made to hang, and ends with its `RedisServer`.
+//! A real `redis-server` of its own for one test: on a Unix socket in a temporary folder, and on a free port where that
+//! is asked for. It keeps no data on disk, can be stopped, started again and made to hang, and ends with its
+//! `RedisServer`. Several together are in `sentinels.rs` and `cluster.rs`.
+
+pub mod cluster;
+pub mod sentinels;
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -16,7 +20,7 @@ use tokio::time::{interval, timeout};
 
 pub use crate::kube_api::Tls;
 
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(20);
 
 /// How the server is to be set up.
 #[derive(Default)]
@@ -31,6 +35,8 @@ pub struct Options {
     pub tcp: bool,
     /// Is a sentinel that watches the server at this host and port, under the name `mymaster`.
     pub sentinel_of: Option<String>,
+    /// Is a node of a cluster; serves a TCP port, too.
+    pub cluster: bool,
     /// More lines of its configuration.
     pub lines: Vec<String>,
 }
@@ -42,6 +48,8 @@ pub struct RedisServer {
     /// `None` while it is stopped.
     child: Option<Child>,
     port: u16,
+    /// Where nodes of a cluster talk to each other.
+    bus: u16,
 }
 
 impl RedisServer {
@@ -56,7 +64,7 @@ impl RedisServer {
             std::fs::write(directory.path().join("tls.key"), &tls.key_pem)?;
             std::fs::write(directory.path().join("ca.crt"), &tls.ca_pem)?;
         }
-        let mut server = RedisServer { directory, options, child: None, port: 0 };
+        let mut server = RedisServer { directory, options, child: None, port: 0, bus: 0 };
         // Somebody else may take the free port in between.
         let mut tries = 5;
         while let Err(error) = server.restart().await {
@@ -98,8 +106,12 @@ impl RedisServer {
     /// It is not installed, or does not start.
     pub async fn restart(&mut self) -> io::Result<()> {
         self.stop().await;
-        if self.port == 0 && (self.options.tcp || self.options.tls.is_some()) {
-            self.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        if self.port == 0 && (self.options.tcp || self.options.cluster || self.options.tls.is_some()) {
+            // Both at the same time, or they could be one.
+            let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+            let (port, bus) = (free()?, free()?);
+            self.port = port.local_addr()?.port();
+            self.bus = bus.local_addr()?.port();
         }
         // A sentinel writes to this file.
         std::fs::write(self.directory.path().join("redis.conf"), self.configuration())?;
@@ -134,6 +146,29 @@ impl RedisServer {
         Ok(())
     }
 
+    /// Forgets all data, and goes on.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn flush(&self) -> io::Result<()> {
+        self.ask(&["FLUSHALL"]).await.map(drop)
+    }
+
+    /// One command and its answer as Redis writes it: `+OK\r\n`, `:1\r\n`.
+    ///
+    /// # Errors
+    /// Redis says so, or does not answer.
+    pub async fn ask(&self, words: &[&str]) -> io::Result<String> {
+        let asked = async {
+            let mut io = UnixStream::connect(self.socket()).await?;
+            if let Some(password) = &self.options.password {
+                said(&mut io, &["AUTH", password]).await?;
+            }
+            said(&mut io, words).await
+        };
+        timeout(START, asked).await?
+    }
+
     /// From now on it accepts connections and answers nothing.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
@@ -161,11 +196,14 @@ impl RedisServer {
     }
 
     fn configuration(&self) -> String {
-        let Options { password, user, tls, tcp, sentinel_of, lines } = &self.options;
+        let Options { password, user, tls, tcp, sentinel_of, cluster, lines } = &self.options;
         let mut text = format!(
             "bind 127.0.0.1\nport {}\nunixsocket redis.sock\ndaemonize no\n",
-            if *tcp && tls.is_none() { self.port } else { 0 },
+            if (*tcp || *cluster) && tls.is_none() { self.port } else { 0 },
         );
+        if *cluster {
+            text += &format!("cluster-enabled yes\ncluster-port {}\ncluster-node-timeout 1000\n", self.bus);
+        }
         match sentinel_of.as_ref().and_then(|master| master.rsplit_once(':')) {
             Some((host, port)) => text += &format!("sentinel monitor mymaster {host} {port} 1\n"),
             None => text += "save \"\"\nappendonly no\n",
@@ -186,4 +224,46 @@ impl RedisServer {
         }
         text
     }
+}
+
+async fn said(io: &mut UnixStream, words: &[&str]) -> io::Result<String> {
+    let mut command = format!("*{}\r\n", words.len());
+    for word in words {
+        command += &format!("${}\r\n{word}\r\n", word.len());
+    }
+    io.write_all(command.as_bytes()).await?;
+    let mut answer = Vec::new();
+    while end(&answer, 0).is_none() {
+        if io.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    if answer.starts_with('-') { Err(io::Error::other(answer)) } else { Ok(answer) }
+}
+
+/// Where the answer that begins here ends; `None`: not all of it is there.
+fn end(bytes: &[u8], begin: usize) -> Option<usize> {
+    let line = bytes[begin..].windows(2).position(|two| two == b"\r\n")?;
+    let (head, after) = (&bytes[begin..begin + line], begin + line + 2);
+    let count = || std::str::from_utf8(head.get(1..)?).ok()?.parse::<i64>().ok();
+    match head.first()? {
+        b'$' => match usize::try_from(count()?) {
+            Ok(length) => Some(after + length + 2).filter(|end| *end <= bytes.len()),
+            Err(_) => Some(after),
+        },
+        b'*' => (0..count()?).try_fold(after, |at, _| end(bytes, at)),
+        _ => Some(after),
+    }
+}
+
+/// Asks until the answer is wanted.
+pub(crate) async fn until(what: &str, wanted: impl AsyncFn() -> bool) -> io::Result<()> {
+    let asked = async {
+        let mut tick = interval(Duration::from_millis(10));
+        while !wanted().await {
+            tick.tick().await;
+        }
+    };
+    timeout(START, asked).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, what.to_owned()))
 }
