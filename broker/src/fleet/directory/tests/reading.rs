@@ -181,3 +181,27 @@ async fn a_push_to_a_project_reaches_every_broker_once() {
     }
     assert_eq!(published[6], kas, "the same bytes");
 }
+
+#[tokio::test]
+async fn searches_that_wait_in_vain_ask_redis_together_about_once_a_second() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    outside.is_quiet().await;
+    let begin = Instant::now();
+    let mut searches: Vec<_> = (0..200).map(|_| here.directory.search(AGENT)).collect();
+    let waiting = join_all(searches.iter_mut().map(async |search| {
+        assert_eq!(next(search).await, Found::Nobody { last: None });
+        search.next().await
+    }));
+    let asked = async || outside.commands().await.get("hgetall").copied().unwrap_or_default();
+    tokio::select! {
+        _ = waiting => panic!("nobody comes"),
+        () = eventually("asked three times", async || asked().await >= 3) => {}
+    }
+    assert_eq!(asked().await, 3);
+    let took = begin.elapsed();
+    assert!((1600..5000).contains(&took.as_millis()), "{took:?}");
+    drop(searches);
+    outside.is_quiet().await;
+}
