@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
@@ -72,25 +72,29 @@ fn a_kubeconfig_that_is_not_there_is_named() {
 
 /// `agents` against a broker that says this once: what the command said, and the head that it sent.
 fn agents(folder: &Path, arguments: &[&str], answer: &'static str) -> (Output, Vec<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = url(&listener);
     let broker = thread::spawn(move || {
-        let (mut io, _) = listener.accept().unwrap();
-        let lines = BufReader::new(io.try_clone().unwrap()).lines().map(|line| line.unwrap());
-        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-        io.write_all(answer.as_bytes()).unwrap();
+        let (mut io, _) = listener.accept().expect("the command dials");
+        let read = BufReader::new(io.try_clone().expect("a socket can be cloned"));
+        let head = read.lines().map(|line| line.expect("the command speaks UTF-8"));
+        let head: Vec<String> = head.take_while(|line| !line.is_empty()).collect();
+        io.write_all(answer.as_bytes()).expect("the command listens");
         head
     });
     let secret = secret_file(folder);
-    let given = ["agents", "--api", &url, "--secret-file", secret.to_str().unwrap()];
-    let output = postern(&[&given, arguments].concat(), "");
-    (output, broker.join().unwrap())
+    let output = postern(&[&["agents", "--api", &url, "--secret-file", &secret], arguments].concat(), "");
+    (output, broker.join().expect("nothing in it panics"))
 }
 
-fn secret_file(folder: &Path) -> PathBuf {
+fn url(listener: &TcpListener) -> String {
+    format!("http://{}", listener.local_addr().expect("it is bound"))
+}
+
+fn secret_file(folder: &Path) -> String {
     let path = folder.join("secret");
-    std::fs::write(&path, "aHVzaCBodXNo\n").unwrap();
-    path
+    std::fs::write(&path, "aHVzaCBodXNo\n").expect("the folder is ours");
+    path.into_os_string().into_string().expect("temporary folders have plain names")
 }
 
 const LIST: &str = concat!(
@@ -141,12 +145,12 @@ fn agents_that_cannot_be_listed_say_what_to_look_at() {
         assert!(said.starts_with("postern: ") && said.contains(words), "{said}");
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let url = url(&listener);
     drop(listener);
     let secret = secret_file(folder.path());
     for (api, file, words) in [
-        (url.as_str(), secret.to_str().unwrap(), "cannot connect to 127.0.0.1"),
-        ("grpc://kas:8150", secret.to_str().unwrap(), "--api must be http://"),
+        (url.as_str(), secret.as_str(), "cannot connect to 127.0.0.1"),
+        ("grpc://kas:8150", secret.as_str(), "--api must be http://"),
         (url.as_str(), "/does/not/exist", "cannot read the secret file /does/not/exist"),
     ] {
         let output = postern(&["agents", "--api", api, "--secret-file", file], "");
