@@ -74,7 +74,8 @@ fn sweep() {
         let Some((pid, _)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else {
             continue;
         };
-        if Path::new("/proc").join(pid).exists() {
+        // A dead one has no words, even while nobody has asked how it ended.
+        if std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !words.is_empty()) {
             continue;
         }
         // Somebody else may be sweeping.
