@@ -82,7 +82,7 @@ pub(crate) fn binary(name: &str) -> PathBuf {
 
 /// A child process whose standard error is a file of JSON lines.
 pub(crate) struct Process {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     child: Child,
     log: PathBuf,
 }
@@ -90,13 +90,23 @@ pub(crate) struct Process {
 impl Process {
     /// Starts one of our binaries; `name` names its log.
     pub(crate) fn start(
-        name: &'static str,
+        name: &str,
         binary: &str,
         folder: &Path,
         arguments: &[String],
         env: &[(&str, &str)],
     ) -> Self {
-        let path = self::binary(binary);
+        Self::launch(name, Command::new(self::binary(binary)), folder, arguments, env)
+    }
+
+    /// Starts a command that already says which program, with these arguments behind its own.
+    pub(crate) fn launch(
+        name: &str,
+        mut command: Command,
+        folder: &Path,
+        arguments: &[String],
+        env: &[(&str, &str)],
+    ) -> Self {
         // Not among the files that are watched for changes: at `trace` each line would be a change worth a line.
         let folder = folder.join("logs");
         fs::create_dir_all(&folder).expect("folder of logs");
@@ -109,7 +119,6 @@ impl Process {
             number += 1;
         };
         let file = fs::File::create(&log).expect("log file");
-        let mut command = Command::new(path);
         for proxy in [
             "http_proxy",
             "https_proxy",
@@ -133,7 +142,8 @@ impl Process {
             .stdout(Stdio::null())
             .stderr(file)
             .kill_on_drop(true);
-        Self { name, child: command.spawn().expect("the binary starts"), log }
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        Self { name: name.to_owned(), child, log }
     }
 
     /// All lines so far that are JSON objects.
@@ -149,7 +159,7 @@ impl Process {
 
     /// The first line with this message for which `matches` holds, now or later.
     pub(crate) async fn logged(&mut self, message: &str, matches: impl Fn(&Value) -> bool) -> Value {
-        let name = self.name;
+        let name = self.name.clone();
         let found = timeout(PATIENCE, async {
             let mut ticks = ticks();
             loop {

@@ -14,6 +14,8 @@ mod crate_graph;
 mod demo;
 /// The four schemes of an agent's dial, TLS and proxies.
 mod dialling;
+/// Several brokers as one, every host in a network namespace of its own; processes, links and Redis fail.
+mod fleet;
 /// Clients of other makers: grpcio, grpc-js, websockets.
 mod foreign;
 /// The broker as GitLab's kas: Rails, Gitaly and Redis beside it.

@@ -122,7 +122,7 @@ async fn hundreds_of_rounds_of_it_leave_descriptors_and_memory_where_they_were()
 }
 
 /// Descriptors and memory of each process, once connections of earlier tests of strength are gone.
-async fn usage(field: &Field) -> [(&'static str, usize, u64); 3] {
+async fn usage(field: &Field) -> [(String, usize, u64); 3] {
     let of = async |process: &Process| {
         let (mut last, mut same) = (0, 0);
         let descriptors = until("descriptors stand still", async || {
@@ -132,7 +132,7 @@ async fn usage(field: &Field) -> [(&'static str, usize, u64); 3] {
             (same > 100).then_some(now)
         })
         .await;
-        (process.name, descriptors, process.resident())
+        (process.name.clone(), descriptors, process.resident())
     };
     [of(&field.edge).await, of(&field.broker).await, of(&field.agent).await]
 }

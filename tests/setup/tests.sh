@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tests need beside the build: Debian's kubectl and redis-server, python with grpcio and websockets, node with
+# What the tests need beside the build: Debian's kubectl, redis-server and ip, python with grpcio and websockets, node with
 # grpc-js, and the real control plane. All but system packages goes into the cache folder; nothing is left in the tree.
 # Safe to run again and again.
 set -euo pipefail
@@ -25,6 +25,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 command -v npm >/dev/null || missing+=(nodejs npm)
 command -v tar >/dev/null || missing+=(tar)
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v ip >/dev/null || missing+=(iproute2)
 [ ${#missing[@]} -eq 0 ] || as_root "${missing[@]}"
 
 # Debian's kubectl, unpacked beside whatever kubectl the machine has: old enough to speak SPDY/3.1 only.
