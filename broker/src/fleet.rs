@@ -9,6 +9,8 @@ pub mod peers;
 pub mod remote;
 pub mod roster;
 pub mod router;
+#[cfg(test)]
+mod stage;
 mod url;
 
 pub use url::{BadPeerUrl, PeerUrl};
