@@ -221,6 +221,11 @@ impl Running {
         UnderWay { cut: self.cut.clone(), _token: self.tracker.token() }
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
     /// Returns when there is none.
     pub async fn wait(&self) {
         self.tracker.close();
@@ -229,7 +234,7 @@ impl Running {
 
     /// Cuts those that still run, and gives them a moment to say so; returns how many they were.
     pub async fn cut(&self) -> usize {
-        let running = self.tracker.len();
+        let running = self.count();
         self.cut.cancel();
         let _ = tokio::time::timeout(LAST_WORDS, self.wait()).await;
         running

@@ -23,6 +23,7 @@ use postern_wire::{
             ListAgentConfigFilesRequest, ListAgentConfigFilesResponse,
             configuration_project_server::ConfigurationProject,
         },
+        event::GitPushEvent,
         notifications::rpc::{
             GitPushEventRequest, GitPushEventResponse, notifications_server::Notifications,
         },

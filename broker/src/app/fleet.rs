@@ -55,7 +55,8 @@ pub(super) fn start(
     stop: &Stops,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Fleet>> {
-    let (Some(section), Some(Door { listener, own }), Some(redis)) = (&config.private_api, door, redis) else {
+    let (Some(section), Some(Door { listener, own }), Some(redis)) = (&config.private_api, door, redis)
+    else {
         return Ok(None);
     };
     let secret = ServiceSecret::load_of(section.authentication_secret_file.clone(), SecretLength::Any);

@@ -18,12 +18,7 @@ use postern_wire::{
     ids::{AgentId, ProjectId},
     proto::postern::fleet::ConnectedRequest,
 };
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     config::{ListenAddress, ListenConfig},
+    drain::Running,
     gitlab::{SecretLength, ServiceSecret},
     listeners::socket::Listener,
     tunnel::{
@@ -69,7 +70,7 @@ pub(crate) fn peers_of(key: &[u8], trust: Option<Arc<ClientTrust>>, limits: Limi
 pub(crate) struct Broker {
     pub(crate) registry: Arc<Registry>,
     pub(crate) url: PeerUrl,
-    pub(crate) under_way: TaskTracker,
+    pub(crate) running: Running,
     _stop: (DropGuard, DropGuard),
 }
 
@@ -83,19 +84,19 @@ impl Broker {
         let scheme = if tls.is_some() { "grpcs" } else { "grpc" };
         let listener = Listener::bind(&ListenConfig { address, tls }, "private_api").await.unwrap();
         let url = format!("{scheme}://{}", listener.address).parse().unwrap();
-        let (registry, under_way) = (Arc::new(Registry::default()), TaskTracker::new());
+        let (registry, running) = (Arc::new(Registry::default()), Running::default());
         let (accepting, closing) = (CancellationToken::new(), CancellationToken::new());
         let gateway = Gateway {
             secret: secret(b"ours"),
             registry: Arc::clone(&registry),
             program: PROGRAM,
-            under_way: under_way.clone(),
+            running: running.clone(),
         };
         let ends = (accepting.clone(), closing.clone());
         let age = Duration::from_secs(7200);
         gateway::serve(Arc::new(listener), gateway, beside, age, ends, &TaskTracker::new());
         let stop = (accepting.drop_guard(), closing.drop_guard());
-        Self { registry, url, under_way, _stop: stop }
+        Self { registry, url, running, _stop: stop }
     }
 
     /// An agent with one tunnel to this broker.

@@ -141,7 +141,7 @@ mod tests {
             identities: Identities::File(IdentitySource::load(file.path().to_owned()).unwrap()),
             cors: Cors::NoCookies,
             counted: Arc::new(()),
-            registry: Arc::default(),
+            router: crate::fleet::router::Router { registry: Arc::default(), fleet: None },
             url_path_prefix: "/".into(),
             agent_wait: Duration::ZERO,
             program: PROGRAM,

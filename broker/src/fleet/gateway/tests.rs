@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    drain::Running,
     fleet::{
         PeerUrl,
         stage::{AGENT, Broker, METHOD, keep, secret, within},
@@ -186,14 +187,14 @@ async fn a_gateway_over_a_unix_socket_serves_as_well() {
         secret: secret(b"ours"),
         registry: Arc::default(),
         program: PROGRAM,
-        under_way: TaskTracker::new(),
+        running: Running::default(),
     };
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let ends = (stop.clone(), stop);
     serve(Arc::new(listener), gateway, Routes::default(), Duration::from_secs(60), ends, &TaskTracker::new());
     let mut knock = within(peers().knock(&url, AGENT, METHOD, &Default::default())).await.unwrap();
-    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
 }
 
 /// A call without a network.
@@ -214,7 +215,7 @@ impl Call {
         let messages = Streaming::new_request(Raw, StreamBody::new(frames), None, None);
         let mut request = Request::new(messages);
         request.metadata_mut().insert("kas-hop-routing-agent-id", AGENT.0.into());
-        let mut requests = MakeRequest { registry: Arc::clone(registry), under_way: TaskTracker::new() };
+        let mut requests = MakeRequest { registry: Arc::clone(registry), running: Running::default() };
         Self { send: Some(send), answers: requests.call(request).await.unwrap().into_inner() }
     }
 

@@ -55,7 +55,7 @@ async fn one_dial_serves_all_who_want_it() {
     let knocks = futures::future::join_all((0..100).map(|_| knock(&peers, &wire.url))).await;
     for knock in knocks {
         let mut knock = knock.unwrap();
-        assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel);
+        assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
     }
     assert_eq!(wire.dials.load(Ordering::SeqCst), 1);
 }
@@ -122,7 +122,7 @@ async fn a_broker_that_falls_silent_ends_all_its_streams() {
     let (_request, mut response) = within(ready.accept().open()).await.unwrap();
     agent.hears_info().await;
     let mut waiting = knock(&peers, &wire.url).await.unwrap();
-    assert_eq!(within(waiting.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(waiting.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
     wire.silent.cancel();
     let begin = Instant::now();
     let error = within(response.next()).await.unwrap_err();
@@ -421,7 +421,7 @@ async fn tls_is_trusted_only_with_the_ca_that_the_file_names() {
     };
     let good = peers_of(b"ours", trust(&ca, "ca.pem"), Limits::default());
     let mut answered = knock(&good, &broker.url).await.unwrap();
-    assert_eq!(within(answered.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(answered.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
 
     let config = |trust, server_name: Option<&str>| PeersConfig {
         secret: crate::fleet::stage::secret(b"ours"),
@@ -431,7 +431,7 @@ async fn tls_is_trusted_only_with_the_ca_that_the_file_names() {
     };
     let named = Peers::new(config(trust(&ca, "ca.pem"), Some("brokers.internal")));
     let mut answered = knock(&named, &broker.url).await.unwrap();
-    assert_eq!(within(answered.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(answered.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
 
     for (peers, wanted) in [
         (

@@ -49,7 +49,7 @@ async fn a_request_reaches_an_agent_at_another_broker_and_is_answered() {
     keys.sort_unstable();
     assert_eq!(keys, ["content-type", "trace-bin", "x-gitlab-correlation-id"]);
     assert_eq!(info.meta["trace-bin"].value, ["\u{1}binary"]);
-    assert_eq!(broker.under_way.len(), 1);
+    assert_eq!(broker.running.count(), 1);
 
     request.send(Bytes::from_static(b"question")).await.unwrap();
     assert_eq!(agent.hears_data().await, "question");
@@ -64,8 +64,7 @@ async fn a_request_reaches_an_agent_at_another_broker_and_is_answered() {
     assert_eq!(within(response.next()).await.unwrap().unwrap(), "");
     assert!(within(response.next()).await.unwrap().is_none());
     assert!(within(agent.receive.next()).await.is_none(), "the tunnel ended well");
-    broker.under_way.close();
-    within(broker.under_way.wait()).await;
+    within(broker.running.wait()).await;
 }
 
 #[tokio::test]
@@ -196,8 +195,7 @@ async fn a_caller_that_leaves_cancels_the_request_at_the_agent() {
     let status = within(agent.receive.next()).await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     assert!(within(request.send(Bytes::from_static(b"late"))).await.is_err());
-    broker.under_way.close();
-    within(broker.under_way.wait()).await;
+    within(broker.running.wait()).await;
 }
 
 #[tokio::test]
@@ -268,7 +266,7 @@ async fn a_tunnel_that_is_not_wanted_serves_the_next_request() {
 async fn a_broker_without_a_tunnel_says_so_and_has_one_when_the_agent_comes() {
     let broker = Broker::start().await;
     let mut knock = knock(&broker.url).await;
-    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
     let mut agent = broker.agent();
     assert_eq!(within(knock.answer()).await.unwrap(), Answer::Ready);
     let (_request, _response) = within(knock.accept().open()).await.unwrap();
@@ -279,7 +277,7 @@ async fn a_broker_without_a_tunnel_says_so_and_has_one_when_the_agent_comes() {
 async fn a_broker_that_drains_says_so_to_those_who_wait() {
     let broker = Broker::start().await;
     let mut knock = knock(&broker.url).await;
-    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel);
+    assert_eq!(within(knock.answer()).await.unwrap(), Answer::NoTunnel { busy: false });
     broker.registry.drain();
     let error = within(knock.answer()).await.unwrap_err();
     let wanted = format!("the broker {} refused: kas is shutting down (Unavailable)", broker.url);

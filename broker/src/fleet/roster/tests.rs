@@ -7,6 +7,7 @@ use crate::{
 };
 use postern_wire::proto::{gitlab::agent::modshared::AgentMeta, postern::fleet::roster_server::RosterServer};
 use std::collections::HashMap;
+use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Channel};
 
