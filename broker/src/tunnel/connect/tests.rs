@@ -58,17 +58,22 @@ impl Field {
     /// A tunnel that is idle at the broker.
     async fn tunnel(&mut self) -> Far {
         let idle = self.registry.census().idle;
-        let (to_broker, messages) = mpsc::channel(1);
-        let descriptor = connect_request::Msg::Descriptor(Descriptor::default());
-        to_broker.send(ConnectRequest { msg: Some(descriptor) }).await.unwrap();
-        let connected = self.agent.connect(call_as(TOKEN_A, ReceiverStream::new(messages))).await;
-        let from_broker = connected.expect("the agent is known").into_inner();
+        let far = self.open().await;
         let stands = async {
             while self.registry.census().idle <= idle {
                 tokio::task::yield_now().await;
             }
         };
         timeout(SOON, stands).await.expect("it stands");
+        far
+    }
+
+    async fn open(&mut self) -> Far {
+        let (to_broker, messages) = mpsc::channel(1);
+        let descriptor = connect_request::Msg::Descriptor(Descriptor::default());
+        to_broker.send(ConnectRequest { msg: Some(descriptor) }).await.unwrap();
+        let connected = self.agent.connect(call_as(TOKEN_A, ReceiverStream::new(messages))).await;
+        let from_broker = connected.expect("the agent is known").into_inner();
         Far { from_broker, _to_broker: to_broker }
     }
 }
@@ -87,8 +92,7 @@ impl Far {
 async fn half_of_an_agents_tunnels_serve_until_it_stands_elsewhere() {
     let mut field = Field::start().await;
     let mut tunnels = [field.tunnel().await, field.tunnel().await];
-    let peers = Peers::new();
-    let others: Arc<dyn Others> = Arc::clone(&peers) as _;
+    let others: Arc<dyn Others> = Peers::new();
     field.departures.begin(1, Some(others), Instant::now() + SOON);
     let [one, two] = &mut tunnels;
     let (first_pause, stays) = tokio::select! {
@@ -115,9 +119,8 @@ async fn half_of_an_agents_tunnels_serve_until_it_stands_elsewhere() {
     field.departures.gone().await;
     drop(request);
 
-    let mut late = field.tunnel().await;
-    peers.announce(AGENT);
-    assert_eq!(late.ended().await, 0);
+    // One that comes late is sent on at once.
+    assert_eq!(field.open().await.ended().await, 0);
     field.departures.gone().await;
 }
 
