@@ -134,3 +134,6 @@ async fn lend(claim: Claim, tunnel: Tunnel) -> Option<Tunnel> {
     drop(claim.send(lease));
     returned.await.ok()
 }
+
+#[cfg(test)]
+mod tests;

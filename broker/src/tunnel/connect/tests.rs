@@ -1,0 +1,135 @@
+//! Over a real gRPC connection: an agent's tunnels while the broker leaves.
+
+use super::*;
+use crate::{
+    drain::{Others, tests::Peers},
+    gitlab,
+    stage::{Stage, TOKEN_A, agents, call_as, serve},
+};
+use postern_wire::{
+    ids::AgentId,
+    metadata::PUSHBACK,
+    proto::gitlab::agent::reverse_tunnel::rpc::{
+        ConnectResponse, Descriptor, connect_response, reverse_tunnel_client::ReverseTunnelClient,
+        reverse_tunnel_server::ReverseTunnelServer,
+    },
+};
+use stand_ins::rails::Options;
+use std::collections::HashMap;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{service::Routes, transport::Channel};
+
+const AGENT: AgentId = AgentId(1);
+const SOON: Duration = Duration::from_secs(20);
+
+struct Field {
+    departures: Departures,
+    registry: Arc<Registry>,
+    agent: ReverseTunnelClient<Channel>,
+    _stage: Stage,
+}
+
+/// The agent's side of one tunnel.
+struct Far {
+    from_broker: Streaming<ConnectResponse>,
+    _to_broker: mpsc::Sender<ConnectRequest>,
+}
+
+impl Field {
+    async fn start() -> Self {
+        let options = Options { agents: agents(|project| project), ..Options::default() };
+        let stage = Stage::start(options, gitlab::Periods::default()).await;
+        let (departures, registry) = (Departures::default(), Arc::clone(&stage.admission.registry));
+        let service = TunnelService {
+            registry: Arc::clone(&registry),
+            max_idle: Duration::from_secs(3600),
+            departures: departures.clone(),
+            tasks: TaskTracker::new(),
+        };
+        let routes = Routes::new(stage.admission.guard(ReverseTunnelServer::new(service)));
+        let agent = ReverseTunnelClient::new(serve(routes, &stage.stop).await);
+        Self { departures, registry, agent, _stage: stage }
+    }
+
+    /// A tunnel that is idle at the broker.
+    async fn tunnel(&mut self) -> Far {
+        let idle = self.registry.census().idle;
+        let far = self.open().await;
+        let stands = async {
+            while self.registry.census().idle <= idle {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, stands).await.expect("it stands");
+        far
+    }
+
+    async fn open(&mut self) -> Far {
+        let (to_broker, messages) = mpsc::channel(1);
+        let descriptor = connect_request::Msg::Descriptor(Descriptor::default());
+        to_broker.send(ConnectRequest { msg: Some(descriptor) }).await.unwrap();
+        let connected = self.agent.connect(call_as(TOKEN_A, ReceiverStream::new(messages))).await;
+        let from_broker = connected.expect("the agent is known").into_inner();
+        Far { from_broker, _to_broker: to_broker }
+    }
+}
+
+impl Far {
+    /// The end with OK: the pause that the agent is asked for.
+    async fn ended(&mut self) -> u64 {
+        let message = timeout(SOON, self.from_broker.message()).await.expect("it ends");
+        assert_eq!(message.expect("with OK"), None);
+        let trailers = self.from_broker.trailers().await.unwrap().expect("trailers");
+        trailers.get(PUSHBACK).expect("a hint").to_str().unwrap().parse().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn half_of_an_agents_tunnels_serve_until_it_stands_elsewhere() {
+    let mut field = Field::start().await;
+    let mut tunnels = [field.tunnel().await, field.tunnel().await];
+    let others: Arc<dyn Others> = Peers::new();
+    field.departures.begin(1, Some(others), Instant::now() + SOON);
+    let [one, two] = &mut tunnels;
+    let (first_pause, stays) = tokio::select! {
+        pause = one.ended() => (pause, two),
+        pause = two.ended() => (pause, one),
+    };
+    assert_eq!(first_pause, 0);
+    assert_eq!(field.registry.census().idle, 1);
+    // A request takes the other one, leaves it, and takes it again; a drain is no reason to refuse it.
+    drop(field.registry.take(AGENT).await.expect("one is left"));
+    let taken = timeout(SOON, async {
+        loop {
+            if let Some(tunnel) = field.registry.take(AGENT).await {
+                return tunnel;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let (request, _response) =
+        taken.await.expect("it came back").take().open("/s/m", HashMap::new()).await.unwrap();
+    let message = timeout(SOON, stays.from_broker.message()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(message.msg, Some(connect_response::Msg::RequestInfo(_))));
+    // It is no longer idle: the drain lets it finish.
+    field.departures.gone().await;
+    drop(request);
+
+    // One that comes late is sent on at once.
+    assert_eq!(field.open().await.ended().await, 0);
+    field.departures.gone().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_alone_asks_its_agents_to_pause() {
+    let mut field = Field::start().await;
+    let (mut one, mut two) = (field.tunnel().await, field.tunnel().await);
+    field.departures.begin(1, None, Instant::now() + SOON);
+    assert!(one.ended().await < 1000);
+    assert!(two.ended().await < 1000);
+    field.departures.gone().await;
+}
