@@ -126,6 +126,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     for path in &config.not_in_force {
         tracing::warn!(key = path, "this configuration key is accepted and not in force yet");
     }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let (stop, tasks) = (Stops::default(), Tasks::default());
     let (registry, metrics, readiness) =
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());

@@ -4,6 +4,11 @@
 mod file;
 mod gitlab_side;
 mod meaning;
+mod private_api;
+
+pub use private_api::{
+    EnvironmentError, Network, OwnUrl, OwnUrlError, PrivateApiConfig, interface_addresses,
+};
 
 use crate::{
     events,
@@ -35,8 +40,12 @@ pub struct Config {
     pub provider: Provider,
     /// Where GitLab Rails connects; absent: off.
     pub api: Option<ApiConfig>,
-    /// Counts connections per agent token; absent: nobody does.
+    /// Where other brokers connect; absent: none do.
+    pub private_api: Option<PrivateApiConfig>,
+    /// What brokers share: who holds which agent, connections per agent token. Absent: this broker is the only one.
     pub redis: Option<redis::Config>,
+    /// How brokers keep in Redis which agents they hold.
+    pub redis_conn_info: ConnInfo,
     /// Where events of agents are published; absent: nowhere.
     pub events: Option<events::Config>,
     /// How often usage counters go to GitLab; absent: never.
@@ -47,6 +56,17 @@ pub struct Config {
     pub listen_grace: Duration,
     /// Keys of the file that are accepted and change nothing yet, as dotted paths.
     pub not_in_force: Vec<String>,
+    /// What is allowed and hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// Times of entries in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnInfo {
+    /// How long an entry is good without a refresh.
+    pub ttl: Duration,
+    /// How often entries are refreshed; shorter.
+    pub refresh: Duration,
 }
 
 /// Who says who is who, and where repositories are: one of two, since agents of both could have the same id.
@@ -205,6 +225,20 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         Self::parse(&text, path)
+    }
+
+    /// Reads what deployments say in the environment: how other brokers reach this one. `lookup` gives a variable's value.
+    ///
+    /// # Errors
+    /// All variables that cannot be used.
+    pub fn read_environment(
+        &mut self,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), EnvironmentError> {
+        match &mut self.private_api {
+            Some(private_api) => private_api.read_environment(lookup),
+            None => Ok(()),
+        }
     }
 
     /// Checks the text of a file; `path` is where relative paths in it and error messages refer to.

@@ -47,13 +47,17 @@ fn run() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let file = flags.configuration_file.context("--configuration-file is required")?;
-    let config = Config::load(&file)?;
+    let mut config = Config::load(&file)?;
+    config.read_environment(|name| std::env::var(name).ok())?;
     if flags.check {
         if let Provider::Embedded { identities_file } = &config.provider {
             IdentitySource::load(identities_file.clone())?;
         }
         for key in &config.not_in_force {
             println!("{key} is accepted and not in force yet");
+        }
+        for warning in &config.warnings {
+            println!("{warning}");
         }
         println!("{} is valid", file.display());
         return Ok(ExitCode::SUCCESS);

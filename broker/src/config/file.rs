@@ -36,8 +36,8 @@ section!(Agent {
     gitops: Gitops,
     info_cache_ttl: Span,
     info_cache_error_ttl: Positive,
-    redis_conn_info_ttl: Span,
-    redis_conn_info_refresh: Span,
+    redis_conn_info_ttl: Positive,
+    redis_conn_info_refresh: Positive,
     redis_conn_info_gc: Span,
     kubernetes_api: KubernetesApi,
     remote_development: RemoteDevelopment,
@@ -158,9 +158,6 @@ section!(Nothing {});
 
 /// Keys that are accepted and change nothing, as dotted paths; a section stands for all its keys.
 pub(super) const NOT_IN_FORCE: &[&str] = &[
-    "private_api",
-    "agent.redis_conn_info_ttl",
-    "agent.redis_conn_info_refresh",
     "agent.redis_conn_info_gc",
     "agent.remote_development",
     "observability.tracing",
@@ -187,4 +184,8 @@ pub(super) const ONLY_WITH_GITLAB: &[&str] = &[
 ];
 
 /// Those that change nothing without Redis.
-pub(super) const ONLY_WITH_REDIS: &[&str] = &["agent.listen.connections_per_token_per_minute"];
+pub(super) const ONLY_WITH_REDIS: &[&str] = &[
+    "agent.listen.connections_per_token_per_minute",
+    "agent.redis_conn_info_ttl",
+    "agent.redis_conn_info_refresh",
+];

@@ -82,7 +82,7 @@ impl Reader<'_> {
     }
 
     /// `None` and a problem if it is missing.
-    fn required<'g, T>(
+    pub(super) fn required<'g, T>(
         &mut self,
         given: &'g Option<Given<T>>,
         section: &Place,

@@ -2,7 +2,8 @@
 //! What concerns GitLab and Redis is in `gitlab_side.rs`. Every mistake goes to the problems; none stops the reading.
 
 use super::{
-    AgentsConfig, Config, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig, Provider,
+    AgentsConfig, Config, ConnInfo, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig,
+    Provider,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
 use crate::yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
@@ -24,6 +25,7 @@ const MAX_CONFIGURATION_FILE_SIZE: u32 = 128 * 1024;
 const CONNECTIONS_PER_TOKEN: u32 = 40_000;
 /// As long as an agent's longest pause between two dials, so that a reconnecting agent is waited for.
 const AGENT_WAIT: Duration = Duration::from_secs(20);
+const CONN_INFO: ConnInfo = ConnInfo { ttl: Duration::from_secs(300), refresh: Duration::from_secs(240) };
 const LISTEN_GRACE: Duration = Duration::from_secs(0);
 /// kas waits up to an hour for running API requests; Kubernetes' default patience with a pod is 30 s.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
@@ -128,23 +130,38 @@ impl Reader<'_> {
         });
         let observability = self.observability(Given::or_empty(&file.observability));
         let api = self.api(file, &mut listen_grace);
+        let private_api = self.private_api(file, &mut listen_grace);
         let redis = file.redis.as_ref().and_then(|section| self.redis(&section.value, &section.place));
         let events = self.events(file);
         let usage_reporting_period = self.usage_reporting_period(file);
         let provider = self.provider(file);
-        self.redis_conn_info(agent);
+        let redis_conn_info = self.redis_conn_info(agent);
+        let alone = match (&file.redis, &file.private_api) {
+            (Some(_), None) => Some("redis is there and private_api is not"),
+            (None, Some(_)) => Some("private_api is there and redis is not"),
+            _ => None,
+        };
+        let alone = alone.map(|what| {
+            format!(
+                "{what}: requests cannot be routed between brokers, each reaches only the agents that are connected to \
+                 itself"
+            )
+        });
         Some(Config {
             agents,
             kubernetes_api,
             observability,
             provider: provider?,
             api,
+            private_api,
             redis,
+            redis_conn_info,
             events,
             usage_reporting_period,
             shutdown_grace,
             listen_grace,
             not_in_force,
+            warnings: alone.into_iter().collect(),
         })
     }
 
@@ -197,15 +214,27 @@ impl Reader<'_> {
         }
     }
 
-    /// The keys change nothing here, and yet a file that no kas starts with is no good file.
-    fn redis_conn_info(&mut self, agent: &file::Agent) {
-        let Some(refresh) = &agent.redis_conn_info_refresh else { return };
-        let ttl = span(&agent.redis_conn_info_ttl, Duration::from_secs(300));
-        if refresh.value.0 >= ttl {
-            let found = format!("{}s", refresh.value.0.as_secs_f64());
-            let wanted = format!("less than agent.redis_conn_info_ttl ({}s) is wanted", ttl.as_secs_f64());
-            self.problem(&refresh.place, found, wanted);
+    fn redis_conn_info(&mut self, agent: &file::Agent) -> ConnInfo {
+        let (ttl, refresh) = (&agent.redis_conn_info_ttl, &agent.redis_conn_info_refresh);
+        let info =
+            ConnInfo { ttl: positive(ttl, CONN_INFO.ttl), refresh: positive(refresh, CONN_INFO.refresh) };
+        let seconds = |span: Duration| format!("{}s", span.as_secs_f64());
+        if info.refresh >= info.ttl {
+            match (ttl, refresh) {
+                (_, Some(refresh)) => {
+                    let wanted =
+                        format!("less than agent.redis_conn_info_ttl ({}) is wanted", seconds(info.ttl));
+                    self.problem(&refresh.place, seconds(info.refresh), wanted);
+                }
+                (Some(ttl), None) => {
+                    let refresh = seconds(info.refresh);
+                    let wanted = format!("more than agent.redis_conn_info_refresh ({refresh}) is wanted");
+                    self.problem(&ttl.place, seconds(info.ttl), wanted);
+                }
+                (None, None) => {}
+            }
         }
+        info
     }
 
     pub(super) fn problem(&mut self, place: &Place, found: impl Into<String>, wanted: impl Into<String>) {

@@ -77,9 +77,6 @@ fn a_full_file_of_14_1_is_in_force_or_named() {
     assert_eq!(
         config.not_in_force,
         [
-            "private_api",
-            "agent.redis_conn_info_ttl",
-            "agent.redis_conn_info_refresh",
             "agent.redis_conn_info_gc",
             "observability.tracing",
             "observability.sentry",
@@ -107,6 +104,14 @@ fn a_full_file_of_14_1_is_in_force_or_named() {
     assert_eq!(api.listen.tls, files("rails.crt", "rails.key"));
     assert_eq!(api.authentication_secret_file, Path::new("/etc/kas/api-secret"));
     assert_eq!(api.max_connection_age, seconds(100));
+    let private_api = config.private_api.as_ref().unwrap();
+    assert_eq!(private_api.listen.address.to_string(), "0.0.0.0:8155");
+    assert_eq!(private_api.listen.tls, files("private.crt", "private.key"));
+    assert_eq!(private_api.authentication_secret_file, Path::new("/etc/kas/private-secret"));
+    assert_eq!(private_api.ca_certificate_file, None);
+    assert_eq!(private_api.max_connection_age, seconds(200));
+    assert_eq!(config.redis_conn_info, ConnInfo { ttl: seconds(200), refresh: seconds(150) });
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert_eq!(
         config.redis,
         Some(redis::Config {
@@ -156,6 +161,11 @@ fn a_file_of_a_later_kas_is_understood() {
         (seconds(5), seconds(1), seconds(1))
     );
     assert_eq!(config.api.as_ref().unwrap().listen.address.to_string(), "127.0.0.1:8153");
+    let private_api = config.private_api.as_ref().unwrap();
+    assert_eq!(private_api.listen.address.to_string(), "127.0.0.1:8155");
+    assert_eq!(private_api.ca_certificate_file.as_deref(), Some(Path::new("/etc/kas/private-ca.pem")));
+    assert_eq!(private_api.max_connection_age, seconds(7200));
+    assert_eq!(config.redis_conn_info, ConnInfo { ttl: seconds(300), refresh: seconds(240) });
     assert_eq!(gitlab(config).external_url.unwrap().as_str(), "https://gitlab.example.com/");
 }
 
@@ -176,6 +186,25 @@ fn keys_that_change_nothing_with_this_provider_are_named() {
                 {connections_per_token_per_minute: 5}}\n";
     let wanted = ["gitaly", "agent.info_cache_ttl", "agent.listen.connections_per_token_per_minute"];
     assert_eq!(parse(text).unwrap().not_in_force, wanted);
+}
+
+#[test]
+fn brokers_that_cannot_find_each_other_are_worth_a_warning() {
+    let (redis, private_api) =
+        ("redis: {server: {address: 'r:1'}}\n", "private_api: {listen: {authentication_secret_file: s}}\n");
+    for (sections, begin) in [
+        (String::new(), None),
+        (format!("{redis}{private_api}"), None),
+        (
+            redis.to_owned(),
+            Some("redis is there and private_api is not: requests cannot be routed between brokers"),
+        ),
+        (private_api.to_owned(), Some("private_api is there and redis is not: requests cannot be routed")),
+    ] {
+        let config = parse(&format!("embedded: {{identities_file: i}}\n{sections}")).unwrap();
+        assert_eq!(config.warnings.len(), usize::from(begin.is_some()), "{sections}");
+        assert!(begin.is_none_or(|begin| config.warnings[0].starts_with(begin)), "{:?}", config.warnings);
+    }
 }
 
 /// A file with one mistake and what is said about it, after the name of the file.
@@ -246,6 +275,19 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "agent: {redis_conn_info_refresh: 300s}",
         "2:34: agent.redis_conn_info_refresh: 300s; less than agent.redis_conn_info_ttl (300s) is wanted",
+    ),
+    (
+        "agent: {redis_conn_info_ttl: 240s}",
+        "2:30: agent.redis_conn_info_ttl: 240s; more than agent.redis_conn_info_refresh (240s) is wanted",
+    ),
+    (
+        "agent: {redis_conn_info_refresh: 0s}",
+        "2:34: agent.redis_conn_info_refresh: \"0s\"; a duration longer than 0s is wanted",
+    ),
+    (
+        "private_api: {listen: {network: tcp}}",
+        "2:15: private_api.listen.authentication_secret_file: it is missing; a file with the secret that all brokers \
+         share is wanted",
     ),
     (
         "api: {}",

@@ -70,7 +70,6 @@ pub(crate) struct Broker {
     pub(crate) registry: Arc<Registry>,
     pub(crate) url: PeerUrl,
     pub(crate) under_way: TaskTracker,
-    pub(crate) closing: CancellationToken,
     _stop: (DropGuard, DropGuard),
 }
 
@@ -95,8 +94,8 @@ impl Broker {
         let ends = (accepting.clone(), closing.clone());
         let age = Duration::from_secs(7200);
         gateway::serve(Arc::new(listener), gateway, beside, age, ends, &TaskTracker::new());
-        let stop = (accepting.drop_guard(), closing.clone().drop_guard());
-        Self { registry, url, under_way, closing, _stop: stop }
+        let stop = (accepting.drop_guard(), closing.drop_guard());
+        Self { registry, url, under_way, _stop: stop }
     }
 
     /// An agent with one tunnel to this broker.

@@ -95,6 +95,16 @@ impl Pool {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.slots.lock().values().map(|slot| slot.open.len()).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn brokers(&self) -> usize {
+        self.slots.lock().len()
+    }
+
     fn find(&self, target: &Target) -> Result<Found, PeerError> {
         let mut slots = self.slots.lock();
         if !slots.contains_key(&target.url) {
