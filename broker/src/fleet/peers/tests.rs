@@ -6,6 +6,7 @@ use crate::fleet::{
     stage::{AGENT, Broker, METHOD, Wire, peers_of, within},
 };
 use bytes::BytesMut;
+use futures::future::BoxFuture;
 use h2::server::{Connection, SendResponse};
 use http::Response;
 use postern_certs::dev::Ca;
@@ -187,25 +188,18 @@ async fn a_full_connection_is_not_queued_on() {
     assert_eq!(within(streams.recv()).await.unwrap().0, 0);
 }
 
-async fn answered(
-    respond: &mut SendResponse<Bytes>,
-    messages: &[gateway::Msg],
-    status: Option<&'static str>,
-) {
+/// Sends these messages and then nothing.
+async fn answered(mut respond: SendResponse<Bytes>, messages: Vec<Bytes>) {
     let mut body = respond.send_response(head(), false).unwrap();
     for message in messages {
-        body.send_data(framed(message.clone()), false).unwrap();
+        body.send_data(message, false).unwrap();
     }
-    if let Some(status) = status {
-        body.send_trailers(ended(status)).unwrap();
-    } else {
-        std::future::pending::<()>().await;
-    }
+    std::future::pending::<()>().await;
 }
 
 /// What happens to a request at a hand-made broker, which answers like this whatever it is sent.
 async fn against(
-    answer: impl Fn(SendResponse<Bytes>) -> futures::future::BoxFuture<'static, ()> + Send + 'static,
+    answer: impl Fn(SendResponse<Bytes>) -> BoxFuture<'static, ()> + Send + 'static,
 ) -> Result<(PeerUrl, RemoteTunnel), PeerError> {
     let (listener, url) = listener().await;
     let peers = peers_of(b"ours", None, Limits::default());
@@ -230,22 +224,38 @@ async fn against(
 #[tokio::test]
 async fn a_kas_of_14_1_says_ready_and_nothing_of_the_agent() {
     use gateway::Msg::{Header, Message, Trailer, TunnelReady};
-    let (_, tunnel) = against(|mut respond| {
-        Box::pin(async move {
-            let data = gateway::Message { data: Bytes::from_static(b"answer") };
-            let messages = [
-                TunnelReady(Default::default()),
-                Header(Default::default()),
-                Message(data),
-                Trailer(Default::default()),
-            ];
-            answered(&mut respond, &messages, Some("0")).await;
-        })
-    })
-    .await
-    .unwrap();
+    let (listener, url) = listener().await;
+    let peers = peers_of(b"ours", None, Limits::default());
+    let (opened, mut streams) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut server = accept(&listener, 100).await;
+        while let Some(Ok(stream)) = server.accept().await {
+            let _ = opened.send(stream);
+        }
+    });
+    let mut asked = knock(&peers, &url).await.unwrap();
+    let (request, mut respond) = within(streams.recv()).await.unwrap();
+    assert_eq!(request.uri().path(), METHOD);
+    assert_eq!(request.headers()["kas-hop-routing-agent-id"], "1");
+    let mut to_router = respond.send_response(head(), false).unwrap();
+    to_router.send_data(framed(TunnelReady(Default::default())), false).unwrap();
+    assert_eq!(within(asked.answer()).await.unwrap(), Answer::Ready);
+    let tunnel = asked.accept();
     assert!(!tunnel.carries_upgrades() && !tunnel.carries_impersonation());
-    let (_request, mut response) = within(tunnel.open()).await.unwrap();
+    let (to_agent, mut response) = within(tunnel.open()).await.unwrap();
+    to_agent.send(Bytes::from_static(b"question")).await.unwrap();
+    to_agent.close().await.unwrap();
+    // StartStreaming has no bytes.
+    let (mut from_router, mut received) = (request.into_body(), Vec::new());
+    while let Some(data) = within(from_router.data()).await {
+        received.extend_from_slice(&data.unwrap());
+    }
+    assert_eq!(received, [&[0; 5][..], &framed_bytes(b"question")].concat());
+    let data = gateway::Message { data: Bytes::from_static(b"answer") };
+    for message in [Header(Default::default()), Message(data), Trailer(Default::default())] {
+        to_router.send_data(framed(message), false).unwrap();
+    }
+    to_router.send_trailers(ended("0")).unwrap();
     assert_eq!(within(response.next()).await.unwrap().unwrap(), "answer");
     assert!(within(response.next()).await.unwrap().is_none());
 }
@@ -276,25 +286,17 @@ async fn a_kas_that_ends_without_a_tunnel_is_passed_over() {
 #[tokio::test]
 async fn a_broker_that_breaks_the_rules_is_not_believed() {
     use gateway::Msg::{Message, NoTunnel, TunnelReady};
-    type Answered = futures::future::BoxFuture<'static, ()>;
     let raw = |bytes: &'static [u8]| {
-        move |mut respond: SendResponse<Bytes>| -> Answered {
-            Box::pin(async move {
-                let mut body = respond.send_response(head(), false).unwrap();
-                body.send_data(Bytes::from_static(bytes), false).unwrap();
-                std::future::pending::<()>().await;
-            })
+        move |respond: SendResponse<Bytes>| -> BoxFuture<'static, ()> {
+            Box::pin(answered(respond, vec![Bytes::from_static(bytes)]))
         }
     };
     let said = |messages: &'static [fn() -> gateway::Msg]| {
-        move |mut respond: SendResponse<Bytes>| -> Answered {
-            Box::pin(async move {
-                let messages: Vec<_> = messages.iter().map(|message| message()).collect();
-                answered(&mut respond, &messages, None).await;
-            })
+        move |respond: SendResponse<Bytes>| -> BoxFuture<'static, ()> {
+            Box::pin(answered(respond, messages.iter().map(|message| framed(message())).collect()))
         }
     };
-    let no_grpc = |mut respond: SendResponse<Bytes>| -> Answered {
+    let no_grpc = |mut respond: SendResponse<Bytes>| -> BoxFuture<'static, ()> {
         Box::pin(async move {
             respond.send_response(Response::builder().status(404).body(()).unwrap(), true).unwrap();
         })
