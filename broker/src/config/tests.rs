@@ -226,25 +226,6 @@ fn brokers_that_cannot_find_each_other_are_worth_a_warning() {
     }
 }
 
-#[test]
-fn brokers_that_cannot_find_each_other_are_worth_a_warning() {
-    let (redis, private_api) =
-        ("redis: {server: {address: 'r:1'}}\n", "private_api: {listen: {authentication_secret_file: s}}\n");
-    for (sections, begin) in [
-        (String::new(), None),
-        (format!("{redis}{private_api}"), None),
-        (
-            redis.to_owned(),
-            Some("redis is there and private_api is not: requests cannot be routed between brokers"),
-        ),
-        (private_api.to_owned(), Some("private_api is there and redis is not: requests cannot be routed")),
-    ] {
-        let config = parse(&format!("embedded: {{identities_file: i}}\n{sections}")).unwrap();
-        assert_eq!(config.warnings.len(), usize::from(begin.is_some()), "{sections}");
-        assert!(begin.is_none_or(|begin| config.warnings[0].starts_with(begin)), "{:?}", config.warnings);
-    }
-}
-
 /// A file with one mistake and what is said about it, after the name of the file.
 const MISTAKES: &[(&str, &str)] = &[
     ("agnet: {}", "2:1: agnet: unknown key; did you mean `agent`?"),

@@ -8,7 +8,7 @@ use crate::{
 };
 use postern_wire::{
     ids::AgentId,
-    metadata::PUSHBACK,
+    metadata::RETRY_PUSHBACK,
     proto::gitlab::agent::reverse_tunnel::rpc::{
         ConnectResponse, Descriptor, connect_response, reverse_tunnel_client::ReverseTunnelClient,
         reverse_tunnel_server::ReverseTunnelServer,
@@ -84,7 +84,7 @@ impl Far {
         let message = timeout(SOON, self.from_broker.message()).await.expect("it ends");
         assert_eq!(message.expect("with OK"), None);
         let trailers = self.from_broker.trailers().await.unwrap().expect("trailers");
-        trailers.get(PUSHBACK).expect("a hint").to_str().unwrap().parse().unwrap()
+        trailers.get(RETRY_PUSHBACK).expect("a hint").to_str().unwrap().parse().unwrap()
     }
 }
 
