@@ -115,7 +115,7 @@ pub struct Redis {
 
 enum Route {
     One(Pool),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 impl Redis {
@@ -128,7 +128,7 @@ impl Redis {
         let openings = Arc::new(watch::Sender::new(0));
         let (with, counting) = (Arc::clone(&dialler), Arc::clone(&openings));
         let route = match dialler.nodes() {
-            Some(nodes) => Route::Cluster(Cluster::new(&config, with, nodes.to_vec(), counting)),
+            Some(nodes) => Route::Cluster(Box::new(Cluster::new(&config, with, nodes.to_vec(), counting))),
             None => Route::One(Pool::new(&config, with, None, counting)),
         };
         Ok(Arc::new(Self {

@@ -31,10 +31,9 @@ fn check_names_what_is_wrong_and_starts_nothing() {
         kas(&["--check", "--configuration-file", file.to_str().unwrap()])
     };
     std::fs::write(folder.path().join("ids.yaml"), "agents: []\n").unwrap();
-    let good =
-        check("embedded: {identities_file: ids.yaml}\nredis: {server: {address: 'x:1'}, pool_size: 5}\n");
+    let good = check("embedded: {identities_file: ids.yaml}\nobservability: {logging: {grpc_level: info}}\n");
     assert!(good.status.success(), "{}", text(&good.stderr));
-    assert!(text(&good.stdout).contains("redis.pool_size is accepted and not in force yet"));
+    assert!(text(&good.stdout).contains("observability.logging.grpc_level is accepted and not in force yet"));
     for (written, wanted) in [
         ("embedded: {identities_file: ids.yaml}\nagent: {lisen: {}}\n", "kas.yaml:2:9: agent.lisen: "),
         ("embedded: {identities_file: ids.yaml}\nagent: {listen: {address: nowhere}}\n", "nowhere"),
