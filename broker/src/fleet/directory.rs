@@ -11,6 +11,7 @@ mod events;
 mod listener;
 mod lookup;
 mod record;
+mod refusals;
 mod route;
 mod schema;
 mod search;
@@ -26,6 +27,7 @@ pub use search::{Found, Search};
 
 use crate::{fleet::PeerUrl, redis::Redis, tunnel::registry::Registry};
 use postern_wire::{ids::AgentId, proto::gitlab::agent::event::GitPushEvent};
+use refusals::Refusals;
 use std::{
     fmt,
     sync::Arc,
@@ -36,7 +38,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use writer::{Refusals, Stage, Writer};
+use writer::{Stage, Writer};
 
 /// How long a drain may wait for Redis.
 const LEAVE: Duration = Duration::from_secs(2);

@@ -205,3 +205,9 @@ async fn searches_that_wait_in_vain_ask_redis_together_about_once_a_second() {
     drop(searches);
     outside.is_quiet().await;
 }
+
+#[test]
+fn a_search_may_run_in_any_task() {
+    fn is_send<T: Send>(_: impl FnOnce(&'static mut Search) -> T) {}
+    is_send(Search::next);
+}

@@ -156,8 +156,8 @@ async fn whatever_happens_redis_comes_to_hold_the_truth() {
                 server.resume();
             }
             2 => {
-                let key = outside.keys.agent(AgentId(at.0));
-                let _: Result<(), _> = outside.redis.command(cmd("PING").arg(key)).await;
+                let kill = cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").clone();
+                let _: Result<i64, _> = outside.redis.command(&kill).await;
             }
             n if n < 20 => tokio::task::yield_now().await,
             _ => {
