@@ -29,11 +29,12 @@ async fn every_request_that_a_draining_broker_took_is_answered() {
     println!("answers: {:?}", answers.by_outcome());
     for ask in answers.asked {
         // From the broker, or from an edge that reached none: never one that was lost on the way.
+        let after = ask.at.saturating_duration_since(begin);
         assert!(
             matches!(ask.outcome, Ok(200 | 503)),
-            "{:?} after SIGTERM: {:?}",
-            ask.at - begin,
-            ask.outcome
+            "{after:?} after SIGTERM: {:?} {}",
+            ask.outcome,
+            ask.said
         );
     }
     for ended in streams.ended().await {

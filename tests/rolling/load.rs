@@ -32,6 +32,8 @@ pub(super) struct Asked {
     pub(super) took: Duration,
     /// The status of a whole answer, or what went wrong.
     pub(super) outcome: Result<u16, String>,
+    /// The body of an answer that is not 200.
+    pub(super) said: String,
 }
 
 pub(super) struct Answers {
@@ -120,7 +122,7 @@ async fn lane(
             .header("authorization", bearer)
             .body(full(body))
             .expect("a request");
-        let at = Instant::now();
+        let (at, mut said) = (Instant::now(), String::new());
         let asking = async {
             let mut send = match kept.take() {
                 Some(send) => send,
@@ -132,7 +134,7 @@ async fn lane(
             let close = response.headers().get("connection").is_some_and(|value| value == "close");
             let body = response.into_body().collect().await.map_err(|error| format!("body: {error}"))?;
             if status != 200 {
-                println!("{method} {path}: {status} {}", String::from_utf8_lossy(&body.to_bytes()));
+                said = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             }
             if !close {
                 kept = Some(send);
@@ -143,7 +145,7 @@ async fn lane(
         if outcome == Ok(200) {
             answered.fetch_add(1, Ordering::Relaxed);
         }
-        asked.push(Asked { at, took: at.elapsed(), outcome });
+        asked.push(Asked { at, took: at.elapsed(), outcome, said });
     }
     asked
 }
