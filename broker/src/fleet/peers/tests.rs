@@ -23,6 +23,7 @@ use std::{net::Ipv4Addr, sync::atomic::Ordering};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     time::Instant,
 };
 use tonic::{Code, Status, service::Routes};
@@ -162,14 +163,14 @@ fn ended(code: &'static str) -> HeaderMap {
 async fn a_full_connection_is_not_queued_on() {
     let (listener, url) = listener().await;
     let peers = peers_of(b"ours", None, Limits::default());
-    let (opened, mut streams) = tokio::sync::mpsc::unbounded_channel();
+    let (opened, mut streams) = mpsc::channel(100);
     tokio::spawn(async move {
         for connection in 0.. {
             let mut server = accept(&listener, 2).await;
             let opened = opened.clone();
             tokio::spawn(async move {
                 while let Some(Ok((request, respond))) = server.accept().await {
-                    let _ = opened.send((connection, request, respond));
+                    let _ = opened.send((connection, request, respond)).await;
                 }
             });
         }
@@ -226,11 +227,11 @@ async fn a_kas_of_14_1_says_ready_and_nothing_of_the_agent() {
     use gateway::Msg::{Header, Message, Trailer, TunnelReady};
     let (listener, url) = listener().await;
     let peers = peers_of(b"ours", None, Limits::default());
-    let (opened, mut streams) = tokio::sync::mpsc::unbounded_channel();
+    let (opened, mut streams) = mpsc::channel(100);
     tokio::spawn(async move {
         let mut server = accept(&listener, 100).await;
         while let Some(Ok(stream)) = server.accept().await {
-            let _ = opened.send(stream);
+            let _ = opened.send(stream).await;
         }
     });
     let mut asked = knock(&peers, &url).await.unwrap();
@@ -372,7 +373,7 @@ async fn the_number_of_brokers_is_bounded_and_those_in_use_stay() {
 async fn a_connection_that_the_other_end_closes_is_replaced_while_its_streams_go_on() {
     let (listener, url) = listener().await;
     let peers = peers_of(b"ours", None, Limits::default());
-    let (accepted, mut connections) = tokio::sync::mpsc::unbounded_channel();
+    let (accepted, mut connections) = mpsc::channel(100);
     tokio::spawn(async move {
         loop {
             let mut server = accept(&listener, 100).await;
@@ -385,7 +386,7 @@ async fn a_connection_that_the_other_end_closes_is_replaced_while_its_streams_go
                     body.send_data(framed(ready), false).unwrap();
                     // As at the end of a connection's age.
                     server.graceful_shutdown();
-                    let _ = accepted.send(());
+                    let _ = accepted.send(()).await;
                     streams.push((request, body));
                 }
             });
@@ -478,7 +479,7 @@ async fn generated_clients_call_what_is_served_beside_behind_the_same_door() {
     let wire = Wire::to(broker.address()).await;
     let peers = peers_of(b"ours", None, Limits::default());
     let mut client = NotificationsClient::new(peers.channel(&wire.url));
-    let pushed = GitPushEventRequest { event: Some(Default::default()), ..Default::default() };
+    let pushed = GitPushEventRequest { event: Some(Default::default()) };
     within(client.git_push_event(pushed.clone())).await.unwrap();
     let refused = within(client.git_push_event(GitPushEventRequest::default())).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "nothing was pushed"));
