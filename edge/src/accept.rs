@@ -9,6 +9,7 @@ use crate::http2;
 use crate::observability::metrics::{ConnectionGuard, Metrics};
 use crate::proxy::{Proxy, Shared};
 use crate::relay::pool::Pool;
+use crate::silence;
 use crate::tls::Terminator;
 use crate::transport::{Connection, Socket, SocketFacts, Transport};
 use crate::websocket::{self, Asked};
@@ -199,7 +200,8 @@ impl Worker {
         }
         // Last, because the settings carry the keepalive of the time before a drain.
         session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
-        let reused = Box::pin(self.proxy.process_new_http(session, &self.shutdown)).await?;
+        let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
+        let reused = silence::unless_silent(&self.shared.upstreams, served).await??;
         let (stream, settings) = reused.consume();
         *carried = settings;
         let transport = stream.into_any().downcast::<Transport<Rewound<Socket>>>().ok()?;

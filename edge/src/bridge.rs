@@ -5,6 +5,7 @@
 
 use crate::accept::Worker;
 use crate::http2::Stream;
+use crate::silence;
 use crate::transport::{Connection, Transport};
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -57,7 +58,8 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
         tokio::spawn(async move {
             let mut session = ServerSession::new_http1(Box::new(transport));
             session.set_keepalive(None);
-            worker.proxy.process_new_http(session, &worker.shutdown).await;
+            let served = worker.proxy.process_new_http(session, &worker.shutdown);
+            silence::unless_silent(&worker.shared.upstreams, served).await;
         })
     };
     let mut out = None;

@@ -22,6 +22,7 @@ pub mod http2;
 pub mod proxy;
 pub mod relay;
 pub mod reply;
+pub mod silence;
 pub mod upstream;
 
 pub mod access_log;

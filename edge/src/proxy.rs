@@ -11,6 +11,7 @@ use crate::drain::{StreamGuard, Streams};
 use crate::limits::Limits;
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
+use crate::silence;
 use crate::transport::Connection;
 use crate::upstream::Upstreams;
 use async_trait::async_trait;
@@ -182,6 +183,7 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> pingora::Result<()> {
+        silence::waits_for(None);
         if response.remove_header(LEAVING).is_some()
             && let Some(address) = request.upstream
         {
@@ -208,6 +210,7 @@ impl ProxyHttp for EdgeProxy {
             }
             upstream.insert_header(http::header::CONNECTION, "Upgrade")?;
         }
+        silence::waits_for(request.upstream);
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
         for (name, value) in admit::forwarded(connection) {
             upstream.insert_header(name, value)?;

@@ -26,6 +26,8 @@ pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// Idle pooled connections leave before any usual server closes them, so that a request seldom meets a closed one.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// Probes without an answer, in a row, until what waits for an answer there is given up.
+const SILENCE: u32 = 2;
 /// A broker that takes longer is not one to send anything to.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 /// A broker that says it leaves closes its listener a second later; until a probe has noticed, others are preferred.
@@ -65,6 +67,8 @@ pub struct Broker {
     pub address: SocketAddr,
     peer: HttpPeer,
     up: watch::Sender<bool>,
+    /// Probes in a row that got no answer at all.
+    unanswered: watch::Sender<u32>,
     /// Until then it is about to leave.
     leaving: Mutex<Option<Instant>>,
 }
@@ -142,6 +146,11 @@ impl Group {
         })
     }
 
+    /// The broker at this address.
+    pub fn find(&self, address: SocketAddr) -> Option<&Broker> {
+        self.brokers.iter().find(|broker| broker.address == address)
+    }
+
     /// The connection to this address failed.
     pub fn mark_down(&self, route: Route, address: SocketAddr) {
         if let Some(broker) = self.brokers.iter().find(|broker| broker.address == address) {
@@ -180,7 +189,13 @@ impl Broker {
             user_timeout: Duration::ZERO,
         });
         // Until the first probe says otherwise, a broker is not known to be there.
-        Self { address, peer, up: watch::Sender::new(false), leaving: Mutex::default() }
+        Self {
+            address,
+            peer,
+            up: watch::Sender::new(false),
+            unanswered: watch::Sender::new(0),
+            leaving: Mutex::default(),
+        }
     }
 
     /// How pingora shall connect for this HTTP/1.1 request.
@@ -200,6 +215,14 @@ impl Broker {
     /// Tells whether it is up, now and later.
     pub fn standing(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
+    }
+
+    /// Returns its address once it does not even refuse connections, time and again.
+    pub async fn silent(&self) -> SocketAddr {
+        let mut unanswered = self.unanswered.subscribe();
+        // The sender is a field of this.
+        let _ = unanswered.wait_for(|count| *count >= SILENCE).await;
+        self.address
     }
 
     fn is_leaving(&self) -> bool {
@@ -231,6 +254,11 @@ impl Broker {
                 }
             };
             let answered = tokio::time::timeout(limit.min(PROBE_WITHIN), answers).await;
+            let unanswered = answered.is_err();
+            self.unanswered.send_if_modified(|count| {
+                let now = if unanswered { count.saturating_add(1) } else { 0 };
+                std::mem::replace(count, now) != now
+            });
             self.set_up(route, answered == Ok(true));
         }
     }

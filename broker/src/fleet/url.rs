@@ -80,9 +80,12 @@ mod tests {
 
     #[test]
     fn a_url_is_one_of_three_kinds_and_is_written_as_it_is_read() {
-        for text in
-            ["grpc://10.0.0.1:8155", "grpcs://kas-1.kas.svc:8155", "grpc://[fd00::1]:8155", "unix:/run/kas.sock"]
-        {
+        for text in [
+            "grpc://10.0.0.1:8155",
+            "grpcs://kas-1.kas.svc:8155",
+            "grpc://[fd00::1]:8155",
+            "unix:/run/kas.sock",
+        ] {
             assert_eq!(text.parse::<PeerUrl>().unwrap().to_string(), text);
         }
         for text in [

@@ -157,6 +157,11 @@ where
         }
     }
 
+    /// Nobody was ever named: one that could not be reached may have held the agent, which is on its way back then.
+    fn is_empty(&self) -> bool {
+        self.asked.is_empty() && self.waiting.is_empty() && self.failed.is_empty()
+    }
+
     /// When [`Field::start`] has something to do although nothing happened.
     fn alarm(&self) -> Option<Instant> {
         let rested = |peer: &PeerUrl| self.failed.get(peer).map(|at| *at + AGAIN);
@@ -240,7 +245,7 @@ impl Race {
                         field.enter(peer);
                     }
                     Found::Nobody { last } => {
-                        if last.is_none() && !self.known_here && field.asked.is_empty() && field.waiting.is_empty() {
+                        if last.is_none() && !self.known_here && field.is_empty() {
                             lost.never_seen = true;
                             until = until.min(self.grace);
                         }
@@ -248,7 +253,7 @@ impl Race {
                     }
                     Found::Unknown => {
                         fleet.peers().into_iter().for_each(|peer| field.enter(peer));
-                        if !self.known_here && field.asked.is_empty() && field.waiting.is_empty() {
+                        if !self.known_here && field.is_empty() {
                             lost.never_seen = true;
                             until = until.min(Instant::now() + super::START_GRACE);
                         }

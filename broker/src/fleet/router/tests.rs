@@ -295,3 +295,12 @@ async fn nobody_is_asked_twice_at_a_time_however_often_it_is_named() {
     assert_eq!(*asked.lock().unwrap(), 1);
     drop(news);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_broker_cannot_be_reached_is_waited_for_whatever_else_is_not_known_of_it() {
+    for news in [Found::Nobody { last: None }, Found::Unknown] {
+        let stage = Stage::default().says(2, vec![(1, None)]);
+        let (won, took) = stage.run(vec![at(2), (50, news)]).await;
+        assert_eq!((nothing(won).unreachable, took), (vec![broker(2)], WAIT));
+    }
+}
