@@ -33,7 +33,7 @@ fn short() -> Limits {
         dial: Duration::from_millis(300),
         ping_busy: Duration::from_millis(50),
         ping_idle: Duration::from_millis(200),
-        pong: Duration::from_millis(200),
+        pong: Duration::from_secs(2),
         idle: Duration::from_secs(600),
         pause: (Duration::from_millis(100), Duration::from_secs(1)),
     }
@@ -65,7 +65,8 @@ async fn one_dial_serves_all_who_want_it() {
 #[tokio::test]
 async fn a_broker_that_refuses_is_not_dialled_again_at_once() {
     let (listener, url) = listener().await;
-    let peers = peers_of(b"ours", None, short());
+    let pause = (Duration::from_secs(1), Duration::from_secs(1));
+    let peers = peers_of(b"ours", None, Limits { pause, ..short() });
     // It closes whatever comes.
     let dials = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = Arc::clone(&dials);
@@ -79,9 +80,7 @@ async fn a_broker_that_refuses_is_not_dialled_again_at_once() {
         let error = result.unwrap_err();
         assert!(matches!(error, PeerError::NotHttp2 { .. } | PeerError::Lost { .. }), "{error:?}");
     }
-    let begin = Instant::now();
     knock(&peers, &url).await.unwrap_err();
-    assert!(begin.elapsed() < Duration::from_millis(50));
     assert_eq!(dials.load(Ordering::SeqCst), 1);
     // After the pause it is.
     within(async {
@@ -91,7 +90,6 @@ async fn a_broker_that_refuses_is_not_dialled_again_at_once() {
         }
     })
     .await;
-    assert!(begin.elapsed() >= Duration::from_millis(50));
 
     let gone: PeerUrl = "grpc://127.0.0.1:1".parse().unwrap();
     let error = knock(&peers, &gone).await.unwrap_err();
@@ -193,7 +191,11 @@ async fn a_full_connection_is_not_queued_on() {
 async fn a_connection_that_nobody_needs_is_closed() {
     let broker = Broker::start().await;
     let wire = Wire::to(broker.address()).await;
-    let peers = peers_of(b"ours", None, Limits { idle: Duration::from_millis(100), ..short() });
+    let peers = peers_of(
+        b"ours",
+        None,
+        Limits { idle: Duration::from_millis(100), pong: Duration::from_secs(10), ..short() },
+    );
     let mut held = knock(&peers, &wire.url).await.unwrap();
     within(held.answer()).await.unwrap();
     // Longer than it may be idle, but it is not.
