@@ -44,7 +44,6 @@ async fn every_request_that_a_draining_broker_took_is_answered() {
 }
 
 #[tokio::test]
-#[ignore = "needs brokers that reach each other's agents"]
 async fn a_rolling_restart_of_all_brokers_fails_no_request() {
     let mut fleet = Fleet::start(Shape { brokers: 3, agents: 4 }).await;
     let (stop, stopped) = watch::channel(false);
