@@ -92,7 +92,8 @@ impl ApiFailure {
 
 impl From<RouteError> for ApiFailure {
     fn from(error: RouteError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+        Self { cause: error.brokers(), ..failure }
     }
 }
 
@@ -104,7 +105,14 @@ impl From<TunnelError> for ApiFailure {
             }
             _ => StatusCode::BAD_GATEWAY,
         };
-        Self::new(code, chain(&error))
+        match error.broker() {
+            // Where brokers are is not for callers.
+            Some(broker) => Self {
+                cause: Some(format!("{broker}: {}", chain(&error))),
+                ..Self::new(code, error.to_string())
+            },
+            None => Self::new(code, chain(&error)),
+        }
     }
 }
 

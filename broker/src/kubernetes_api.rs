@@ -18,12 +18,14 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::Fuse};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts,
+};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_wire::{
     http as wire_http,
-    metadata::{CORRELATION_ID, Program},
+    metadata::{CORRELATION_ID, INTERNAL_PREFIX, Program},
     order::{OutOfOrder, ResponseOrder},
     proto::gitlab::agent::{
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
@@ -194,7 +196,15 @@ impl KubernetesApi {
         account.routed(&tunnel);
         if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
             account.denied("refused");
-            let message = format!("agent {} is older than {lacking}; upgrade agentk", permit.agent);
+            let agent = permit.agent;
+            let message = if tunnel.is_of_unknown_version() {
+                format!(
+                    "agent {agent} is connected to a broker that does not say its version, which may be older than \
+                     {lacking}; that broker is a kas of another maker"
+                )
+            } else {
+                format!("agent {agent} is older than {lacking}; upgrade agentk")
+            };
             return Err(ApiFailure::new(StatusCode::NOT_IMPLEMENTED, message));
         }
         let opened = async {
@@ -234,6 +244,7 @@ impl KubernetesApi {
             ));
         }
         wire_http::strip_hop_by_hop(&mut headers, upgraded);
+        drop_internal(&mut headers);
         wire_http::append_via(&mut headers, &format!("gRPC/1.0 {}", self.program));
         cors::drop_foreign(&mut headers);
         if permit.kind == Kind::SessionCookie {
@@ -273,6 +284,15 @@ fn lacking(tunnel: &Tunnel, access: &Access, upgrade: bool) -> Option<String> {
             Some("15.1 and cannot carry exec, attach, cp or port-forward".to_owned())
         }
         _ => None,
+    }
+}
+
+/// What only this broker may say to the edge; a cluster may answer anything.
+fn drop_internal(headers: &mut HeaderMap) {
+    let internal = |name: &&HeaderName| name.as_str().starts_with(INTERNAL_PREFIX);
+    let internal: Vec<_> = headers.keys().filter(internal).cloned().collect();
+    for name in internal {
+        headers.remove(name);
     }
 }
 

@@ -151,8 +151,9 @@ impl Kind for ConnectResponse {
 }
 
 impl Kind for GatewayKasResponse {
+    // A kas of 14.1 passes an agent's error on as it comes: also straight after the tunnel.
     const TRANSITIONS: &'static [&'static [i8]] =
-        &[&[1, 6, EOF], &[2], &[3, 4], &[3, 4], &[5, EOF], &[EOF], &[1, EOF]];
+        &[&[1, 6, EOF], &[2, 5], &[3, 4], &[3, 4], &[5, EOF], &[EOF], &[1, EOF]];
     fn kind(&self) -> Option<i8> {
         use gateway_kas_response::Msg::{Error, Header, Message, NoTunnel, Trailer, TunnelReady};
         Some(match self.msg.as_ref()? {

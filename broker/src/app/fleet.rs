@@ -79,6 +79,7 @@ pub(super) fn start(
         secret,
         trust: Some(trust),
         server_name: section.server_name.clone(),
+        requires_tls: matches!(own, PeerUrl::Tcp { tls: true, .. }),
         program: PROGRAM,
     }));
     tracing::info!(url = %own, "other brokers find this one");

@@ -46,6 +46,9 @@ pub struct PeersConfig {
     pub trust: Option<Arc<ClientTrust>>,
     /// Which name their certificates have; absent: that of their URL.
     pub server_name: Option<String>,
+    /// This broker's own private API has TLS, and so others without it are refused: what stands in Redis may not choose
+    /// that a JWT goes out in clear.
+    pub requires_tls: bool,
     /// Who says so.
     pub program: Program,
 }
@@ -154,6 +157,9 @@ impl Peers {
             trust: self.config.trust.clone(),
             server_name: self.config.server_name.clone(),
         };
+        if self.config.requires_tls && matches!(peer, PeerUrl::Tcp { tls: false, .. }) {
+            return Err(PeerError::Clear { broker: peer.clone() });
+        }
         let mut attempts = 1..=ATTEMPTS;
         loop {
             let place = self.pool.place(&target).await?;

@@ -102,6 +102,11 @@ impl RemoteTunnel {
         &self.knock.broker
     }
 
+    /// The agent's version as its broker says it; a kas says none.
+    pub fn version(&self) -> Option<(u32, u32)> {
+        self.knock.version
+    }
+
     /// Whether the agent understands upgraded connections (15.1 and later). Of an agent at a kas nobody says so.
     pub fn carries_upgrades(&self) -> bool {
         self.knock.version.is_some_and(|version| version >= (15, 1))

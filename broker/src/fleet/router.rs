@@ -16,6 +16,7 @@ use crate::{
         stream::{Lease, RequestHalf, ResponseHalf, TunnelError},
     },
 };
+use futures::FutureExt;
 use postern_wire::{ids::AgentId, proto::gitlab::agent::prototool::Values};
 use race::{Lost, Race, Won};
 use std::{
@@ -31,6 +32,8 @@ use tokio::time::{Instant, timeout};
 const HERE_FIRST: Duration = Duration::from_millis(50);
 /// After a start every agent is reconnecting, even those of which nothing is known.
 const START_GRACE: Duration = Duration::from_secs(3);
+/// For one command to Redis, a dial and an answer.
+const HOP: Duration = Duration::from_secs(2);
 /// For words about an agent that is gone: the request has waited long enough.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -76,6 +79,11 @@ impl Tunnel {
             Self::Here(tunnel) => tunnel.carries_impersonation(),
             Self::There(tunnel) => tunnel.carries_impersonation(),
         }
+    }
+
+    /// The broker that holds it does not know how old the agent is.
+    pub fn is_of_unknown_version(&self) -> bool {
+        matches!(self, Self::There(tunnel) if tunnel.version().is_none())
     }
 
     /// The broker that holds it, if it is not this one.
@@ -135,7 +143,7 @@ pub enum RouteError {
         unreachable: Unreachable,
     },
     /// It is connected, and all its tunnels are in use.
-    #[error("all tunnels of agent {agent} at {broker} are in use; none became free within {waited:?}")]
+    #[error("all tunnels of agent {agent} are in use; none became free within {waited:?}")]
     Busy {
         /// Whom the request asked for.
         agent: AgentId,
@@ -144,6 +152,22 @@ pub enum RouteError {
         /// How long the request waited.
         waited: Duration,
     },
+}
+
+impl RouteError {
+    /// Which brokers it is about: for the log, not for callers.
+    pub fn brokers(&self) -> Option<String> {
+        match self {
+            Self::Here(_) | Self::NeverSeen { .. } => None,
+            Self::Busy { broker, .. } => Some(format!("at {broker}")),
+            Self::Gone { last, unreachable, .. } => {
+                let seen = last.0.iter().map(|last| &last.broker).filter(|broker| !broker.is_empty());
+                let seen = seen.map(|broker| format!("last seen at {broker}"));
+                let lost = unreachable.0.iter().map(|broker| format!("no way to {broker}"));
+                Some(seen.chain(lost).collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
+            }
+        }
+    }
 }
 
 fn lately(up: Duration) -> String {
@@ -160,11 +184,11 @@ pub struct LastWords(Option<LastSeen>);
 
 impl fmt::Display for LastWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(LastSeen { at, from, broker, refusal }) = &self.0 else { return Ok(()) };
+        let Some(LastSeen { at, from, refusal, .. }) = &self.0 else { return Ok(()) };
         let ago = SystemTime::now().duration_since(*at).unwrap_or_default();
-        write!(f, ", last seen {:?} ago from {from}", Duration::from_secs(ago.as_secs()))?;
-        if !broker.is_empty() {
-            write!(f, " at {broker}")?;
+        write!(f, ", last seen {:?} ago", Duration::from_secs(ago.as_secs()))?;
+        if !from.is_empty() {
+            write!(f, " from {from}")?;
         }
         match refusal {
             Some(why) => write!(f, ", last refused: {why}"),
@@ -179,11 +203,11 @@ pub struct Unreachable(Vec<PeerUrl>);
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return Ok(());
+        match self.0.len() {
+            0 => Ok(()),
+            1 => f.write_str(", and a broker that may have it cannot be reached"),
+            more => write!(f, ", and {more} brokers that may have it cannot be reached"),
         }
-        let names: Vec<_> = self.0.iter().map(PeerUrl::to_string).collect();
-        write!(f, ", and could not reach {}", names.join(", "))
     }
 }
 
@@ -206,7 +230,8 @@ impl Router {
         let Some(fleet) = &self.fleet else {
             return Ok(Tunnel::Here(self.registry.find(agent, wait).await?));
         };
-        let here = self.registry.wait(agent);
+        // Fused: it may end before the race does.
+        let here = self.registry.wait(agent).fuse();
         tokio::pin!(here);
         if self.registry.holds(agent)
             && let Ok(found) = timeout(HERE_FIRST.min(wait), &mut here).await
@@ -222,6 +247,8 @@ impl Router {
             agent,
             known_here: self.registry.presence(agent).is_some(),
             deadline: begin + wait,
+            // A broker that is there must get the time to say so, however short an absent agent is waited for.
+            answers: begin + wait.max(HOP),
             grace: self.registry.started() + START_GRACE.min(wait),
         };
         let search = fleet.directory.search(agent);
@@ -260,7 +287,10 @@ impl Router {
             Some(last) => Some(last),
             None => timeout(LAST_WORDS, fleet.directory.last_seen(agent)).await.ok().flatten(),
         };
+        let refusal = [&told, &here].into_iter().flatten().find_map(|last| last.refusal.clone());
+        // A refusal at one broker and a last sign of life at another belong together.
         let last = [here, told].into_iter().flatten().max_by_key(|last| last.at);
+        let last = last.map(|last| LastSeen { refusal: last.refusal.or(refusal), ..last });
         RouteError::Gone { agent, waited, last: LastWords(last), unreachable: Unreachable(unreachable) }
     }
 }

@@ -63,7 +63,8 @@ pub(crate) fn peers() -> Arc<Peers> {
 }
 
 pub(crate) fn peers_of(key: &[u8], trust: Option<Arc<ClientTrust>>, limits: Limits) -> Arc<Peers> {
-    let config = PeersConfig { secret: secret(key), trust, server_name: None, program: PROGRAM };
+    let config =
+        PeersConfig { secret: secret(key), trust, server_name: None, requires_tls: false, program: PROGRAM };
     Arc::new(Peers::with(config, limits))
 }
 

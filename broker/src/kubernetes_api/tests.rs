@@ -180,11 +180,13 @@ async fn a_caller_that_leaves_early_cancels_the_request() {
 #[tokio::test]
 async fn secrets_and_internal_headers_stay_here() {
     let (mut caller, mut agent) = broker().await;
-    let (_answered, header) = tokio::join!(caller.get("/k8s/api%20x?b=1&a=2"), async {
+    let (answered, header) = tokio::join!(caller.get("/k8s/api%20x?b=1&a=2"), async {
         let http_request::Message::Header(header) = agent.request().await else { panic!("a header") };
-        agent.head(StatusCode::NO_CONTENT, &[]).await;
+        agent.head(StatusCode::NO_CONTENT, &[("x-postern-leaving", "1"), ("x-other", "1")]).await;
         header
     });
+    let names: Vec<_> = answered.headers().keys().map(|name| name.as_str()).collect();
+    assert!(names.contains(&"x-other") && !names.contains(&"x-postern-leaving"), "{names:?}");
     assert_eq!(header.content_length, Some(0));
     let request = header.request.unwrap();
     assert_eq!(request.url_path, "/api x");

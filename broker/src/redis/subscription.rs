@@ -20,6 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Messages that wait for the reader.
 const WAITING: usize = 4096;
+/// Bytes of one.
+const PAYLOAD_MAX: usize = 4096;
 
 /// Ends with the value.
 pub(crate) struct Subscription {
@@ -120,6 +122,14 @@ impl Listener {
 
 async fn forward(mut stream: PubSubStream, sender: &mpsc::Sender<Heard>) -> &'static str {
     while let Some(message) = stream.next().await {
+        // Nobody listens for more, and so many may wait.
+        if message.get_payload_bytes().len() > PAYLOAD_MAX {
+            tracing::debug!(
+                length = message.get_payload_bytes().len(),
+                "a message that is too long was ignored"
+            );
+            continue;
+        }
         let channel = message.get_channel().unwrap_or_default();
         let payload = message.get_payload_bytes().to_vec();
         match sender.try_send(Heard::Message { channel, payload }) {

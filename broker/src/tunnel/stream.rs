@@ -48,7 +48,7 @@ pub enum TunnelError {
     #[error("the agent may no longer serve the request: {}", .0.message())]
     Withdrawn(Status),
     /// The tunnel is another broker's, and that one could not go on.
-    #[error("the broker {broker} that holds the agent's tunnel ended the request: {} ({:?})", .status.message(), .status.code())]
+    #[error("the broker that holds the agent's tunnel ended the request: {} ({:?})", .status.message(), .status.code())]
     Broker {
         /// Which one.
         broker: PeerUrl,
@@ -57,7 +57,7 @@ pub enum TunnelError {
     },
     /// The tunnel is another broker's, and that one is gone.
     #[error(
-        "the connection to the broker {broker} that holds the agent's tunnel was lost while the request was under way"
+        "the connection to the broker that holds the agent's tunnel was lost while the request was under way"
     )]
     BrokerLost {
         /// Which one.
@@ -66,6 +66,16 @@ pub enum TunnelError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+}
+
+impl TunnelError {
+    /// Which other broker it is about.
+    pub fn broker(&self) -> Option<&PeerUrl> {
+        match self {
+            Self::Broker { broker, .. } | Self::BrokerLost { broker, .. } => Some(broker),
+            _ => None,
+        }
+    }
 }
 
 /// A tunnel that carries no request yet.
@@ -180,6 +190,14 @@ impl Tunnel {
         self.end.finish(why);
     }
 
+    /// Returns when the agent's token is no longer good.
+    pub fn withdrawn(&self) -> BoxFuture<'static, Status> {
+        match &self.permit {
+            Some(permit) => permit.withdrawn().boxed(),
+            None => futures::future::pending().boxed(),
+        }
+    }
+
     /// Opens the request.
     pub async fn open(
         self,
@@ -187,10 +205,7 @@ impl Tunnel {
         meta: HashMap<String, Values>,
     ) -> Result<(RequestHalf, ResponseHalf), TunnelError> {
         let info = rpc::RequestInfo { method_name: method.to_owned(), meta };
-        let withdrawn = match self.permit {
-            Some(permit) => permit.withdrawn().boxed(),
-            None => futures::future::pending().boxed(),
-        };
+        let withdrawn = self.withdrawn();
         let response = FromAgent {
             messages: self.from_agent,
             order: self.order,

@@ -128,11 +128,14 @@ impl MakeRequest {
                 return Err(Status::deadline_exceeded(message));
             }
         }
+        let withdrawn = tunnel.withdrawn();
         let (to_agent, from_agent) =
             tunnel.take().open(METHOD, meta).await.map_err(|error| failed(&error))?;
         tokio::select! {
             ended = answer(from_agent, &to_router) => ended,
             left = forward(incoming, to_agent) => Err(left),
+            // Also while the caller does not read: the answer looks only when it is.
+            status = withdrawn => Err(failed(&TunnelError::Withdrawn(status))),
             () = under_way.cut().cancelled() => Err(Status::unavailable(SHUTTING_DOWN)),
         }
     }
@@ -158,7 +161,7 @@ impl MakeRequest {
             found = self.registry.wait(agent) => match found {
                 Ok(tunnel) => Ok(Some(tunnel)),
                 Err(FindError::Draining) => Err(Status::unavailable(SHUTTING_DOWN)),
-                Err(error) => Err(Status::unavailable(error.to_string())),
+                Err(error) => Err(Status::resource_exhausted(error.to_string())),
             },
         }
     }

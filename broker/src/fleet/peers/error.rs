@@ -4,6 +4,13 @@ use crate::fleet::PeerUrl;
 use std::{io, sync::Arc, time::Duration};
 use tonic::{Code, Status};
 
+impl PeerError {
+    /// It has the agent, and too many requests for it.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code() == Code::ResourceExhausted)
+    }
+}
+
 /// Why a call to a broker failed. Those before the call was opened are shared by all who waited for the same dial.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PeerError {
@@ -31,6 +38,12 @@ pub enum PeerError {
         broker: PeerUrl,
         /// What to do.
         advice: String,
+    },
+    /// Nobody is dialled.
+    #[error("the broker {broker} says that its private API has no TLS, and this one's has: refused")]
+    Clear {
+        /// Which one.
+        broker: PeerUrl,
     },
     /// Something else listens there.
     #[error(

@@ -293,6 +293,7 @@ async fn tls_is_trusted_only_with_the_ca_that_the_file_names() {
         secret: crate::fleet::stage::secret(b"ours"),
         trust,
         server_name: server_name.map(str::to_owned),
+        requires_tls: true,
         program: crate::fleet::stage::PROGRAM,
     };
     let named = Peers::new(config(trust(&ca, "ca.pem"), Some("brokers.internal")));
@@ -317,6 +318,9 @@ async fn tls_is_trusted_only_with_the_ca_that_the_file_names() {
     let plain = format!("grpc://{}", broker.address()).parse().unwrap();
     let error = knock(&good, &plain).await.unwrap_err().to_string();
     assert!(error.contains("does not speak HTTP/2") || error.contains("was lost"), "{error}");
+    // A broker with TLS of its own does not even try.
+    let error = knock(&named, &plain).await.unwrap_err();
+    assert!(matches!(error, PeerError::Clear { .. }), "{error:?}");
 }
 
 #[derive(Clone)]

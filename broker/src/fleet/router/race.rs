@@ -14,7 +14,7 @@ use crate::{
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use postern_wire::ids::AgentId;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     future::Future,
     pin::Pin,
     time::Duration,
@@ -25,6 +25,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) const HEAD_START: Duration = Duration::from_millis(10);
 /// A broker that failed is asked again no sooner, whoever names it.
 pub(super) const AGAIN: Duration = Duration::from_millis(500);
+/// Where Redis names nobody, all brokers get so long to say that they have nobody either.
+const ROUND: Duration = Duration::from_secs(1);
 /// Brokers in one race; a fleet has fewer.
 const RUNNERS_MAX: usize = 64;
 
@@ -75,6 +77,8 @@ pub(super) struct Race {
     /// Whether this process has ever seen the agent.
     pub(super) known_here: bool,
     pub(super) deadline: Instant,
+    /// Until then, brokers that were asked may answer; not before `deadline`.
+    pub(super) answers: Instant,
     /// Until then, an agent nobody knows may just be on its way.
     pub(super) grace: Instant,
 }
@@ -116,6 +120,8 @@ struct Field<'a, R, A> {
     /// Asked and not failed since, with whether anything was heard.
     asked: HashMap<PeerUrl, bool>,
     failed: HashMap<PeerUrl, Instant>,
+    /// Named by the directory for this agent, not only because they are brokers.
+    named: HashSet<PeerUrl>,
     /// When the next one is asked, whatever those before it do.
     next: Option<Instant>,
 }
@@ -157,9 +163,10 @@ where
         }
     }
 
-    /// Nobody was ever named: one that could not be reached may have held the agent, which is on its way back then.
-    fn is_empty(&self) -> bool {
-        self.asked.is_empty() && self.waiting.is_empty() && self.failed.is_empty()
+    /// Whoever was asked has said something, or cannot be reached.
+    fn all_heard(&self) -> bool {
+        let failed = |peer: &PeerUrl| self.failed.contains_key(peer);
+        self.asked.values().all(|heard| *heard) && self.waiting.iter().all(failed)
     }
 
     /// When [`Field::start`] has something to do although nothing happened.
@@ -194,26 +201,31 @@ impl Race {
     {
         let mut lost = Lost::default();
         let mut is_over_here = false;
-        let mut until = self.deadline;
+        // What the directory said of an agent that nobody here knows: since when, and whether it really knows.
+        let mut nobody: Option<(Instant, bool)> = None;
+        let mut is_told = false;
         let mut field = Field {
             ask,
             running: FuturesUnordered::new(),
             waiting: VecDeque::new(),
             asked: HashMap::new(),
             failed: HashMap::new(),
+            named: HashSet::new(),
             next: None,
         };
         loop {
             field.start(Instant::now());
+            let until = self.until(field.all_heard(), nobody, is_told);
             let alarm = field.alarm().filter(|alarm| *alarm < until);
             tokio::select! {
                 biased;
                 found = &mut here, if !is_over_here => match found {
                     Ok(tunnel) => return Won::Here(tunnel),
                     Err(FindError::Draining) => is_over_here = true,
+                    // Too many wait already, for whichever broker the agent comes to.
                     Err(error) => {
-                        is_over_here = true;
                         lost.refused_here = Some(error);
+                        return Won::Nothing(lost);
                     }
                 },
                 Some((peer, said)) = field.running.next() => match said {
@@ -232,40 +244,61 @@ impl Race {
                             agent_id = %self.agent, broker = %peer, error = %crate::error::chain(&error),
                             "another broker could not be asked for a tunnel"
                         );
-                        fleet.forget(self.agent, &peer);
                         field.asked.remove(&peer);
-                        if field.failed.insert(peer.clone(), Instant::now()).is_none() {
-                            lost.unreachable.push(peer);
+                        let first = field.failed.insert(peer.clone(), Instant::now()).is_none();
+                        if error.is_busy() {
+                            lost.busy_at = Some(peer.clone());
+                        } else {
+                            fleet.forget(self.agent, &peer);
+                            if first && field.named.contains(&peer) {
+                                lost.unreachable.push(peer.clone());
+                            }
+                        }
+                        // The directory does not name it again: nobody knows better than the broker itself.
+                        if !field.named.contains(&peer) {
+                            field.enter(peer);
                         }
                     }
                 },
                 found = guide.next() => match found {
                     Found::Peer(peer) => {
-                        until = self.deadline;
+                        (is_told, nobody) = (true, None);
+                        field.named.insert(peer.clone());
                         field.enter(peer);
                     }
-                    Found::Nobody { last } => {
-                        if last.is_none() && !self.known_here && field.is_empty() {
-                            lost.never_seen = true;
-                            until = until.min(self.grace);
-                        }
-                        lost.last = last;
-                    }
-                    Found::Unknown => {
+                    // A broker that lost Redis may have the agent all the same.
+                    found @ (Found::Nobody { .. } | Found::Unknown) => {
+                        is_told = true;
                         fleet.peers().into_iter().for_each(|peer| field.enter(peer));
-                        if !self.known_here && field.is_empty() {
-                            lost.never_seen = true;
-                            until = until.min(Instant::now() + super::START_GRACE);
+                        let is_sure = matches!(found, Found::Nobody { .. });
+                        if let Found::Nobody { last } = found {
+                            lost.last = last;
+                        }
+                        if lost.last.is_none() && !self.known_here && field.named.is_empty() {
+                            nobody = Some((Instant::now(), is_sure));
                         }
                     }
                 },
                 () = sleep_until(alarm.unwrap_or(until)) => {
                     if Instant::now() >= until {
-                        lost.never_seen &= field.asked.is_empty() && lost.unreachable.is_empty();
+                        lost.never_seen = nobody.is_some() && until < self.deadline;
                         return Won::Nothing(lost);
                     }
                 }
             }
+        }
+    }
+
+    /// When to give up, as far as is known now.
+    fn until(&self, all_heard: bool, nobody: Option<(Instant, bool)>, is_told: bool) -> Instant {
+        let is_quiet = is_told && all_heard;
+        match nobody {
+            // Known to nobody: neither to Redis nor to any broker that answers.
+            Some((_, true)) if is_quiet => self.grace.min(self.deadline),
+            Some((since, true)) => self.grace.max(since + ROUND).min(self.deadline),
+            Some((since, false)) if is_quiet => (since + super::START_GRACE).min(self.deadline),
+            _ if is_quiet => self.deadline,
+            _ => self.answers,
         }
     }
 }

@@ -106,6 +106,7 @@ impl Stage {
             agent: AGENT,
             known_here: self.known_here,
             deadline: begin + WAIT,
+            answers: begin + WAIT,
             grace: begin + self.grace,
         };
         let here = self.registry.wait(AGENT);
@@ -219,9 +220,14 @@ async fn an_agent_that_is_gone_is_waited_for_and_served_as_soon_as_it_is_announc
     let lost = nothing(won);
     assert!(!lost.never_seen && lost.last.is_some());
     assert_eq!(took, WAIT);
-    let stage = Stage::default().says(1, vec![(1, Some(Answer::Ready))]);
-    let (won, took) = stage.run(vec![(1, gone()), (4000, Found::Peer(broker(1)))]).await;
+    // Asked already, it says so itself; the announcement comes later.
+    let stage = Stage::default().says(1, vec![(1, Some(NO)), (4000, Some(Answer::Ready))]);
+    let (won, took) = stage.run(vec![(1, gone()), (5000, Found::Peer(broker(1)))]).await;
     assert_eq!((winner(&won), took), (1, Duration::from_millis(4002)));
+    // Nobody knew of the broker before it announced the agent.
+    let stage = Stage::default();
+    let (won, _) = stage.run(vec![(1, gone()), (4000, Found::Peer(broker(1)))]).await;
+    assert_eq!((nothing(won).unreachable, stage.asked()[0]), (vec![broker(1)], (1, 4001)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,7 +286,8 @@ async fn nobody_is_asked_twice_at_a_time_however_often_it_is_named() {
         }
     }
     let begin = Instant::now();
-    let race = Race { agent: AGENT, known_here: true, deadline: begin + WAIT, grace: begin };
+    let race =
+        Race { agent: AGENT, known_here: true, deadline: begin + WAIT, answers: begin + WAIT, grace: begin };
     let here = stage.registry.wait(AGENT);
     tokio::pin!(here);
     let asked = Mutex::new(0);
@@ -303,4 +310,42 @@ async fn an_agent_whose_broker_cannot_be_reached_is_waited_for_whatever_else_is_
         let (won, took) = stage.run(vec![at(2), (50, news)]).await;
         assert_eq!((nothing(won).unreachable, took), (vec![broker(2)], WAIT));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_redis_names_nobody_the_brokers_are_asked_all_the_same() {
+    let nobody = || vec![(5, Found::Nobody { last: None })];
+    let cut_off = Stage::default().says(1, vec![(1, Some(NO))]).says(2, vec![(2, Some(Answer::Ready))]);
+    let (won, _) = cut_off.run(nobody()).await;
+    assert_eq!(winner(&won), 2, "it lost Redis and has the agent");
+    let nowhere = Stage::default().says(1, vec![(1, Some(NO))]).says(2, vec![(2, Some(NO))]);
+    let (won, took) = nowhere.run(nobody()).await;
+    assert!(nothing(won).never_seen);
+    assert_eq!(took, Duration::from_millis(8), "as soon as the last one has said no");
+    let silent = Stage::default().says(1, vec![]);
+    let (won, took) = silent.run(nobody()).await;
+    assert!(nothing(won).never_seen);
+    assert_eq!(took, Duration::from_millis(1005));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_there_gets_the_time_to_answer_however_short_an_absent_agent_is_waited_for() {
+    let stage = Stage { known_here: true, ..Stage::default() }.says(1, vec![(300, Some(Answer::Ready))]);
+    let begin = Instant::now();
+    let race = Race {
+        agent: AGENT,
+        known_here: true,
+        deadline: begin,
+        answers: begin + Duration::from_secs(2),
+        grace: begin,
+    };
+    let here = stage.registry.wait(AGENT);
+    tokio::pin!(here);
+    let script = stage.scripts[&broker(1)].clone();
+    let ask = |name: PeerUrl| {
+        let (script, left) = (script.clone(), Arc::clone(&stage.left));
+        async move { Ok(Scripted { name, script, left }) }
+    };
+    let won = race.run(here, News(vec![(10, Found::Peer(broker(1)))]), &stage, ask).await;
+    assert_eq!(winner(&won), 1);
 }
