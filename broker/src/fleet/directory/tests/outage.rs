@@ -135,3 +135,14 @@ async fn while_a_broker_cannot_reach_redis_its_agents_are_found_by_those_who_kno
     .await;
     assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "it never said that it left");
 }
+
+#[tokio::test]
+async fn the_first_search_long_after_the_start_is_told_that_nobody_has_the_agent() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let broker = Broker::start(&server, 1, Habits { young: Duration::from_millis(300), ..QUICK });
+    eventually("it has begun", || async { !outside.fields(&outside.keys.brokers()).await.is_empty() }).await;
+    let begin = Instant::now();
+    eventually("it is not young any more", || async { begin.elapsed() > Duration::from_millis(400) }).await;
+    assert_eq!(next(&mut broker.directory.search(AGENT)).await, Found::Nobody { last: None });
+}
