@@ -242,7 +242,7 @@ impl Directory {
 
     /// What it did so far.
     pub fn census(&self) -> Census {
-        self.counters.census(self.slots.len(), self.peers().len())
+        self.counters.census(self.slots.len(), self.peers().len(), self.is_up())
     }
 }
 
