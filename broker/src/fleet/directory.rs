@@ -172,9 +172,15 @@ impl Directory {
         }
     }
 
-    /// Other brokers heard of lately, 64 at the most.
+    /// Other brokers heard of within an hour or so that have not left, 64 at the most, the latest first. Some of them may
+    /// be gone, and some only cut off from Redis.
     pub fn peers(&self) -> Vec<PeerUrl> {
         self.brokers.list(Instant::now(), self.redis.is_up())
+    }
+
+    /// Those of them that are alive, as far as Redis or their news tell.
+    pub fn alive(&self) -> Vec<PeerUrl> {
+        self.brokers.alive(Instant::now(), self.redis.is_up())
     }
 
     /// This broker turned away an agent that it knows, and why: told to those who ask where the agent is. Once a
@@ -242,7 +248,7 @@ impl Directory {
 
     /// What it did so far.
     pub fn census(&self) -> Census {
-        self.counters.census(self.slots.len(), self.peers().len(), self.is_up())
+        self.counters.census(self.slots.len(), self.alive().len(), self.is_up())
     }
 }
 

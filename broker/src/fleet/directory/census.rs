@@ -12,7 +12,7 @@ pub struct Census {
     pub announced: u64,
     /// Agents whose routes are remembered.
     pub routes: usize,
-    /// Other brokers known.
+    /// Other brokers that are alive, as far as known.
     pub peers: usize,
     /// Times Redis was asked for an agent's brokers.
     pub lookups: u64,

@@ -56,8 +56,8 @@ impl Directory {
         // Its own entry is no news, and no reason to ask further.
         let is_here = listed.iter().any(|(peer, _)| *peer == self.options.own);
         let listed: Vec<_> = listed.into_iter().filter(|(peer, _)| *peer != self.options.own).collect();
-        for (peer, _) in &listed {
-            self.brokers.saw(peer, Instant::now() + self.options.ttl);
+        for (peer, until) in &listed {
+            self.brokers.saw(peer, *until);
         }
         let last = match listed.is_empty() && !is_here {
             true => self.read_last_seen(agent).await?,
