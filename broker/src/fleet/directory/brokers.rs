@@ -16,32 +16,58 @@ const KEPT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
 pub(super) struct Brokers {
-    /// Until when each is taken for alive.
-    known: Mutex<HashMap<PeerUrl, Instant>>,
+    all: Mutex<HashMap<PeerUrl, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Until when it is taken for alive.
+    until: Instant,
+    /// When it said that it leaves. Entries of agents that name it are older, or were not taken back.
+    left: Option<Instant>,
 }
 
 impl Brokers {
-    fn known(&self) -> MutexGuard<'_, HashMap<PeerUrl, Instant>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, HashMap<PeerUrl, Known>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It is there, until then at least.
-    pub(super) fn saw(&self, peer: &PeerUrl, until: Instant) {
-        let mut known = self.known();
-        if let Some(alive) = known.get_mut(peer) {
-            *alive = until.max(*alive);
-            return;
-        }
-        if known.len() >= MAX
-            && let Some(first) = known.iter().min_by_key(|(_, until)| **until).map(|(peer, _)| peer.clone())
-        {
-            known.remove(&first);
-        }
-        known.insert(peer.clone(), until);
+    /// It said itself that it is there.
+    pub(super) fn came(&self, peer: &PeerUrl, until: Instant) {
+        let mut all = self.all();
+        let known = enter(&mut all, peer, until);
+        known.left = None;
+        known.until = until.max(known.until);
     }
 
-    pub(super) fn leaves(&self, peer: &PeerUrl) {
-        self.known().remove(peer);
+    /// It stood in the hash of all brokers, which was asked for then.
+    pub(super) fn listed(&self, peer: &PeerUrl, until: Instant, asked: Instant) {
+        let mut all = self.all();
+        let known = enter(&mut all, peer, until);
+        // The answer may be older than its leave.
+        if known.left.is_none_or(|at| at < asked) {
+            known.left = None;
+            known.until = until.max(known.until);
+        }
+    }
+
+    /// An agent's entry or its news named it. That does not bring back one that left.
+    pub(super) fn saw(&self, peer: &PeerUrl, until: Instant, now: Instant) {
+        let mut all = self.all();
+        let known = enter(&mut all, peer, until);
+        if known.until + KEPT <= now {
+            *known = Known { until, left: None };
+        } else if known.left.is_none() {
+            known.until = until.max(known.until);
+        }
+    }
+
+    pub(super) fn leaves(&self, peer: &PeerUrl, now: Instant) {
+        let mut all = self.all();
+        if all.len() < MAX || all.contains_key(peer) {
+            let known = enter(&mut all, peer, now);
+            (known.until, known.left) = (now, Some(now));
+        }
     }
 
     /// All heard of within an hour or so, the latest first; while Redis is away, all: nobody can be heard.
@@ -55,12 +81,25 @@ impl Brokers {
     }
 
     fn until(&self, limit: Option<Instant>) -> Vec<PeerUrl> {
-        let known = self.known();
-        let mut list: Vec<_> =
-            known.iter().filter(|(_, until)| limit.is_none_or(|limit| **until > limit)).collect();
-        list.sort_by_key(|(peer, until)| (Reverse(**until), *peer));
+        let all = self.all();
+        let is_wanted =
+            |known: &Known| known.left.is_none() && limit.is_none_or(|limit| known.until > limit);
+        let mut list: Vec<_> = all.iter().filter(|(_, known)| is_wanted(known)).collect();
+        list.sort_by_key(|(peer, known)| (Reverse(known.until), *peer));
         list.into_iter().map(|(peer, _)| peer.clone()).collect()
     }
+}
+
+/// This broker's; for a new one, another makes room: one that left, or the one that was not heard of for longest.
+fn enter<'a>(all: &'a mut HashMap<PeerUrl, Known>, peer: &PeerUrl, until: Instant) -> &'a mut Known {
+    if all.len() >= MAX
+        && !all.contains_key(peer)
+        && let Some((first, _)) = all.iter().min_by_key(|(_, known)| (known.left.is_none(), known.until))
+    {
+        let first = first.clone();
+        all.remove(&first);
+    }
+    all.entry(peer.clone()).or_insert(Known { until, left: None })
 }
 
 #[cfg(test)]
@@ -75,7 +114,7 @@ mod tests {
     async fn they_are_bounded_and_forgotten_only_while_redis_could_tell() {
         let (brokers, now) = (Brokers::default(), Instant::now());
         for port in 1..=100 {
-            brokers.saw(&peer(port), now + Duration::from_secs(port.into()));
+            brokers.saw(&peer(port), now + Duration::from_secs(port.into()), now);
         }
         let latest: Vec<_> = (37..=100).rev().map(peer).collect();
         assert_eq!((brokers.alive(now, true), brokers.list(now, true)), (latest.clone(), latest.clone()));
@@ -85,8 +124,44 @@ mod tests {
         assert_eq!(brokers.list(later, true), latest, "they may be cut off from redis");
         assert_eq!(brokers.list(later + KEPT, true), [peer(100), peer(99)]);
         assert_eq!(brokers.list(later + KEPT, false), latest);
-        brokers.saw(&peer(99), now);
-        brokers.leaves(&peer(100));
+        brokers.saw(&peer(99), now, now);
+        brokers.leaves(&peer(100), later);
         assert_eq!(brokers.list(later + KEPT, true), [peer(99)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_left_is_back_when_it_says_so_and_not_because_agents_entries_name_it() {
+        let (brokers, begin) = (Brokers::default(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let is_known = |port| brokers.list(at(100), true).contains(&peer(port));
+        brokers.came(&peer(1), at(200));
+        for port in [1, 2] {
+            brokers.leaves(&peer(port), at(10));
+            brokers.saw(&peer(port), at(300), at(11));
+            brokers.listed(&peer(port), at(300), at(9));
+            assert!(!is_known(port) && !brokers.list(at(100), false).contains(&peer(port)), "{port}");
+        }
+        brokers.came(&peer(1), at(300));
+        brokers.listed(&peer(2), at(300), at(11));
+        assert!(is_known(1) && is_known(2));
+        // Its place may be another program's by then.
+        brokers.leaves(&peer(1), at(12));
+        brokers.saw(&peer(1), at(9000), at(13) + KEPT);
+        assert!(is_known(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_left_make_room_and_take_none() {
+        let (brokers, now) = (Brokers::default(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        for port in 1..=64 {
+            brokers.came(&peer(port), later);
+        }
+        brokers.leaves(&peer(65), now);
+        assert_eq!(brokers.list(now, true).len(), MAX);
+        brokers.leaves(&peer(7), now);
+        brokers.came(&peer(66), later);
+        let list = brokers.list(now, true);
+        assert!(list.len() == MAX && !list.contains(&peer(7)) && list.contains(&peer(66)));
     }
 }

@@ -57,7 +57,7 @@ impl Directory {
         let is_here = listed.iter().any(|(peer, _)| *peer == self.options.own);
         let listed: Vec<_> = listed.into_iter().filter(|(peer, _)| *peer != self.options.own).collect();
         for (peer, until) in &listed {
-            self.brokers.saw(peer, *until);
+            self.brokers.saw(peer, *until, Instant::now());
         }
         let last = match listed.is_empty() && !is_here {
             true => self.read_last_seen(agent).await?,

@@ -21,6 +21,7 @@ async fn a_broker_that_drains_announces_nothing_new_and_takes_back_what_leaves_a
     assert!(outside.is_held_by(AgentId(4), &[]).await && outside.is_held_by(AgentId(3), &[2]).await);
     let mut search = here.directory.search(AgentId(3));
     assert_eq!(next(&mut search).await, found(2));
+    assert!(here.directory.peers().is_empty(), "its agents' entries do not make it one again");
     there.directory.finish_leave().await;
     assert!(outside.is_held_by(AgentId(3), &[]).await, "the rest");
     assert!(outside.fields(&outside.keys.brokers()).await.keys().eq([peer(1).to_string().as_bytes()]));

@@ -55,10 +55,11 @@ impl Writer {
         let mut pipeline = Pipeline::new();
         self.hold_command(&mut pipeline, &key, &self.entry());
         pipeline.cmd("HGETALL").arg(&key);
+        let asked = Instant::now();
         let (fields,): (Vec<(Vec<u8>, Vec<u8>)>,) = directory.redis.pipeline_in(LIMIT, &pipeline).await?;
         let (live, expired) = directory.live(&fields);
         for (peer, until) in live.iter().filter(|(peer, _)| *peer != directory.options.own) {
-            directory.brokers.saw(peer, *until);
+            directory.brokers.listed(peer, *until, asked);
         }
         if self.is_broker_news {
             let mut pipeline = Pipeline::new();
