@@ -25,6 +25,19 @@ struct Known {
     until: Instant,
     /// When it said that it leaves. Entries of agents that name it are older, or were not taken back.
     left: Option<Instant>,
+    /// It speaks for itself, so that agents' entries say nothing of it; a kas does not.
+    speaks: bool,
+}
+
+impl Known {
+    fn new(until: Instant) -> Self {
+        Self { until, left: None, speaks: false }
+    }
+
+    fn spoke(&mut self, until: Instant) {
+        self.until = until.max(self.until);
+        self.speaks = true;
+    }
 }
 
 impl Brokers {
@@ -32,12 +45,21 @@ impl Brokers {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It said itself that it is there.
+    /// It says itself that it is there.
     pub(super) fn came(&self, peer: &PeerUrl, until: Instant) {
         let mut all = self.all();
         let known = enter(&mut all, peer, until);
         known.left = None;
-        known.until = until.max(known.until);
+        known.spoke(until);
+    }
+
+    /// It told of an agent. That does not bring back one that left.
+    pub(super) fn told(&self, peer: &PeerUrl, until: Instant) {
+        let mut all = self.all();
+        let known = enter(&mut all, peer, until);
+        if known.left.is_none() {
+            known.spoke(until);
+        }
     }
 
     /// It stood in the hash of all brokers, which was asked for then.
@@ -47,17 +69,18 @@ impl Brokers {
         // The answer may be older than its leave.
         if known.left.is_none_or(|at| at < asked) {
             known.left = None;
-            known.until = until.max(known.until);
+            known.spoke(until);
         }
     }
 
-    /// An agent's entry or its news named it. That does not bring back one that left.
+    /// An agent's entry named it. That does not bring back one that left, nor is one alive for that whose own entry has
+    /// ended.
     pub(super) fn saw(&self, peer: &PeerUrl, until: Instant, now: Instant) {
         let mut all = self.all();
         let known = enter(&mut all, peer, until);
         if known.until + KEPT <= now {
-            *known = Known { until, left: None };
-        } else if known.left.is_none() {
+            *known = Known::new(until);
+        } else if known.left.is_none() && !known.speaks {
             known.until = until.max(known.until);
         }
     }
@@ -80,6 +103,11 @@ impl Brokers {
         self.until(is_up.then_some(now))
     }
 
+    /// Whether it is one of these.
+    pub(super) fn is_alive(&self, peer: &PeerUrl, now: Instant, is_up: bool) -> bool {
+        self.all().get(peer).is_some_and(|known| known.left.is_none() && (!is_up || known.until > now))
+    }
+
     fn until(&self, limit: Option<Instant>) -> Vec<PeerUrl> {
         let all = self.all();
         let is_wanted =
@@ -99,7 +127,7 @@ fn enter<'a>(all: &'a mut HashMap<PeerUrl, Known>, peer: &PeerUrl, until: Instan
         let first = first.clone();
         all.remove(&first);
     }
-    all.entry(peer.clone()).or_insert(Known { until, left: None })
+    all.entry(peer.clone()).or_insert_with(|| Known::new(until))
 }
 
 #[cfg(test)]
@@ -137,6 +165,7 @@ mod tests {
         brokers.came(&peer(1), at(200));
         for port in [1, 2] {
             brokers.leaves(&peer(port), at(10));
+            brokers.told(&peer(port), at(300));
             brokers.saw(&peer(port), at(300), at(11));
             brokers.listed(&peer(port), at(300), at(9));
             assert!(!is_known(port) && !brokers.list(at(100), false).contains(&peer(port)), "{port}");
@@ -148,6 +177,22 @@ mod tests {
         brokers.leaves(&peer(1), at(12));
         brokers.saw(&peer(1), at(9000), at(13) + KEPT);
         assert!(is_known(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_entries_keep_nobody_alive_who_speaks_for_itself() {
+        let (brokers, begin) = (Brokers::default(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        brokers.saw(&peer(1), at(10), begin);
+        brokers.told(&peer(2), at(10));
+        for port in [1, 2] {
+            brokers.saw(&peer(port), at(20), begin);
+        }
+        let alive = |now, is_up| [1, 2].map(|port| brokers.is_alive(&peer(port), now, is_up));
+        assert_eq!(alive(at(9), true), [true, true]);
+        assert_eq!(alive(at(11), true), [true, false], "a kas is known by agents' entries only");
+        assert_eq!(alive(at(21), true), [false, false]);
+        assert_eq!(alive(at(21), false), [true, true], "nobody can tell");
     }
 
     #[tokio::test(start_paused = true)]

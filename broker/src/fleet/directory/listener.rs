@@ -50,7 +50,7 @@ impl Directory {
         let (now, ttl) = (Instant::now(), self.options.ttl);
         match news {
             News::Came(agent, peer) => {
-                self.brokers.saw(&peer, now + ttl, now);
+                self.brokers.told(&peer, now + ttl);
                 // For others nobody asked, nor does their moving away from here matter.
                 let slot = self.slots.get(agent);
                 let slot = slot.or_else(|| self.registry.holds(agent).then(|| self.slots.enter(agent)));

@@ -103,8 +103,19 @@ impl Known {
 }
 
 impl Route {
+    /// Whether a broker has it whose word is good: it came there since then, or that broker lives.
+    pub(super) fn is_elsewhere(
+        &self,
+        now: Instant,
+        since: Option<Instant>,
+        is_alive: impl Fn(&PeerUrl) -> bool,
+    ) -> bool {
+        let came = |known: &Known| matches!((known.came, since), (Some(at), Some(since)) if at >= since);
+        self.known.iter().any(|known| known.is_listed(now) && (came(known) || is_alive(&known.peer)))
+    }
+
     /// Whether any broker has it, as far as is known.
-    pub(super) fn is_listed(&self, now: Instant) -> bool {
+    fn is_listed(&self, now: Instant) -> bool {
         self.known.iter().any(|known| known.is_listed(now))
     }
 

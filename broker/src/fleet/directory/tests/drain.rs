@@ -52,6 +52,25 @@ async fn an_agent_has_moved_when_another_broker_announced_it() {
 }
 
 #[tokio::test]
+async fn an_entry_of_a_dead_broker_is_no_place_to_move_to() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let _guard = here.hold(AGENT);
+    here.directory.brokers.told(&peer(9), Instant::now());
+    let soon = schema::entry(outside.now().await + 60);
+    outside.put(AGENT, peer(9).to_string().as_bytes(), &soon).await;
+    here.directory.begin_leave();
+    let moved = here.directory.moved(AGENT);
+    tokio::pin!(moved);
+    assert!(futures::poll!(&mut moved).is_pending());
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(9), "a request tries it all the same");
+    assert!(!here.directory.elsewhere(AGENT) && futures::poll!(&mut moved).is_pending());
+    let _guard = there.hold(AGENT);
+    timeout(SOON, moved).await.expect("it came to one that lives");
+}
+
+#[tokio::test]
 async fn a_drain_of_a_broker_whose_redis_hangs_ends_in_time() {
     let server = server().await;
     let outside = Outside::new(&server);
