@@ -119,6 +119,12 @@ impl Route {
         self.known.iter().any(|known| known.is_listed(now))
     }
 
+    /// Whether all brokers that are said to have it turned out not to.
+    pub(super) fn is_doubtful(&self) -> bool {
+        let is_good = |known: &Known| known.standing == Standing::Listed && known.times_given_up == 0;
+        !self.known.iter().any(is_good)
+    }
+
     /// What to tell next. With `poll`, Redis is asked however good the cache is.
     pub(super) fn step(&mut self, told: &mut Told, view: View, poll: bool) -> Step {
         self.tidy(view.now);
