@@ -312,6 +312,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         config: config.observability,
         metrics,
         registry: Arc::clone(&registry),
+        directory: fleet.as_ref().map(|fleet| Arc::clone(&fleet.directory)),
         readiness: readiness.clone(),
     });
     let connections = tasks.background.clone();

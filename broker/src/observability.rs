@@ -1,11 +1,18 @@
 //! What the broker counts and whether it is ready. Served by `listeners/observability.rs`; no label ever carries a
 //! token, a path or anything a stranger chooses.
 
-use crate::tunnel::registry::Registry;
+use crate::{fleet::directory, tunnel::registry::Registry};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry as MetricRegistry,
+    encoding::{
+        EncodeLabelSet, EncodeLabelValue,
+        text::{encode_eof, encode_registry},
+    },
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::{Registry as MetricRegistry, Unit},
 };
 use std::{
     fmt,
@@ -116,8 +123,12 @@ impl Metrics {
         self.routes.get_or_create(&RouteLabel { route }).inc();
     }
 
-    /// All numbers in the OpenMetrics text format.
-    pub fn text(&self, registry: &Registry) -> Result<String, fmt::Error> {
+    /// All numbers in the OpenMetrics text format; those of the directory where this broker is one of several.
+    pub fn text(
+        &self,
+        registry: &Registry,
+        fleet: Option<&directory::Census>,
+    ) -> Result<String, fmt::Error> {
         let census = registry.census();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.agents.set(number(census.agents));
@@ -125,9 +136,41 @@ impl Metrics {
         self.busy.set(number(census.busy));
         self.waiting.set(number(census.waiting));
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        if let Some(census) = fleet {
+            encode_registry(&mut text, &fleet_metrics(census))?;
+        }
+        encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+fn fleet_metrics(census: &directory::Census) -> MetricRegistry {
+    let mut registry = MetricRegistry::with_prefix("postern_broker_fleet");
+    let gauges = [
+        ("entries_announced", "Agents of this broker that Redis holds, or is about to", census.announced),
+        ("routes_cached", "Agents of which it is remembered where they are", census.routes as u64),
+        ("peers", "Other brokers, as far as they are known to live", census.peers as u64),
+        ("redis_up", "Whether Redis answers", census.is_up.into()),
+    ];
+    for (name, help, value) in gauges {
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    let refresh = ConstGauge::new(census.refresh.as_secs_f64());
+    let help = "How long the last refresh of all entries in Redis took";
+    registry.register_with_unit("refresh", help, Unit::Seconds, refresh);
+    let counters = [
+        ("lookups", "Questions to Redis where an agent is", census.lookups),
+        ("lookup_failures", "Those of them that Redis did not answer", census.lookup_failures),
+        ("cache_hits", "Searches for an agent that were answered from memory", census.hits),
+        ("news", "News of other brokers that were heard", census.news),
+        ("passes", "Rounds of writing to Redis", census.passes),
+        ("pass_failures", "Failures in such rounds", census.pass_failures),
+    ];
+    for (name, help, value) in counters {
+        registry.register(name, help, ConstCounter::new(value));
+    }
+    registry
 }
 
 /// Whether this process should receive new work.
@@ -154,6 +197,7 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn requests_are_counted_by_class() {
@@ -161,8 +205,47 @@ mod tests {
         for status in [200, 204, 404, 0] {
             metrics.finished(status);
         }
-        let text = metrics.text(&Registry::default()).unwrap();
+        let text = metrics.text(&Registry::default(), None).unwrap();
         assert!(text.contains("postern_broker_kubernetes_api_requests_total{class=\"Success\"} 2"), "{text}");
         assert!(text.contains("class=\"Cancelled\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn a_broker_of_several_tells_of_the_directory_and_one_alone_does_not() {
+        let (metrics, registry) = (Metrics::default(), Registry::default());
+        let alone = metrics.text(&registry, None).unwrap();
+        assert!(!alone.contains("postern_broker_fleet"), "{alone}");
+        let census = directory::Census {
+            announced: 1,
+            routes: 2,
+            peers: 3,
+            lookups: 4,
+            lookup_failures: 5,
+            hits: 6,
+            news: 7,
+            passes: 8,
+            pass_failures: 9,
+            refresh: Duration::from_millis(10_500),
+            is_up: true,
+        };
+        let text = metrics.text(&registry, Some(&census)).unwrap();
+        for line in [
+            "entries_announced 1",
+            "routes_cached 2",
+            "peers 3",
+            "lookups_total 4",
+            "lookup_failures_total 5",
+            "cache_hits_total 6",
+            "news_total 7",
+            "passes_total 8",
+            "pass_failures_total 9",
+            "refresh_seconds 10.5",
+            "redis_up 1",
+        ] {
+            assert!(text.contains(&format!("\npostern_broker_fleet_{line}\n")), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("\npostern_broker_connected_agents 0\n"), "{text}");
+        assert_eq!(text.matches("# EOF\n").count(), 1);
+        assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -106,7 +106,7 @@ impl Others for Fleet {
     }
 
     fn any(&self) -> bool {
-        !self.directory.peers().is_empty()
+        !self.directory.alive().is_empty()
     }
 
     fn moved(&self, agent: AgentId) -> BoxFuture<'_, ()> {
@@ -124,7 +124,8 @@ impl roster::Fleet for Fleet {
     }
 
     fn peers(&self) -> Vec<PeerUrl> {
-        self.directory.peers()
+        // Each that is gone would cost every list its patience.
+        self.directory.alive()
     }
 
     fn last_seen(&self, agent: AgentId) -> BoxFuture<'_, Option<LastSeen>> {

@@ -30,7 +30,7 @@ use postern_wire::{ids::AgentId, proto::gitlab::agent::event::GitPushEvent};
 use refusals::Refusals;
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -87,6 +87,8 @@ pub struct Directory {
     counters: census::Counters,
     refusals: Refusals,
     stage: watch::Sender<Stage>,
+    /// When a drain began.
+    leaving: OnceLock<Instant>,
     /// The writer has left.
     is_gone: watch::Sender<bool>,
     /// The brokers' hash is to be read soon.
@@ -140,6 +142,7 @@ impl Directory {
             counters: census::Counters::default(),
             refusals,
             stage: watch::Sender::new(Stage::Serving),
+            leaving: OnceLock::new(),
             is_gone: watch::Sender::new(false),
             brokers_wanted: Notify::new(),
             moves: Arc::new(Semaphore::new(MOVES)),
@@ -172,9 +175,15 @@ impl Directory {
         }
     }
 
-    /// Other brokers heard of lately, 64 at the most.
+    /// Other brokers heard of within an hour or so that have not left, 64 at the most, the latest first. Some of them may
+    /// be gone, and some only cut off from Redis.
     pub fn peers(&self) -> Vec<PeerUrl> {
         self.brokers.list(Instant::now(), self.redis.is_up())
+    }
+
+    /// Those of them that are alive, as far as Redis or their news tell.
+    pub fn alive(&self) -> Vec<PeerUrl> {
+        self.brokers.alive(Instant::now(), self.redis.is_up())
     }
 
     /// This broker turned away an agent that it knows, and why: told to those who ask where the agent is. Once a
@@ -188,9 +197,13 @@ impl Directory {
         self.read_last_seen(agent).await.ok().flatten()
     }
 
-    /// Whether another broker has announced it, as far as this one heard.
+    /// Whether another broker has it, as far as this one knows: one that is alive, or that announced it since a drain
+    /// began here. Entries that a dead one left in Redis do not count.
     pub fn elsewhere(&self, agent: AgentId) -> bool {
-        self.slots.get(agent).is_some_and(|slot| slot.route().is_listed(Instant::now()))
+        let (now, is_up) = (Instant::now(), self.redis.is_up());
+        let is_alive = |peer: &PeerUrl| self.brokers.is_alive(peer, now, is_up);
+        let since = self.leaving.get().copied();
+        self.slots.get(agent).is_some_and(|slot| slot.route().is_elsewhere(now, since, is_alive))
     }
 
     /// Waits until it stands elsewhere. Asks Redis once where nothing was heard, a few agents at a time.
@@ -215,6 +228,7 @@ impl Directory {
     /// A drain begins: nothing new is announced from now on, this broker is no peer for new ones, and its agents are
     /// taken back as they leave, without delay.
     pub fn begin_leave(&self) {
+        self.leaving.get_or_init(Instant::now);
         self.stage.send_if_modified(|stage| stage.reach(Stage::Leaving));
     }
 
@@ -242,7 +256,7 @@ impl Directory {
 
     /// What it did so far.
     pub fn census(&self) -> Census {
-        self.counters.census(self.slots.len(), self.peers().len())
+        self.counters.census(self.slots.len(), self.alive().len(), self.is_up())
     }
 }
 

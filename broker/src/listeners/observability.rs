@@ -3,6 +3,7 @@
 
 use crate::{
     config::ObservabilityConfig,
+    fleet::directory::Directory,
     listeners::socket::Listener,
     observability::{Metrics, Readiness},
     tunnel::registry::Registry,
@@ -28,6 +29,8 @@ pub struct Probes {
     pub metrics: Arc<Metrics>,
     /// More numbers.
     pub registry: Arc<Registry>,
+    /// Numbers of the fleet; absent: there are no other brokers.
+    pub directory: Option<Arc<Directory>>,
     /// Whether new work is wanted.
     pub readiness: Readiness,
 }
@@ -70,7 +73,8 @@ impl Probes {
                 false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n".into()),
             }
         } else if path == self.config.metrics_path {
-            let mut response = match self.metrics.text(&self.registry) {
+            let fleet = self.directory.as_ref().map(|directory| directory.census());
+            let mut response = match self.metrics.text(&self.registry, fleet.as_ref()) {
                 Ok(metrics) => text(StatusCode::OK, metrics),
                 Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n".into()),
             };

@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-/// Numbers for the metrics. Counters since the start, but for the first three and the last.
+/// Numbers for the metrics. Counters since the start, but for the first three and the last two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// Agents of this broker that stand in Redis, or are about to.
     pub announced: u64,
     /// Agents whose routes are remembered.
     pub routes: usize,
-    /// Other brokers known.
+    /// Other brokers that are alive, as far as known.
     pub peers: usize,
     /// Times Redis was asked for an agent's brokers.
     pub lookups: u64,
@@ -28,6 +28,8 @@ pub struct Census {
     pub pass_failures: u64,
     /// How long the last complete refresh took.
     pub refresh: Duration,
+    /// Whether Redis answers.
+    pub is_up: bool,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +49,7 @@ pub(super) fn count(counter: &AtomicU64) {
 }
 
 impl Counters {
-    pub(super) fn census(&self, routes: usize, peers: usize) -> Census {
+    pub(super) fn census(&self, routes: usize, peers: usize, is_up: bool) -> Census {
         Census {
             announced: self.announced.load(Relaxed),
             routes,
@@ -59,6 +61,7 @@ impl Counters {
             passes: self.passes.load(Relaxed),
             pass_failures: self.pass_failures.load(Relaxed),
             refresh: Duration::from_micros(self.refresh_micros.load(Relaxed)),
+            is_up,
         }
     }
 }

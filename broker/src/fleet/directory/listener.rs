@@ -50,7 +50,7 @@ impl Directory {
         let (now, ttl) = (Instant::now(), self.options.ttl);
         match news {
             News::Came(agent, peer) => {
-                self.brokers.saw(&peer, now + ttl);
+                self.brokers.told(&peer, now + ttl);
                 // For others nobody asked, nor does their moving away from here matter.
                 let slot = self.slots.get(agent);
                 let slot = slot.or_else(|| self.registry.holds(agent).then(|| self.slots.enter(agent)));
@@ -67,8 +67,8 @@ impl Directory {
                     slot.news.notify_waiters();
                 }
             }
-            News::Broker(peer) => self.brokers.saw(&peer, now + ttl),
-            News::BrokerLeaves(peer) => self.brokers.leaves(&peer),
+            News::Broker(peer) => self.brokers.came(&peer, now + ttl),
+            News::BrokerLeaves(peer) => self.brokers.leaves(&peer, now),
         }
     }
 }

@@ -1,8 +1,16 @@
 //! One question to Redis: which brokers hold this agent, and if none does, where it was last. One at a time for each
 //! agent, in a task of its own, so that the request that began it may leave. Before it: a search whose route knows
-//! nothing. After it: the route. Entries that it finds expired it removes, unless they were refreshed meanwhile.
+//! nothing. After it: the route. Entries that it finds expired it removes, unless they were refreshed meanwhile. What they
+//! tell of an agent that nobody else remembers, as its broker was killed, is written down before.
 
-use super::{Directory, LastSeen, census::count, record::Record, route::Begun, schema, slots::Slot};
+use super::{
+    Directory, LastSeen,
+    census::count,
+    record::{self, Record},
+    route::Begun,
+    schema,
+    slots::Slot,
+};
 use crate::{fleet::PeerUrl, redis::RedisError};
 use ::redis::{Pipeline, cmd};
 use postern_wire::ids::AgentId;
@@ -14,6 +22,8 @@ type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 struct Answer {
     listed: Vec<(PeerUrl, Instant)>,
     last: Option<LastSeen>,
+    /// What the entries say of where the agent was, if there is no record or none was looked for.
+    trace: Option<Record>,
     /// As they were read.
     expired: Fields,
 }
@@ -29,10 +39,14 @@ impl Directory {
             let answer = this.ask(slot.agent).await;
             let now = Instant::now();
             let number = || this.world.number();
-            let expired = match answer {
-                Ok(Answer { listed, last, expired }) => {
-                    slot.route().answered(listed, last, begun, (this.options.ttl, now), number);
-                    expired
+            let (trace, expired) = match answer {
+                Ok(Answer { listed, last, trace, expired }) => {
+                    let is_anyone = !listed.is_empty();
+                    let mut route = slot.route();
+                    route.answered(listed, last, begun, (this.options.ttl, now), number);
+                    // Entries that are about to go: those removed below, and those of brokers that do not have it.
+                    let is_last = if is_anyone { route.is_doubtful() } else { !expired.is_empty() };
+                    (trace.filter(|_| is_last), expired)
                 }
                 Err(error) => {
                     count(&this.counters.lookup_failures);
@@ -41,10 +55,19 @@ impl Directory {
                         "redis could not be asked who holds an agent"
                     );
                     slot.route().failed(now, number);
-                    Fields::new()
+                    (None, Fields::new())
                 }
             };
             slot.news.notify_waiters();
+            if let Some(record) = trace
+                && let Err(error) = this.remember(slot.agent, &record).await
+            {
+                tracing::debug!(
+                    agent_id = %slot.agent, error = %crate::error::chain(&error),
+                    "redis did not take down where an agent was"
+                );
+                return;
+            }
             this.remove(&this.keys.agent(slot.agent), expired).await;
         });
     }
@@ -53,17 +76,40 @@ impl Directory {
         self.know_the_time().await?;
         let fields: Fields = self.redis.command(cmd("HGETALL").arg(self.keys.agent(agent))).await?;
         let (listed, expired) = self.live(&fields);
-        // Its own entry is no news, and no reason to ask further.
-        let is_here = listed.iter().any(|(peer, _)| *peer == self.options.own);
+        // Its own entry is no news.
         let listed: Vec<_> = listed.into_iter().filter(|(peer, _)| *peer != self.options.own).collect();
-        for (peer, _) in &listed {
-            self.brokers.saw(peer, Instant::now() + self.options.ttl);
+        for (peer, until) in &listed {
+            self.brokers.saw(peer, *until, Instant::now());
         }
-        let last = match listed.is_empty() && !is_here {
-            true => self.read_last_seen(agent).await?,
-            false => None,
+        let mut trace = self.trace(&fields);
+        let mut last = None;
+        if listed.is_empty() {
+            match self.read_last_seen(agent).await? {
+                Some(known) => (last, trace) = (Some(known), None),
+                None => last = trace.clone().and_then(|record| record.read(&self.clock)),
+            }
+        }
+        Ok(Answer { listed, last, trace, expired })
+    }
+
+    /// The broker that wrote its entry last, whether it is in force or not, and when that was.
+    fn trace(&self, fields: &Fields) -> Option<Record> {
+        let now = self.clock.now()?;
+        let written = |(field, value): &(Vec<u8>, Vec<u8>)| {
+            let (peer, expires_at) = schema::parse_entry(field, value)?;
+            let at = expires_at.map_or(now, |at| Duration::from_secs(at.try_into().unwrap_or(0)));
+            Some((at.saturating_sub(self.options.ttl).min(now), peer))
         };
-        Ok(Answer { listed, last, expired })
+        let (at, peer) = fields.iter().filter_map(written).max()?;
+        (now < at + record::KEPT).then(|| Record::new(at, "", &peer.to_string(), None))
+    }
+
+    /// Writes this unless something is remembered already.
+    async fn remember(&self, agent: AgentId, record: &Record) -> Result<(), RedisError> {
+        let mut set = cmd("SET");
+        let kept = u64::try_from(record::KEPT.as_millis()).unwrap_or(u64::MAX);
+        set.arg(self.keys.last_seen(agent)).arg(record.encode()).arg("PX").arg(kept).arg("NX");
+        self.redis.command::<::redis::Value>(&set).await.map(drop)
     }
 
     /// The entries in force and until when, and those that have expired. What is no entry is neither.

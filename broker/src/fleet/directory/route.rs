@@ -103,9 +103,26 @@ impl Known {
 }
 
 impl Route {
+    /// Whether a broker has it whose word is good: it came there since then, or that broker lives.
+    pub(super) fn is_elsewhere(
+        &self,
+        now: Instant,
+        since: Option<Instant>,
+        is_alive: impl Fn(&PeerUrl) -> bool,
+    ) -> bool {
+        let came = |known: &Known| matches!((known.came, since), (Some(at), Some(since)) if at >= since);
+        self.known.iter().any(|known| known.is_listed(now) && (came(known) || is_alive(&known.peer)))
+    }
+
     /// Whether any broker has it, as far as is known.
-    pub(super) fn is_listed(&self, now: Instant) -> bool {
+    fn is_listed(&self, now: Instant) -> bool {
         self.known.iter().any(|known| known.is_listed(now))
+    }
+
+    /// Whether all brokers that are said to have it turned out not to.
+    pub(super) fn is_doubtful(&self) -> bool {
+        let is_good = |known: &Known| known.standing == Standing::Listed && known.times_given_up == 0;
+        !self.known.iter().any(is_good)
     }
 
     /// What to tell next. With `poll`, Redis is asked however good the cache is.

@@ -227,6 +227,7 @@ impl Writer {
     fn check_openings(&mut self) {
         if self.openings.has_changed().unwrap_or(false) {
             let count = *self.openings.borrow_and_update();
+            self.directory.world.notice(Instant::now());
             if count > 0 {
                 self.book.doubt();
                 self.refresh.clear();

@@ -306,3 +306,30 @@ async fn when_the_last_broker_says_that_it_left_redis_is_asked_where_the_agent_w
     story.left(2, 7);
     assert_eq!(story.all(&mut told, 7), (vec![], true));
 }
+
+#[tokio::test]
+async fn an_agent_is_elsewhere_where_it_came_to_since_then_or_where_a_broker_lives() {
+    let mut story = Story::new();
+    let begun = story.begun();
+    story.answered(begun, 0, &[(1, 300_000)]);
+    story.came(2, 10);
+    let is_elsewhere = |story: &Story, since: Option<u64>, alive: &[u16]| {
+        let since = since.map(|at| story.view(at).now);
+        let is_alive = |broker: &PeerUrl| alive.iter().any(|port| *broker == peer(*port));
+        story.route.is_elsewhere(story.view(20).now, since, is_alive)
+    };
+    for (since, alive, wanted) in [
+        (None, [].as_slice(), false),
+        (Some(11), &[], false),
+        (Some(11), &[3], false),
+        (Some(10), &[], true),
+        (None, &[1], true),
+        (Some(11), &[2], true),
+    ] {
+        assert_eq!(is_elsewhere(&story, since, alive), wanted, "{since:?} {alive:?}");
+    }
+    story.forget(1, 12);
+    assert!(!is_elsewhere(&story, None, &[1]), "it was given up");
+    story.left(2, 13);
+    assert!(!is_elsewhere(&story, Some(10), &[1, 2]));
+}

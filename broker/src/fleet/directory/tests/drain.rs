@@ -21,6 +21,7 @@ async fn a_broker_that_drains_announces_nothing_new_and_takes_back_what_leaves_a
     assert!(outside.is_held_by(AgentId(4), &[]).await && outside.is_held_by(AgentId(3), &[2]).await);
     let mut search = here.directory.search(AgentId(3));
     assert_eq!(next(&mut search).await, found(2));
+    assert!(here.directory.peers().is_empty(), "its agents' entries do not make it one again");
     there.directory.finish_leave().await;
     assert!(outside.is_held_by(AgentId(3), &[]).await, "the rest");
     assert!(outside.fields(&outside.keys.brokers()).await.keys().eq([peer(1).to_string().as_bytes()]));
@@ -48,6 +49,25 @@ async fn an_agent_has_moved_when_another_broker_announced_it() {
     assert!(here.directory.elsewhere(AGENT));
     drop(guard);
     eventually("it is back", || async { !here.directory.elsewhere(AGENT) }).await;
+}
+
+#[tokio::test]
+async fn an_entry_of_a_dead_broker_is_no_place_to_move_to() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let _guard = here.hold(AGENT);
+    here.directory.brokers.told(&peer(9), Instant::now());
+    let soon = schema::entry(outside.now().await + 60);
+    outside.put(AGENT, peer(9).to_string().as_bytes(), &soon).await;
+    here.directory.begin_leave();
+    let moved = here.directory.moved(AGENT);
+    tokio::pin!(moved);
+    assert!(futures::poll!(&mut moved).is_pending());
+    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(9), "a request tries it all the same");
+    assert!(!here.directory.elsewhere(AGENT) && futures::poll!(&mut moved).is_pending());
+    let _guard = there.hold(AGENT);
+    timeout(SOON, moved).await.expect("it came to one that lives");
 }
 
 #[tokio::test]

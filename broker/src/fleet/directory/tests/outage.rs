@@ -135,3 +135,29 @@ async fn while_a_broker_cannot_reach_redis_its_agents_are_found_by_those_who_kno
     .await;
     assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "it never said that it left");
 }
+
+#[tokio::test]
+async fn a_broker_that_falls_silent_is_asked_long_after_its_entries_have_ended() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let options = Options { own: peer(1), ttl: Duration::from_secs(2), refresh: Duration::from_secs(1) };
+    let here = Broker::start_with(&server, options, QUICK);
+    here.listens().await;
+    let soon = schema::entry(outside.now().await + 2);
+    let write = cmd("HSET").arg(outside.keys.brokers()).arg(peer(2).to_string()).arg(soon).clone();
+    outside.redis.command::<()>(&write).await.unwrap();
+    eventually("it is there", || async { here.directory.alive() == [peer(2)] }).await;
+    eventually("it is silent", || async { here.directory.alive().is_empty() }).await;
+    assert_eq!(here.directory.peers(), [peer(2)]);
+}
+
+#[tokio::test]
+async fn the_first_search_long_after_the_start_is_told_that_nobody_has_the_agent() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let broker = Broker::start(&server, 1, Habits { young: Duration::from_millis(300), ..QUICK });
+    eventually("it has begun", || async { !outside.fields(&outside.keys.brokers()).await.is_empty() }).await;
+    let begin = Instant::now();
+    eventually("it is not young any more", || async { begin.elapsed() > Duration::from_millis(400) }).await;
+    assert_eq!(next(&mut broker.directory.search(AGENT)).await, Found::Nobody { last: None });
+}

@@ -96,6 +96,74 @@ async fn an_expired_entry_that_was_refreshed_meanwhile_is_not_removed() {
 }
 
 #[tokio::test]
+async fn the_agent_of_a_killed_broker_was_seen_as_long_as_there_is_a_trace_of_it() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    let now = outside.now().await;
+    // (whose entry, when it ends; when and by whom the agent was last seen then)
+    for (agent, port, until, ago) in [(1, 9, -10, 310), (2, 1, -10, 310), (3, 1, 100, 200), (4, 1, 900, 0)] {
+        let agent = AgentId(agent);
+        outside.put(agent, peer(port).to_string().as_bytes(), &schema::entry(now + until)).await;
+        outside.put(agent, peer(8).to_string().as_bytes(), &schema::entry(now - 1000)).await;
+        let mut search = here.directory.search(agent);
+        let Found::Nobody { last: Some(last) } = next(&mut search).await else { panic!("{agent}") };
+        assert_eq!((last.from.as_str(), last.broker, last.refusal), ("", peer(port).to_string(), None));
+        let seen = SystemTime::now().duration_since(last.at).unwrap();
+        assert!(seen.abs_diff(Duration::from_secs(ago)) < Duration::from_secs(5), "{agent}: {seen:?}");
+        eventually("it is written down", || async { here.directory.last_seen(agent).await.is_some() }).await;
+        let wanted = usize::from(until > 0);
+        let left = || async { outside.fields(&outside.keys.agent(agent)).await.len() };
+        eventually("and what expired is removed", || async { left().await == wanted }).await;
+        let ttl: i64 =
+            outside.redis.command(cmd("PTTL").arg(outside.keys.last_seen(agent))).await.unwrap();
+        assert!((600_000_000..=604_800_000).contains(&ttl), "{ttl}");
+        assert_eq!(here.directory.last_seen(agent).await.unwrap().broker, peer(port).to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_record_is_not_replaced_by_a_trace_and_counts_where_only_its_own_entry_is_listed() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    there.directory.refused(AGENT, "its token was revoked");
+    eventually("written", || async { here.directory.last_seen(AGENT).await.is_some() }).await;
+    let now = outside.now().await;
+    outside.put(AGENT, peer(1).to_string().as_bytes(), &schema::entry(now + 60)).await;
+    outside.put(AGENT, peer(9).to_string().as_bytes(), &schema::entry(now - 1)).await;
+    let mut search = here.directory.search(AGENT);
+    let Found::Nobody { last: Some(last) } = next(&mut search).await else { panic!("nobody has it") };
+    assert_eq!(last.refusal.as_deref(), Some("its token was revoked"));
+    eventually("the expired one is removed", || outside.is_held_by(AGENT, &[1])).await;
+    let last = here.directory.last_seen(AGENT).await.unwrap();
+    assert_eq!((last.broker, last.refusal.is_some()), (peer(2).to_string(), true));
+}
+
+#[tokio::test]
+async fn a_broker_that_was_found_dead_is_written_down_before_its_entry_ends() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let here = Broker::ready(&server, 1, QUICK).await;
+    let soon = schema::entry(outside.now().await + 60);
+    outside.put(AGENT, peer(9).to_string().as_bytes(), &soon).await;
+    let mut search = here.directory.search(AGENT);
+    assert_eq!(next(&mut search).await, found(9));
+    assert_eq!(here.directory.last_seen(AGENT).await, None, "it may well be there");
+    let is_remembered = async {
+        loop {
+            here.directory.forget(AGENT, &peer(9));
+            let _ = timeout(Duration::from_millis(50), search.next()).await;
+            if let Some(last) = here.directory.last_seen(AGENT).await {
+                return last.broker;
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, is_remembered).await.unwrap(), peer(9).to_string());
+    assert!(outside.is_held_by(AGENT, &[9]).await, "and its entry stays");
+}
+
+#[tokio::test]
 async fn clocks_of_hosts_that_are_hours_apart_change_nothing() {
     let server = server().await;
     let outside = Outside::new(&server);

@@ -38,6 +38,30 @@ async fn an_agent_that_comes_and_goes_is_in_redis_just_so() {
 }
 
 #[tokio::test]
+async fn an_entry_stays_until_it_is_remembered_where_its_agent_was() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let broker = Broker::ready(&server, 1, QUICK).await;
+    let guards = [broker.hold(AGENT), broker.hold(AgentId(1))];
+    for agent in [AGENT, AgentId(1)] {
+        eventually("announced", || outside.is_held_by(agent, &[1])).await;
+    }
+    let user = |rule: &str| cmd("ACL").arg("SETUSER").arg("default").arg(rule).clone();
+    outside.redis.command::<()>(&user("-set")).await.unwrap();
+    outside.forget_commands().await;
+    drop(guards);
+    let failures = || broker.directory.census().pass_failures;
+    eventually("it is tried again and again", || async { failures() >= 2 }).await;
+    assert_eq!(outside.commands().await.get("hdel"), None);
+    assert!(outside.is_held_by(AGENT, &[1]).await && outside.is_held_by(AgentId(1), &[1]).await);
+    outside.redis.command::<()>(&user("+set")).await.unwrap();
+    for agent in [AGENT, AgentId(1)] {
+        eventually("taken back", || outside.is_held_by(agent, &[])).await;
+        assert_eq!(broker.directory.last_seen(agent).await.unwrap().broker, peer(1).to_string());
+    }
+}
+
+#[tokio::test]
 async fn an_agent_that_is_back_in_time_never_left() {
     let server = server().await;
     let outside = Outside::new(&server);

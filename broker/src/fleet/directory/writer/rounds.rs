@@ -55,10 +55,11 @@ impl Writer {
         let mut pipeline = Pipeline::new();
         self.hold_command(&mut pipeline, &key, &self.entry());
         pipeline.cmd("HGETALL").arg(&key);
+        let asked = Instant::now();
         let (fields,): (Vec<(Vec<u8>, Vec<u8>)>,) = directory.redis.pipeline_in(LIMIT, &pipeline).await?;
         let (live, expired) = directory.live(&fields);
         for (peer, until) in live.iter().filter(|(peer, _)| *peer != directory.options.own) {
-            directory.brokers.saw(peer, *until);
+            directory.brokers.listed(peer, *until, asked);
         }
         if self.is_broker_news {
             let mut pipeline = Pipeline::new();
@@ -103,31 +104,50 @@ impl Writer {
         }
     }
 
-    /// Removes the entries of these and remembers where they were.
+    /// Remembers where these were, and then removes their entries: not at once, as a cluster has both on different nodes,
+    /// and an agent without either would never have been seen.
     pub(super) async fn take_back(&mut self, agents: &[AgentId]) {
         if agents.is_empty() {
             return;
         }
         let directory = Arc::clone(&self.directory);
-        let (own, mut news) = (self.own(), Pipeline::new());
-        let mut pipelines = Vec::with_capacity(2 * agents.len() + 1);
-        for agent in agents {
-            let mut removal = Pipeline::new();
-            removal.cmd("HDEL").arg(directory.keys.agent(*agent)).arg(&own).ignore();
+        let record = |agent: &AgentId| {
             let mut record = Pipeline::new();
             put(&mut record, &directory.keys.last_seen(*agent), &self.last_words(*agent));
-            pipelines.extend([removal, record]);
+            record
+        };
+        let records: Vec<_> = agents.iter().map(record).collect();
+        let remembered = self.batch(&records).await;
+        let (own, mut news) = (self.own(), Pipeline::new());
+        let mut pipelines = Vec::with_capacity(agents.len() + 1);
+        let mut leaving = Vec::with_capacity(agents.len());
+        for (agent, is_good) in agents.iter().zip(remembered) {
+            if !is_good {
+                self.remove_later(*agent);
+                continue;
+            }
+            let mut removal = Pipeline::new();
+            removal.cmd("HDEL").arg(directory.keys.agent(*agent)).arg(&own).ignore();
+            pipelines.push(removal);
+            leaving.push(*agent);
             self.tell(&mut news, &News::Left(*agent, directory.options.own.clone()));
+        }
+        if leaving.is_empty() {
+            return;
         }
         pipelines.push(news);
         let outcomes = self.batch(&pipelines).await;
-        for (agent, outcome) in agents.iter().zip(outcomes.chunks(2)) {
-            if outcome.iter().all(|is_good| *is_good) {
-                self.book.removed(*agent);
+        for (agent, is_good) in leaving.into_iter().zip(outcomes) {
+            if is_good {
+                self.book.removed(agent);
             } else {
-                self.book.delay(*agent, self.retry.unwrap_or_else(|| Instant::now() + RETRY));
+                self.remove_later(agent);
             }
         }
+    }
+
+    fn remove_later(&mut self, agent: AgentId) {
+        self.book.delay(agent, self.retry.unwrap_or_else(|| Instant::now() + RETRY));
     }
 
     fn last_words(&self, agent: AgentId) -> Record {
