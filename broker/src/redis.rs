@@ -11,13 +11,11 @@ mod dial;
 mod error;
 mod pool;
 mod server;
-#[allow(dead_code, reason = "the directory of agents listens")]
 mod subscription;
 #[cfg(test)]
 mod tests;
 
 pub use self::error::RedisError;
-#[allow(unused_imports, reason = "the directory of agents listens")]
 pub(crate) use self::subscription::{Heard, Subscription};
 
 use self::{call::Call, cluster::Cluster, dial::Dialler, pool::Pool, subscription::Listener};
@@ -154,7 +152,6 @@ impl Redis {
     }
 
     /// Whether commands are answered right now, as far as is known without asking: not before the first one.
-    #[allow(dead_code, reason = "the directory of agents asks")]
     pub(crate) fn is_up(&self) -> bool {
         match &self.route {
             Route::One(pool) => pool.is_up(),
@@ -164,13 +161,11 @@ impl Redis {
 
     /// Counts up whenever a connection for commands was opened, or opened again: what Redis held may be gone, after a
     /// restart or a fail-over. Those that are opened only because the others are busy do not count.
-    #[allow(dead_code, reason = "the directory of agents listens")]
     pub(crate) fn openings(&self) -> watch::Receiver<u64> {
         self.openings.subscribe()
     }
 
     /// A connection of its own that listens to channels; opened again by itself. It lives as long as the value.
-    #[allow(dead_code, reason = "the directory of agents listens")]
     pub(crate) fn subscribe(self: &Arc<Self>, channels: Vec<Vec<u8>>) -> Subscription {
         let nodes = match &self.route {
             Route::One(_) => None,

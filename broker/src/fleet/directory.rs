@@ -216,10 +216,15 @@ impl Directory {
             if self.elsewhere(agent) {
                 return;
             }
-            let permit = Arc::clone(&self.moves).acquire_owned().await;
+            let permit = tokio::select! {
+                permit = Arc::clone(&self.moves).acquire_owned() => permit.ok(),
+                () = &mut news => continue,
+            };
             let look = slot.route().look(self.world.view());
-            if look {
-                self.look_up(&slot, permit.ok());
+            // Whoever does not ask now must not keep others from it while it waits.
+            match look {
+                true => self.look_up(&slot, permit),
+                false => drop(permit),
             }
             news.await;
         }

@@ -22,14 +22,14 @@ impl Clock {
 
     /// What `TIME` answered just now.
     pub(super) fn learn(&self, (seconds, microseconds): (u64, u32)) {
-        let time = Duration::from_secs(seconds) + Duration::from_micros(microseconds.into());
+        let time = Duration::from_secs(seconds).saturating_add(Duration::from_micros(microseconds.into()));
         *self.learnt.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), time));
     }
 
     /// Since 1970, once it was learnt.
     pub(super) fn now(&self) -> Option<Duration> {
         let learnt = *self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
-        learnt.map(|(at, time)| time + at.elapsed())
+        learnt.map(|(at, time)| time.saturating_add(at.elapsed()))
     }
 
     /// A moment of this host's clock, at Redis.

@@ -28,6 +28,23 @@ struct Answer {
     expired: Fields,
 }
 
+/// A question that nobody will answer any more once this is dropped.
+struct Unanswered(Option<(Arc<Directory>, Arc<Slot>)>);
+
+impl Unanswered {
+    fn settled(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some((directory, slot)) = self.0.take() {
+            slot.route().failed(Instant::now(), || directory.world.number());
+        }
+    }
+}
+
 impl Directory {
     /// Asks for the agent of this slot, which has noted that it is being asked.
     pub(super) fn look_up(self: &Arc<Self>, slot: &Arc<Slot>, permit: Option<OwnedSemaphorePermit>) {
@@ -35,6 +52,8 @@ impl Directory {
         let (this, slot) = (Arc::clone(self), Arc::clone(slot));
         self.tasks.spawn(async move {
             let _permit = permit;
+            // However this ends, somebody may ask again.
+            let unanswered = Unanswered(Some((Arc::clone(&this), Arc::clone(&slot))));
             count(&this.counters.lookups);
             let answer = this.ask(slot.agent).await;
             let now = Instant::now();
@@ -58,6 +77,7 @@ impl Directory {
                     (None, Fields::new())
                 }
             };
+            unanswered.settled();
             slot.news.notify_waiters();
             if let Some(record) = trace
                 && let Err(error) = this.remember(slot.agent, &record).await

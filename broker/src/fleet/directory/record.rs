@@ -53,7 +53,13 @@ impl Record {
 
     pub(super) fn read(self, clock: &Clock) -> Option<LastSeen> {
         let Self { at, from, broker, refusal } = self;
-        Some(LastSeen { at: clock.here(Duration::from_millis(at))?, from, broker, refusal })
+        // Others may have written it.
+        Some(LastSeen {
+            at: clock.here(Duration::from_millis(at))?,
+            from: cut(&from, FROM_MAX),
+            broker: cut(&broker, BROKER_MAX),
+            refusal: refusal.map(|why| cut(&why, REFUSAL_MAX)),
+        })
     }
 }
 

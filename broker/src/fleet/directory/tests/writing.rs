@@ -65,7 +65,7 @@ async fn an_entry_stays_until_it_is_remembered_where_its_agent_was() {
 async fn an_agent_that_is_back_in_time_never_left() {
     let server = server().await;
     let outside = Outside::new(&server);
-    let habits = Habits { fade: Duration::from_millis(400), ..QUICK };
+    let habits = Habits { fade: Duration::from_secs(3), ..QUICK };
     let broker = Broker::ready(&server, 1, habits).await;
     let guard = broker.hold(AGENT);
     eventually("announced", || outside.is_held_by(AGENT, &[1])).await;

@@ -19,7 +19,7 @@ impl Writer {
     fn entry(&self) -> Vec<u8> {
         let Directory { clock, options, .. } = &*self.directory;
         // The time is learnt before anything is written.
-        let until = clock.now().unwrap_or_default() + options.ttl;
+        let until = clock.now().unwrap_or_default().saturating_add(options.ttl);
         schema::entry(until.as_secs().try_into().unwrap_or(i64::MAX))
     }
 
