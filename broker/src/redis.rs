@@ -198,7 +198,6 @@ impl Redis {
 
     /// Many keys in as few round trips as there are servers: each pipeline concerns one key. One result each, in their
     /// order; one that fails takes none of the others with it. `limit` as for [`Self::pipeline_in`].
-    #[allow(dead_code, reason = "the directory of agents refreshes with it")]
     pub(crate) async fn batch(
         &self,
         limit: Duration,

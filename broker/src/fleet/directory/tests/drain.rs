@@ -52,6 +52,24 @@ async fn an_agent_has_moved_when_another_broker_announced_it() {
 }
 
 #[tokio::test]
+async fn many_tunnels_of_agents_that_stay_keep_nobody_from_seeing_that_another_agent_moved() {
+    let server = server().await;
+    let outside = Outside::new(&server);
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let _guards: Vec<_> = (0..5).map(|agent| here.hold(AgentId(agent))).collect();
+    eventually("announced", || outside.is_held_by(AgentId(4), &[1])).await;
+    let staying = (0..100).map(|tunnel| here.directory.moved(AgentId(tunnel % 4)));
+    let staying = futures::future::join_all(staying);
+    tokio::pin!(staying);
+    assert!(futures::poll!(&mut staying).is_pending());
+    let _guard = there.hold(AgentId(4));
+    tokio::select! {
+        _ = &mut staying => panic!("they are here"),
+        moved = timeout(SOON, here.directory.moved(AgentId(4))) => moved.expect("it is heard of"),
+    }
+}
+
+#[tokio::test]
 async fn an_entry_of_a_dead_broker_is_no_place_to_move_to() {
     let server = server().await;
     let outside = Outside::new(&server);
