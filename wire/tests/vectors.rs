@@ -93,7 +93,7 @@ fn empty_members_still_have_their_tag() {
     check(ConnectResponse { msg: Some(connect_response::Msg::CloseSend(rpc::CloseSend {})) }, "1a 00");
     check(ConnectRequest { msg: Some(connect_request::Msg::Header(rpc::Header::default())) }, "12 00");
     check(ConnectRequest { msg: Some(connect_request::Msg::Trailer(rpc::Trailer::default())) }, "22 00");
-    let ready = gateway_kas_response::Msg::TunnelReady(gateway_kas_response::TunnelReady {});
+    let ready = gateway_kas_response::Msg::TunnelReady(gateway_kas_response::TunnelReady::default());
     check(GatewayKasResponse { msg: Some(ready) }, "0a 00");
     check(StartStreaming {}, "");
 }
