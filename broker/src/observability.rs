@@ -124,11 +124,7 @@ impl Metrics {
     }
 
     /// All numbers in the OpenMetrics text format; those of the directory where this broker is one of several.
-    pub fn text(
-        &self,
-        registry: &Registry,
-        fleet: Option<&directory::Census>,
-    ) -> Result<String, fmt::Error> {
+    pub fn text(&self, registry: &Registry, fleet: Option<&directory::Census>) -> Result<String, fmt::Error> {
         let census = registry.census();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.agents.set(number(census.agents));

@@ -110,8 +110,7 @@ impl Brokers {
 
     fn until(&self, limit: Option<Instant>) -> Vec<PeerUrl> {
         let all = self.all();
-        let is_wanted =
-            |known: &Known| known.left.is_none() && limit.is_none_or(|limit| known.until > limit);
+        let is_wanted = |known: &Known| known.left.is_none() && limit.is_none_or(|limit| known.until > limit);
         let mut list: Vec<_> = all.iter().filter(|(_, known)| is_wanted(known)).collect();
         list.sort_by_key(|(peer, known)| (Reverse(known.until), *peer));
         list.into_iter().map(|(peer, _)| peer.clone()).collect()

@@ -115,8 +115,7 @@ async fn the_agent_of_a_killed_broker_was_seen_as_long_as_there_is_a_trace_of_it
         let wanted = usize::from(until > 0);
         let left = || async { outside.fields(&outside.keys.agent(agent)).await.len() };
         eventually("and what expired is removed", || async { left().await == wanted }).await;
-        let ttl: i64 =
-            outside.redis.command(cmd("PTTL").arg(outside.keys.last_seen(agent))).await.unwrap();
+        let ttl: i64 = outside.redis.command(cmd("PTTL").arg(outside.keys.last_seen(agent))).await.unwrap();
         assert!((600_000_000..=604_800_000).contains(&ttl), "{ttl}");
         assert_eq!(here.directory.last_seen(agent).await.unwrap().broker, peer(port).to_string());
     }
