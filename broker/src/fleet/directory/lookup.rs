@@ -121,7 +121,7 @@ impl Directory {
             Some((at.saturating_sub(self.options.ttl).min(now), peer))
         };
         let (at, peer) = fields.iter().filter_map(written).max()?;
-        (now < at + record::KEPT).then(|| Record::new(at, "", &peer.to_string(), None))
+        (now.saturating_sub(at) < record::KEPT).then(|| Record::new(at, "", &peer.to_string(), None))
     }
 
     /// Writes this unless something is remembered already.
