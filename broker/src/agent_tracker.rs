@@ -3,6 +3,8 @@
 //! [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of other brokers, stores nothing
 //! and needs no task but [`Tracker::expire`].
 
+pub mod replicas;
+
 use crate::identities::Agent;
 use postern_wire::{
     ids::{AgentId, ProjectId},
@@ -345,10 +347,8 @@ impl State {
     /// Adds the connections of one agent.
     fn list(&self, agent: AgentId, now: Instant, found: &mut Vec<Connected>) {
         let Some(known) = self.agents.get(&agent) else { return };
-        let mut entries: Vec<_> = known.entries.iter().filter(|(_, entry)| entry.holds(now)).collect();
-        entries.sort_by_key(|(_, entry)| age(&entry.info));
-        let surplus = entries.len().saturating_sub(LISTED_MAX);
-        found.extend(entries.into_iter().skip(surplus).map(|(key, entry)| Connected {
+        let entries = known.entries.iter().filter(|(_, entry)| entry.holds(now));
+        let connected = entries.map(|(key, entry)| Connected {
             info: Arc::clone(&entry.info),
             name: Arc::clone(&entry.name),
             address: Arc::clone(&entry.address),
@@ -357,7 +357,11 @@ impl State {
                 Key::Pod(_) => Kind::Registered,
             },
             heard_ago: now.saturating_duration_since(entry.heard_at),
-        }));
+        });
+        let mut once = replicas::once(connected.map(|connected| (connected, ())));
+        once.sort_by_key(|(connected, ())| age(&connected.info));
+        let surplus = once.len().saturating_sub(LISTED_MAX);
+        found.extend(once.into_iter().skip(surplus).map(|(connected, ())| connected));
     }
 }
 
