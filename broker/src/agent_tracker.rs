@@ -1,7 +1,7 @@
-//! Which agents are connected to this broker, in memory: one entry for each configuration stream of an older agent, one
-//! for each replica of a newer one that says so every five minutes. Written by the agents' services, read by
-//! [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of other brokers, stores nothing
-//! and needs no task but [`Tracker::expire`].
+//! Which agents are connected to this broker, in memory: one entry for each configuration stream, one for each replica of
+//! a newer agent that says so every five minutes, perhaps to another broker than the one that has its streams. Written by
+//! the agents' services, read by [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of
+//! other brokers, stores nothing and needs no task but [`Tracker::expire`].
 
 pub mod replicas;
 
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 const REGISTRATION: Duration = Duration::from_secs(360);
 /// How long an agent may be without any stream before its replicas count as gone.
 const ABSENCE: Duration = Duration::from_secs(15);
-/// Entries of one agent; the one that was heard of least recently makes room for the next.
+/// Registrations of one agent, and streams of it; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
 /// Of them, those that are listed, the newest: an answer has room for several agents.
 pub const LISTED_MAX: usize = 100;
@@ -33,7 +33,8 @@ const AT_A_TIME: usize = 256;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
 const TEXT_MAX: usize = 256;
 
-/// An agent came, or is gone altogether.
+/// An agent came to this broker, or is gone from it altogether. One that only registers here has its streams elsewhere:
+/// it neither comes nor goes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Nobody of this agent was connected before this one.
@@ -127,6 +128,10 @@ struct Known {
     project: ProjectId,
     /// Since when nobody has seen a stream of it.
     absent: Option<Instant>,
+    /// Somebody has seen one, for longer than it takes to refuse a configuration.
+    stood: bool,
+    /// It was told that it is connected.
+    told: bool,
     entries: HashMap<Key, Entry>,
 }
 
@@ -145,12 +150,59 @@ struct Entry {
     heard_at: Instant,
     /// Absent: as long as its [`Connection`] lives.
     until: Option<Instant>,
+    /// A stream that is like a registration once it is over.
+    lingers: bool,
     heard: u64,
 }
 
 impl Entry {
     fn holds(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| until > now)
+    }
+}
+
+impl Known {
+    /// What a look at the agent's streams says of its entries.
+    fn look(&mut self, now: Instant, is_present: bool, in_fleet: bool) -> Option<Change> {
+        self.stood |= is_present;
+        self.absent = if is_present { None } else { self.absent.or(Some(now)) };
+        if is_present {
+            self.keep_one(now);
+            return self.tell(now);
+        }
+        // A replica registers before its first stream is open, and its streams may be between two connections. In a fleet
+        // they may all be at another broker: an edge moves streams one by one, and a registration is a call of its own.
+        let may_be_elsewhere = in_fleet && !self.stood;
+        if !may_be_elsewhere && self.absent.is_some_and(|since| now >= since + ABSENCE) {
+            self.entries.values_mut().for_each(|entry| entry.until = entry.until.map(|_| now));
+        }
+        None
+    }
+
+    /// An agent that is here is listed, even if its registrations go elsewhere and its configuration is refused.
+    fn keep_one(&mut self, now: Instant) {
+        let holding = self.entries.values_mut().filter(|entry| entry.holds(now));
+        let longest = holding.max_by_key(|entry| (entry.until.is_none(), entry.until));
+        if let Some(longest) = longest {
+            longest.until = longest.until.map(|until| until.max(now + 2 * ABSENCE));
+        }
+    }
+
+    fn tell(&mut self, now: Instant) -> Option<Change> {
+        let holding = self.entries.values().filter(|entry| !self.told && entry.holds(now));
+        let info = Arc::clone(&holding.max_by_key(|entry| entry.heard)?.info);
+        self.told = true;
+        Some(Change::Connected(info))
+    }
+
+    /// The next stream of this pod replaces the one before; since when the pod is connected.
+    fn replace(&mut self, info: &ConnectedAgentInfo) -> Option<Timestamp> {
+        let pod = replicas::pod(info);
+        let over = |_: &Key, entry: &mut Entry| {
+            entry.lingers && entry.until.is_some() && replicas::pod(&entry.info) == pod
+        };
+        let over = self.entries.extract_if(over).map(|(_, entry)| entry);
+        over.min_by_key(|entry| age(&entry.info)).and_then(|entry| entry.info.connected_at)
     }
 }
 
@@ -171,30 +223,38 @@ impl Tracker {
 
     /// A configuration stream began, of an agent that does not register.
     pub fn connected(&self, who: Who, meta: AgentMeta) -> Connection {
+        self.stream(who, meta, false)
+    }
+
+    /// A configuration stream began, of a replica that registers, here or at another broker. Once the stream is over it
+    /// counts as a registration: the next one may take minutes if the configuration was refused. `None` for a pod without
+    /// a name, which is listed by its registration alone: nothing tells that the two are one.
+    pub fn configured(&self, who: Who, meta: AgentMeta) -> Option<Connection> {
+        (!meta.pod_name.is_empty()).then(|| self.stream(who, meta, true))
+    }
+
+    fn stream(&self, who: Who, meta: AgentMeta, lingers: bool) -> Connection {
         let id = rand::rng().random_range(0..=i64::MAX);
         let (agent, key) = (who.agent, Key::Stream(id));
-        self.shared.insert(key, id, who, meta, None);
+        self.shared.insert(key, id, who, meta, lingers);
         Connection { shared: Arc::clone(&self.shared), agent, key }
     }
 
     /// A replica says that it is there, for the first time or again; it counts as connected for six minutes.
     pub fn registered(&self, who: Who, meta: AgentMeta, pod_id: i64) {
-        self.shared.insert(Key::Pod(pod_id), pod_id, who, meta, Some(REGISTRATION));
+        self.shared.insert(Key::Pod(pod_id), pod_id, who, meta, false);
     }
 
     /// Forgets replicas that were not heard of for too long, and those of agents of which nothing is `present` any more:
-    /// they register every five minutes, and nothing else says that they are gone. To be called every few seconds.
-    pub fn expire(&self, now: Instant, present: impl Fn(AgentId) -> bool) {
+    /// they register every five minutes, and nothing else says that they are gone. `in_fleet`: agents of which nothing
+    /// was present since they registered may be at other brokers. To be called every few seconds.
+    pub fn expire(&self, now: Instant, in_fleet: bool, present: impl Fn(AgentId) -> bool) {
         let mut state = self.shared.lock();
         let agents: Vec<AgentId> = state.agents.keys().copied().collect();
         for agent in agents {
             let is_present = present(agent);
             let Some(known) = state.agents.get_mut(&agent) else { continue };
-            // A replica registers before its first stream is open, and its streams may be between two connections.
-            known.absent = if is_present { None } else { known.absent.or(Some(now)) };
-            if known.absent.is_some_and(|since| now >= since + ABSENCE) {
-                known.entries.values_mut().for_each(|entry| entry.until = entry.until.map(|_| now));
-            }
+            self.shared.tell(known.look(now, is_present, in_fleet));
             self.shared.tell(state.expire(agent, now));
         }
     }
@@ -256,7 +316,7 @@ impl Shared {
         }
     }
 
-    fn insert(&self, key: Key, number: i64, who: Who, meta: AgentMeta, lasts: Option<Duration>) {
+    fn insert(&self, key: Key, number: i64, who: Who, meta: AgentMeta, lingers: bool) {
         let heard_at = Instant::now();
         let info = info(&who, meta, number);
         let mut state = self.lock();
@@ -267,7 +327,8 @@ impl Shared {
             name: who.name.into(),
             address: who.address.into(),
             heard_at,
-            until: lasts.map(|lasts| heard_at + lasts),
+            until: matches!(key, Key::Pod(_)).then(|| heard_at + REGISTRATION),
+            lingers,
             heard: state.heard,
         };
         self.tell(state.insert(key, entry));
@@ -277,22 +338,37 @@ impl Shared {
 impl State {
     fn insert(&mut self, key: Key, mut entry: Entry) -> Option<Change> {
         let (agent, project) = (AgentId(entry.info.agent_id), ProjectId(entry.info.project_id));
-        let first = !self.agents.contains_key(&agent);
         let known = self.agents.entry(agent).or_insert_with(|| Known {
             project,
             absent: None,
+            stood: false,
+            told: false,
             entries: HashMap::new(),
         });
         let before = std::mem::replace(&mut known.project, project);
-        if let Some(old) = known.entries.get(&key) {
+        let since = match known.entries.get(&key) {
+            Some(old) => old.info.connected_at,
+            None if entry.lingers => known.replace(&entry.info),
+            None => None,
+        };
+        if since.is_some() {
             // Nobody else has it yet, so nothing is copied.
-            Arc::make_mut(&mut entry.info).connected_at = old.info.connected_at;
-        } else if known.entries.len() >= CONNECTIONS_MAX {
-            let oldest = known.entries.iter().min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key);
+            Arc::make_mut(&mut entry.info).connected_at = since;
+        }
+        let alike = |other: &Key| std::mem::discriminant(other) == std::mem::discriminant(&key);
+        let others = || known.entries.iter().filter(|(other, _)| alike(other) && **other != key);
+        if others().count() >= CONNECTIONS_MAX {
+            let oldest = others().min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key);
             oldest.and_then(|oldest| known.entries.remove(&oldest));
         }
-        let change = first.then(|| Change::Connected(Arc::clone(&entry.info)));
+        let (is_stream, now) = (entry.until.is_none(), entry.heard_at);
         known.entries.insert(key, entry);
+        let change = if is_stream {
+            known.absent = None;
+            known.tell(now)
+        } else {
+            None
+        };
         if before != project {
             self.leave(before, agent);
         }
@@ -300,8 +376,15 @@ impl State {
         change
     }
 
+    /// The stream of this key is over.
     fn remove(&mut self, agent: AgentId, key: Key) -> Option<Change> {
-        let gone = self.agents.get_mut(&agent)?.entries.remove(&key)?;
+        let entries = &mut self.agents.get_mut(&agent)?.entries;
+        let over = entries.get_mut(&key)?;
+        if over.lingers {
+            over.until = Some(Instant::now() + REGISTRATION);
+            return None;
+        }
+        let gone = entries.remove(&key)?;
         self.emptied(agent, gone)
     }
 
@@ -315,9 +398,10 @@ impl State {
     /// Forgets the agent if `last` was the last of it.
     fn emptied(&mut self, agent: AgentId, last: Entry) -> Option<Change> {
         let known = self.agents.get(&agent).filter(|known| known.entries.is_empty())?;
-        self.leave(known.project, agent);
+        let (project, told) = (known.project, known.told);
+        self.leave(project, agent);
         self.agents.remove(&agent);
-        Some(Change::Disconnected(last.info))
+        told.then_some(Change::Disconnected(last.info))
     }
 
     fn leave(&mut self, project: ProjectId, agent: AgentId) {
