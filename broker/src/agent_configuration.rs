@@ -44,7 +44,7 @@ pub struct ConfigurationService {
     pub repositories: Arc<Repositories>,
     /// Counts the stream as a sign of life.
     pub registry: Arc<Registry>,
-    /// Lists agents that do not register.
+    /// Lists agents that do not register, and those whose registration another broker has.
     pub tracker: Tracker,
     /// Hears of what was sent and refused.
     pub events: Arc<Events>,
@@ -91,9 +91,12 @@ impl AgentConfiguration for ConfigurationService {
             "agent asks for its configuration"
         );
         let agent = &permit.agent;
-        // Those that register would be listed twice.
-        let connection =
-            (!request.skip_register).then(|| self.tracker.connected(Who::of(agent, address), meta));
+        let who = Who::of(agent, address);
+        // Also of those that register: perhaps at a broker that is gone since, or at another one than this.
+        let connection = match request.skip_register {
+            true => self.tracker.configured(who, meta),
+            false => Some(self.tracker.connected(who, meta)),
+        };
         let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
         let feed = Feed {
             stay: Arc::new(self.departures.stay(agent.id)),

@@ -1,7 +1,10 @@
-//! Which agents are connected to this broker, in memory: one entry for each configuration stream of an older agent, one
-//! for each replica of a newer one that says so every five minutes. Written by the agents' services, read by
-//! [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of other brokers, stores nothing
-//! and needs no task but [`Tracker::expire`].
+//! Which agents are connected to this broker, in memory: one entry for each configuration stream, one for each replica of
+//! a newer agent that says so every five minutes, perhaps to another broker than the one that has its streams. Written by
+//! the agents' services, read by [`crate::fleet::roster`], for this broker and for others that ask. It knows nothing of
+//! other brokers, stores nothing and needs no task but [`Tracker::expire`].
+
+pub mod replicas;
+mod state;
 
 use crate::identities::Agent;
 use postern_wire::{
@@ -10,8 +13,9 @@ use postern_wire::{
 };
 use prost_types::Timestamp;
 use rand::Rng;
+use state::{Entry, Key, State};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,7 +26,7 @@ use tokio::time::Instant;
 const REGISTRATION: Duration = Duration::from_secs(360);
 /// How long an agent may be without any stream before its replicas count as gone.
 const ABSENCE: Duration = Duration::from_secs(15);
-/// Entries of one agent; the one that was heard of least recently makes room for the next.
+/// Registrations of one agent, and streams of it; the one that was heard of least recently makes room for the next.
 const CONNECTIONS_MAX: usize = 1000;
 /// Of them, those that are listed, the newest: an answer has room for several agents.
 pub const LISTED_MAX: usize = 100;
@@ -31,7 +35,8 @@ const AT_A_TIME: usize = 256;
 /// Bytes of each text an agent says of itself; names in Kubernetes have 253 at the most.
 const TEXT_MAX: usize = 256;
 
-/// An agent came, or is gone altogether.
+/// An agent came to this broker, or is gone from it altogether. One that only registers here has its streams elsewhere:
+/// it neither comes nor goes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Nobody of this agent was connected before this one.
@@ -112,46 +117,6 @@ struct Shared {
     tell: Option<Tell>,
 }
 
-#[derive(Default)]
-struct State {
-    agents: HashMap<AgentId, Known>,
-    /// Of the agents above.
-    projects: HashMap<ProjectId, BTreeSet<AgentId>>,
-    heard: u64,
-}
-
-/// An agent with at least one entry.
-struct Known {
-    project: ProjectId,
-    /// Since when nobody has seen a stream of it.
-    absent: Option<Instant>,
-    entries: HashMap<Key, Entry>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    /// A configuration stream, by a number of ours.
-    Stream(i64),
-    /// A replica, by a number of its own.
-    Pod(i64),
-}
-
-struct Entry {
-    info: Arc<ConnectedAgentInfo>,
-    name: Arc<str>,
-    address: Arc<str>,
-    heard_at: Instant,
-    /// Absent: as long as its [`Connection`] lives.
-    until: Option<Instant>,
-    heard: u64,
-}
-
-impl Entry {
-    fn holds(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until > now)
-    }
-}
-
 /// A configuration stream that counts as connected while this lives.
 #[must_use = "the connection ends with it"]
 pub struct Connection {
@@ -169,30 +134,38 @@ impl Tracker {
 
     /// A configuration stream began, of an agent that does not register.
     pub fn connected(&self, who: Who, meta: AgentMeta) -> Connection {
+        self.stream(who, meta, false)
+    }
+
+    /// A configuration stream began, of a replica that registers, here or at another broker. Once the stream is over it
+    /// counts as a registration: the next one may take minutes if the configuration was refused. `None` for a pod without
+    /// a name, which is listed by its registration alone: nothing tells that the two are one.
+    pub fn configured(&self, who: Who, meta: AgentMeta) -> Option<Connection> {
+        (!meta.pod_name.is_empty()).then(|| self.stream(who, meta, true))
+    }
+
+    fn stream(&self, who: Who, meta: AgentMeta, lingers: bool) -> Connection {
         let id = rand::rng().random_range(0..=i64::MAX);
         let (agent, key) = (who.agent, Key::Stream(id));
-        self.shared.insert(key, id, who, meta, None);
+        self.shared.insert(key, id, who, meta, lingers);
         Connection { shared: Arc::clone(&self.shared), agent, key }
     }
 
     /// A replica says that it is there, for the first time or again; it counts as connected for six minutes.
     pub fn registered(&self, who: Who, meta: AgentMeta, pod_id: i64) {
-        self.shared.insert(Key::Pod(pod_id), pod_id, who, meta, Some(REGISTRATION));
+        self.shared.insert(Key::Pod(pod_id), pod_id, who, meta, false);
     }
 
     /// Forgets replicas that were not heard of for too long, and those of agents of which nothing is `present` any more:
-    /// they register every five minutes, and nothing else says that they are gone. To be called every few seconds.
-    pub fn expire(&self, now: Instant, present: impl Fn(AgentId) -> bool) {
+    /// they register every five minutes, and nothing else says that they are gone. `in_fleet`: agents of which nothing
+    /// was present since they registered may be at other brokers. To be called every few seconds.
+    pub fn expire(&self, now: Instant, in_fleet: bool, present: impl Fn(AgentId) -> bool) {
         let mut state = self.shared.lock();
         let agents: Vec<AgentId> = state.agents.keys().copied().collect();
         for agent in agents {
             let is_present = present(agent);
             let Some(known) = state.agents.get_mut(&agent) else { continue };
-            // A replica registers before its first stream is open, and its streams may be between two connections.
-            known.absent = if is_present { None } else { known.absent.or(Some(now)) };
-            if known.absent.is_some_and(|since| now >= since + ABSENCE) {
-                known.entries.values_mut().for_each(|entry| entry.until = entry.until.map(|_| now));
-            }
+            self.shared.tell(known.look(now, is_present, in_fleet));
             self.shared.tell(state.expire(agent, now));
         }
     }
@@ -254,7 +227,7 @@ impl Shared {
         }
     }
 
-    fn insert(&self, key: Key, number: i64, who: Who, meta: AgentMeta, lasts: Option<Duration>) {
+    fn insert(&self, key: Key, number: i64, who: Who, meta: AgentMeta, lingers: bool) {
         let heard_at = Instant::now();
         let info = info(&who, meta, number);
         let mut state = self.lock();
@@ -265,99 +238,11 @@ impl Shared {
             name: who.name.into(),
             address: who.address.into(),
             heard_at,
-            until: lasts.map(|lasts| heard_at + lasts),
+            until: matches!(key, Key::Pod(_)).then(|| heard_at + REGISTRATION),
+            lingers,
             heard: state.heard,
         };
         self.tell(state.insert(key, entry));
-    }
-}
-
-impl State {
-    fn insert(&mut self, key: Key, mut entry: Entry) -> Option<Change> {
-        let (agent, project) = (AgentId(entry.info.agent_id), ProjectId(entry.info.project_id));
-        let first = !self.agents.contains_key(&agent);
-        let known = self.agents.entry(agent).or_insert_with(|| Known {
-            project,
-            absent: None,
-            entries: HashMap::new(),
-        });
-        let before = std::mem::replace(&mut known.project, project);
-        if let Some(old) = known.entries.get(&key) {
-            // Nobody else has it yet, so nothing is copied.
-            Arc::make_mut(&mut entry.info).connected_at = old.info.connected_at;
-        } else if known.entries.len() >= CONNECTIONS_MAX {
-            let oldest = known.entries.iter().min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key);
-            oldest.and_then(|oldest| known.entries.remove(&oldest));
-        }
-        let change = first.then(|| Change::Connected(Arc::clone(&entry.info)));
-        known.entries.insert(key, entry);
-        if before != project {
-            self.leave(before, agent);
-        }
-        self.projects.entry(project).or_default().insert(agent);
-        change
-    }
-
-    fn remove(&mut self, agent: AgentId, key: Key) -> Option<Change> {
-        let gone = self.agents.get_mut(&agent)?.entries.remove(&key)?;
-        self.emptied(agent, gone)
-    }
-
-    fn expire(&mut self, agent: AgentId, now: Instant) -> Option<Change> {
-        let known = self.agents.get_mut(&agent)?;
-        let gone = known.entries.extract_if(|_, entry| !entry.holds(now));
-        let last = gone.map(|(_, entry)| entry).max_by_key(|entry| entry.heard)?;
-        self.emptied(agent, last)
-    }
-
-    /// Forgets the agent if `last` was the last of it.
-    fn emptied(&mut self, agent: AgentId, last: Entry) -> Option<Change> {
-        let known = self.agents.get(&agent).filter(|known| known.entries.is_empty())?;
-        self.leave(known.project, agent);
-        self.agents.remove(&agent);
-        Some(Change::Disconnected(last.info))
-    }
-
-    fn leave(&mut self, project: ProjectId, agent: AgentId) {
-        if let Some(agents) = self.projects.get_mut(&project) {
-            agents.remove(&agent);
-            if agents.is_empty() {
-                self.projects.remove(&project);
-            }
-        }
-    }
-
-    /// Agents that may have connections, in the order of their ids.
-    fn wanted(&self, wanted: &Wanted) -> Vec<AgentId> {
-        let mut agents: Vec<AgentId> = match wanted {
-            Wanted::All => self.agents.keys().copied().collect(),
-            Wanted::Of { agents, projects } => {
-                let agents = agents.iter().filter(|agent| self.agents.contains_key(agent));
-                let projects = projects.iter().filter_map(|project| self.projects.get(project));
-                agents.chain(projects.flatten()).copied().collect()
-            }
-        };
-        agents.sort_unstable();
-        agents.dedup();
-        agents
-    }
-
-    /// Adds the connections of one agent.
-    fn list(&self, agent: AgentId, now: Instant, found: &mut Vec<Connected>) {
-        let Some(known) = self.agents.get(&agent) else { return };
-        let mut entries: Vec<_> = known.entries.iter().filter(|(_, entry)| entry.holds(now)).collect();
-        entries.sort_by_key(|(_, entry)| age(&entry.info));
-        let surplus = entries.len().saturating_sub(LISTED_MAX);
-        found.extend(entries.into_iter().skip(surplus).map(|(key, entry)| Connected {
-            info: Arc::clone(&entry.info),
-            name: Arc::clone(&entry.name),
-            address: Arc::clone(&entry.address),
-            kind: match key {
-                Key::Stream(_) => Kind::Stream,
-                Key::Pod(_) => Kind::Registered,
-            },
-            heard_ago: now.saturating_duration_since(entry.heard_at),
-        }));
     }
 }
 

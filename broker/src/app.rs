@@ -174,7 +174,8 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         }
     }
 
-    let tracker = neighbours::tracker(&events, &registry, &stop, &tasks);
+    let in_fleet = door.is_some() && redis.is_some();
+    let tracker = neighbours::tracker(&events, &registry, in_fleet, &stop, &tasks);
     let fleet = fleet::start(&config, door, redis.as_ref(), (&registry, &tracker), &stop, &tasks)?;
     let on_push = neighbours::pushes(fleet.as_ref(), (&repositories, gitlab.as_ref()), &stop, &tasks);
     if let Some(gitlab) = &gitlab {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    agent_tracker::Wanted,
     events::Published,
     gitaly::{self, Gitaly, poller::Pollers},
     gitlab,
@@ -10,9 +11,12 @@ use crate::{
     stage::{Stage, TOKEN_A, agents, call_as, serve},
 };
 use postern_certs::client::ClientTrust;
-use postern_wire::proto::gitlab::agent::agent_configuration::rpc::{
-    agent_configuration_client::AgentConfigurationClient,
-    agent_configuration_server::AgentConfigurationServer,
+use postern_wire::proto::gitlab::agent::{
+    agent_configuration::rpc::{
+        agent_configuration_client::AgentConfigurationClient,
+        agent_configuration_server::AgentConfigurationServer,
+    },
+    modshared::AgentMeta,
 };
 use stand_ins::{
     git::git,
@@ -30,6 +34,7 @@ struct Field {
     gitaly: stand_in::Gitaly,
     events: Receiver<Arc<Published>>,
     agent: AgentConfigurationClient<Channel>,
+    tracker: Tracker,
     _stage: Stage,
 }
 
@@ -52,13 +57,14 @@ impl Field {
         let (stop, tasks) = (stage.stop.clone(), stage.tasks.clone());
         let events = Arc::new(Events::default());
         let heard = events.subscribe();
+        let tracker = Tracker::default();
         let service = ConfigurationService {
             repositories: Arc::new(Repositories {
                 local: local::Repositories::new(QUICK, stop.clone(), tasks.clone()),
                 gitaly: Some(Pollers::new(client, periods, stop.clone(), tasks)),
             }),
             registry: Arc::default(),
-            tracker: Tracker::default(),
+            tracker: tracker.clone(),
             events,
             reports: None,
             external_url: "https://gitlab.example.com/".to_owned(),
@@ -71,7 +77,7 @@ impl Field {
         };
         let routes = Routes::new(stage.admission.guard(AgentConfigurationServer::new(service)));
         let agent = AgentConfigurationClient::new(serve(routes, &stop).await);
-        Self { folder, gitaly, events: heard, agent, _stage: stage }
+        Self { folder, gitaly, events: heard, agent, tracker, _stage: stage }
     }
 
     fn commit(&self, text: &str) -> String {
@@ -149,4 +155,21 @@ async fn a_missing_file_is_an_empty_configuration() {
     let told = next(&mut field.ask("").await).await.unwrap().unwrap().configuration.unwrap();
     assert_eq!((told.agent_id, told.project_path.as_str()), (1, "group/a"));
     assert_eq!(told.observability, None);
+}
+
+#[tokio::test]
+async fn whoever_asks_for_its_configuration_is_listed_also_if_it_registers_elsewhere() {
+    let field = Field::start().await;
+    field.commit("observability: {logging: {level: debug}}\n");
+    let mut streams = Vec::new();
+    for (pod_name, skip_register, listed) in [("old", false, 1), ("new", true, 2), ("", true, 2)] {
+        let meta = AgentMeta { pod_name: pod_name.to_owned(), ..AgentMeta::default() };
+        let request =
+            ConfigurationRequest { agent_meta: Some(meta), skip_register, ..ConfigurationRequest::default() };
+        let asked = field.agent.clone().get_configuration(call_as(TOKEN_A, request)).await;
+        let mut stream = asked.expect("the agent is known").into_inner();
+        next(&mut stream).await.unwrap().unwrap();
+        assert_eq!(field.tracker.list(&Wanted::All, 10).0.len(), listed, "{pod_name}");
+        streams.push(stream);
+    }
 }

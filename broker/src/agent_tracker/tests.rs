@@ -71,7 +71,7 @@ async fn a_stream_is_connected_while_its_guard_lives_and_only_first_and_last_are
     assert_eq!(pods(&tracker.by_projects([P])), ["two"]);
     // However long it lasts, a stream does not expire.
     advance(Duration::from_secs(86_400)).await;
-    tracker.expire(Instant::now(), |_| true);
+    tracker.expire(Instant::now(), false, |_| true);
     assert_eq!(tracker.by_agents([A]).len(), 1);
     drop(two);
     drop(other);
@@ -87,7 +87,7 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
     assert_eq!((first.connection_id, first.agent_id, first.project_id), (7, 1, 10));
     for _ in 0..3 {
         advance(Duration::from_secs(320)).await;
-        tracker.expire(Instant::now(), |_| true);
+        tracker.expire(Instant::now(), false, |_| true);
         tracker.registered(who(A, P), meta("renamed"), 7);
     }
     let found = tracker.by_agents([A]);
@@ -97,7 +97,7 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
     assert!(tracker.by_agents([A]).is_empty(), "gone before anybody cleans up");
     assert!(tracker.by_projects([P]).is_empty());
     assert!(!empty(&tracker));
-    tracker.expire(Instant::now(), |_| true);
+    tracker.expire(Instant::now(), false, |_| true);
     assert!(empty(&tracker));
     assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
 }
@@ -105,9 +105,11 @@ async fn a_registration_lasts_past_the_next_one_and_keeps_when_it_began() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_expired_unnoticed_and_comes_back_is_told_to_have_left() {
     let (tracker, told) = telling();
-    tracker.registered(who(A, P), meta("one"), 7);
-    advance(REGISTRATION).await;
-    tracker.registered(who(A, P), meta("one"), 7);
+    for _ in 0..2 {
+        advance(REGISTRATION).await;
+        tracker.registered(who(A, P), meta("one"), 7);
+        tracker.expire(Instant::now(), false, |_| true);
+    }
     assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1), ('+', 1)]);
 }
 
@@ -144,13 +146,80 @@ async fn an_agent_has_so_many_entries_and_no_longer_texts() {
     let found = tracker.by_agents([A]);
     assert_eq!(found.len(), LISTED_MAX);
     let entries = || tracker.shared.lock().agents[&A].entries.len();
-    assert_eq!(entries(), CONNECTIONS_MAX);
-    assert!(!pods(&found).contains(&"first"));
+    assert_eq!(entries(), CONNECTIONS_MAX + 1, "registrations make no room by ending streams");
+    assert!(!pods(&found).contains(&"first"), "the newest are listed");
     assert!(pods(&found).iter().all(|pod| pod.len() <= TEXT_MAX));
-    // Its guard no longer has anything to remove.
     drop(stream);
     assert_eq!(entries(), CONNECTIONS_MAX);
+    let mut streams: Vec<_> =
+        (0..CONNECTIONS_MAX + 5).map(|_| tracker.connected(who(A, P), meta("stream"))).collect();
+    assert_eq!(entries(), 2 * CONNECTIONS_MAX);
+    // Its guard no longer has anything to remove.
+    drop(streams.remove(0));
+    assert_eq!(entries(), 2 * CONNECTIONS_MAX);
     assert_eq!(*told.lock().unwrap(), [('+', 1)]);
+}
+
+/// What the tracker lists of an agent, after so many seconds with a look every five.
+async fn after(tracker: &Tracker, seconds: u64, in_fleet: bool, present: bool) -> usize {
+    for _ in 0..seconds / 5 {
+        advance(Duration::from_secs(5)).await;
+        tracker.expire(Instant::now(), in_fleet, |_| present);
+    }
+    tracker.by_agents([A]).len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_registers_elsewhere_is_listed_while_it_has_a_stream_here_and_between_two() {
+    let (tracker, told) = telling();
+    let first = tracker.configured(who(A, P), meta("one")).unwrap();
+    let since = tracker.by_agents([A])[0].connected_at;
+    assert_eq!(after(&tracker, 600, true, true).await, 1, "no registration ever came");
+    drop(first);
+    assert_eq!(after(&tracker, 10, true, false).await, 1, "its next stream is on its way");
+    let second = tracker.configured(who(A, P), meta("one")).unwrap();
+    let found = tracker.by_agents([A]);
+    assert_eq!((found.len(), found[0].connected_at), (1, since));
+    tracker.registered(who(A, P), meta("one"), 7);
+    let found = tracker.by_agents([A]);
+    assert_eq!((found.len(), found[0].connection_id, found[0].connected_at), (1, 7, since));
+    assert_eq!(*told.lock().unwrap(), [('+', 1)], "it was here all the time");
+    drop(second);
+    assert_eq!(after(&tracker, 15, true, false).await, 1);
+    assert_eq!(after(&tracker, 5, true, false).await, 0);
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
+    assert!(empty(&tracker));
+    assert!(tracker.configured(who(A, P), meta("")).is_none(), "nothing would tell whose registration it is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_configuration_is_refused_is_listed_while_anything_of_it_is_here() {
+    let (tracker, told) = telling();
+    drop(tracker.configured(who(A, P), meta("one")));
+    assert_eq!(after(&tracker, 3600, true, true).await, 1, "its tunnels are here");
+    assert_eq!(after(&tracker, 15, true, false).await, 1);
+    assert_eq!(after(&tracker, 5, true, false).await, 0);
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_whose_streams_are_elsewhere_lasts_until_the_next_one_and_is_no_event() {
+    let (tracker, told) = telling();
+    for _ in 0..3 {
+        tracker.registered(who(A, P), meta("one"), 7);
+        assert_eq!(after(&tracker, 300, true, false).await, 1);
+    }
+    assert_eq!(after(&tracker, 60, true, false).await, 0);
+    assert!(empty(&tracker));
+    assert!(told.lock().unwrap().is_empty());
+    // A broker that is alone knows that it is nowhere else.
+    tracker.registered(who(A, P), meta("one"), 7);
+    assert_eq!(after(&tracker, 20, false, false).await, 0);
+    // One in a fleet cannot know where it went, but that its streams were here: who has them now lists it.
+    tracker.registered(who(A, P), meta("one"), 7);
+    assert_eq!(after(&tracker, 5, true, true).await, 1);
+    assert_eq!(after(&tracker, 20, true, false).await, 0);
+    assert_eq!(*told.lock().unwrap(), [('+', 1), ('-', 1)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -159,7 +228,7 @@ async fn a_replica_whose_agent_has_had_no_stream_for_a_while_is_gone() {
     tracker.registered(who(AgentId(1), ProjectId(1)), AgentMeta::default(), 5);
     let look = async |present: bool, later: u64| {
         tokio::time::advance(Duration::from_secs(later)).await;
-        tracker.expire(Instant::now(), |_| present);
+        tracker.expire(Instant::now(), false, |_| present);
         tracker.by_agents([AgentId(1)]).len()
     };
     assert_eq!(look(false, 5).await, 1, "its first stream may be on its way");

@@ -42,6 +42,7 @@ const EXPIRY: Duration = Duration::from_secs(5);
 pub(super) fn tracker(
     events: &Arc<Events>,
     registry: &Arc<Registry>,
+    in_fleet: bool,
     stop: &Stops,
     tasks: &Tasks,
 ) -> Tracker {
@@ -57,7 +58,7 @@ pub(super) fn tracker(
     tasks.background.spawn(stop.run_until_cancelled_owned(async move {
         let mut ticks = tokio::time::interval(EXPIRY);
         loop {
-            expiring.expire(ticks.tick().await, |agent| registry.is_present(agent));
+            expiring.expire(ticks.tick().await, in_fleet, |agent| registry.is_present(agent));
         }
     }));
     tracker

@@ -1,9 +1,17 @@
-//! Under paused time: for how long an agent is held, and what it is told then.
+//! For how long an agent is held, under paused time; what it is told then, and what is remembered of it.
 
 use super::*;
-use crate::gitlab::{Fault, Reason};
+use crate::{
+    agent_limit::{LimitPolicy, RedisLost},
+    gitlab::{Fault, Reason},
+    redis::{Config, Redis, Servers},
+};
 use http::StatusCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use postern_wire::ids::AgentId;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering},
+};
 use tonic::Code;
 
 fn fails(status: u16, reason: Option<&str>) -> RailsError {
@@ -60,4 +68,43 @@ async fn a_gitlab_that_never_answers_is_unavailable_before_the_server_cancels_th
     };
     assert_eq!(held(token(), slow).await.unwrap_err().code(), Code::Unavailable);
     assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_known_agent_whose_call_the_limit_refuses_is_remembered_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = AgentToken::new("glagent-SECRET-limited".to_owned()).unwrap();
+    let (file, hash) = (folder.path().join("identities.yaml"), token.key().to_hex());
+    let agent =
+        format!("{{id: 7, name: a, token_sha256: [{hash}], project: {{id: 10, path: a/a}}, repository: /}}");
+    std::fs::write(&file, format!("agents: [{agent}]")).unwrap();
+    let nowhere = Config::new(Servers::Unix(folder.path().join("no-redis")));
+    let policy = LimitPolicy { per_minute: 100, redis_lost: RedisLost::Deny };
+    let limit = AgentLimit::new(Redis::open(nowhere).unwrap(), "gitlab-kas", policy);
+    let registry = Arc::new(Registry::default());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    registry.tell_refusals(move |agent, why| sink.lock().unwrap().push((agent, why.to_owned())));
+    let identities = Identities::File(IdentitySource::load(file).unwrap());
+    let admission = Admission { identities, registry, limit: Some(limit) };
+
+    let ask = async |token: &AgentToken| {
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, token.bearer())]);
+        admission.agent(&headers).await.map(|permit| permit.agent.id)
+    };
+    let stranger = AgentToken::new("glagent-SECRET-stranger".to_owned()).unwrap();
+    assert_eq!(ask(&stranger).await.unwrap_err().code(), Code::Unauthenticated);
+    assert!(told.lock().unwrap().is_empty(), "nobody knows whose it is");
+    let mut calls = 0;
+    // The first ones are in advance.
+    let status = loop {
+        match ask(&token).await {
+            Ok(agent) => assert_eq!(agent, AgentId(7)),
+            Err(status) => break status,
+        }
+        calls += 1;
+        assert!(calls <= 100 && told.lock().unwrap().is_empty(), "{calls}");
+    };
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(*told.lock().unwrap(), [(AgentId(7), status.message().to_owned())]);
 }

@@ -1,41 +1,30 @@
 //! Several brokers' lists as one. A replica that moved to another broker is on both lists for a while: it is listed
-//! once, where it was heard of last, as connected since it came to the first of them.
+//! once, see [`replicas`].
 
 use super::{Answer, Entry};
 use crate::{
-    agent_tracker::{Kind, LISTED_MAX, age},
+    agent_tracker::{Connected, LISTED_MAX, age, replicas},
     fleet::PeerUrl,
 };
-use std::{
-    collections::{BTreeMap, btree_map},
-    sync::Arc,
-};
+use std::collections::BTreeMap;
 
 /// At most `limit` entries in the order of agents' ids, each agent's oldest first and its newest [`LISTED_MAX`] only;
 /// and whether anything is left out.
 pub(super) fn merge(answers: Vec<(Option<PeerUrl>, Answer)>, limit: usize) -> (Vec<Entry>, bool) {
-    let mut agents: BTreeMap<i64, BTreeMap<(Kind, i64), Entry>> = BTreeMap::new();
+    let mut agents: BTreeMap<i64, Vec<(Connected, Option<PeerUrl>)>> = BTreeMap::new();
     let mut truncated = false;
     for (broker, answer) in answers {
         truncated |= answer.truncated;
         for connected in answer.connected {
-            let entry = Entry { connected, broker: broker.clone() };
-            let key = (entry.connected.kind, entry.connected.info.connection_id);
-            match agents.entry(entry.connected.info.agent_id).or_default().entry(key) {
-                btree_map::Entry::Vacant(vacant) => drop(vacant.insert(entry)),
-                btree_map::Entry::Occupied(mut other) => {
-                    let both = same(other.get().clone(), entry);
-                    other.insert(both);
-                }
-            }
+            agents.entry(connected.info.agent_id).or_default().push((connected, broker.clone()));
         }
     }
     let mut merged = Vec::new();
-    for entries in agents.into_values() {
-        let mut entries: Vec<Entry> = entries.into_values().collect();
-        entries.sort_by_key(|entry| age(&entry.connected.info));
-        let surplus = entries.len().saturating_sub(LISTED_MAX);
-        merged.extend(entries.into_iter().skip(surplus));
+    for found in agents.into_values() {
+        let mut once = replicas::once(found);
+        once.sort_by_key(|(connected, _)| age(&connected.info));
+        let surplus = once.len().saturating_sub(LISTED_MAX);
+        merged.extend(once.into_iter().skip(surplus).map(|(connected, broker)| Entry { connected, broker }));
         if merged.len() > limit {
             merged.truncate(limit);
             return (merged, true);
@@ -44,23 +33,13 @@ pub(super) fn merge(answers: Vec<(Option<PeerUrl>, Answer)>, limit: usize) -> (V
     (merged, truncated)
 }
 
-/// Two brokers' entries of the same connection.
-fn same(one: Entry, other: Entry) -> Entry {
-    let (mut newer, older) =
-        if one.connected.heard_ago <= other.connected.heard_ago { (one, other) } else { (other, one) };
-    if age(&older.connected.info) < age(&newer.connected.info) {
-        Arc::make_mut(&mut newer.connected.info).connected_at = older.connected.info.connected_at;
-    }
-    newer
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent_tracker::Connected;
+    use crate::agent_tracker::Kind;
     use postern_wire::proto::gitlab::agent::agent_tracker::ConnectedAgentInfo;
     use prost_types::Timestamp;
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     const LIMIT: usize = 1000;
 

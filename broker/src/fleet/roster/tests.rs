@@ -112,6 +112,20 @@ async fn a_broker_that_is_slow_or_fails_is_named_and_the_others_are_listed_in_ti
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_that_registers_with_one_broker_and_has_its_stream_at_another_is_listed_once() {
+    let (own, other) = (Tracker::default(), Tracker::default());
+    let meta = || AgentMeta { pod_name: "agent-0".to_owned(), ..AgentMeta::default() };
+    own.registered(who(1), meta(), 7);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let _stream = other.configured(who(1), meta()).unwrap();
+    let roster = roster(own, [(2, Other::Answers(other))]);
+    let gathered = roster.all(PATIENCE).await;
+    assert_eq!(listed(&gathered), [(1, peer(2))]);
+    let connected = &gathered.entries[0].connected;
+    assert_eq!((connected.kind, connected.info.connection_id), (Kind::Registered, 7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kas_that_does_not_know_the_question_is_not_missing() {
     let roster = roster(tracker([1]), [(2, Other::Fails(Status::unimplemented("unknown service")))]);
     let gathered = roster.all(PATIENCE).await;
