@@ -56,7 +56,8 @@ impl Fleet {
     /// What the documentation promises, at each moment.
     fn most(&self) -> u64 {
         let leeway = self.brokers.len() as u64 * self.advance;
-        (u64::from(self.per_minute) + leeway).max(self.admitted_then) + self.alone
+        // After a change of the limit a broker that has not heard of what others admitted still has its advance.
+        u64::from(self.per_minute).max(self.admitted_then) + leeway + self.alone
     }
 
     /// `false`: it was refused.
