@@ -133,7 +133,11 @@ impl ProxyHttp for EdgeProxy {
         };
         let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
         request.upstream = Some(broker.address);
-        Ok(broker.peer(decision))
+        let head = session.req_header();
+        let bodiless = !head.headers.contains_key(http::header::TRANSFER_ENCODING)
+            && head.headers.get(http::header::CONTENT_LENGTH).is_none_or(|length| length == "0");
+        let bare = decision.upgrade == Upgrade::None && head.method.is_safe() && bodiless;
+        Ok(broker.peer(decision, bare))
     }
 
     /// Nothing was sent yet, so any request may be tried elsewhere.

@@ -27,7 +27,9 @@ pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const POOL_IDLE: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// Probes without an answer, in a row, until what waits for an answer there is given up.
-const SILENCE: u32 = 2;
+const SILENCE: u32 = 3;
+/// A head that the broker's host has not acknowledged by then goes to another one.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 /// A broker that takes longer is not one to send anything to.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 /// A broker that says it leaves closes its listener a second later; until a probe has noticed, others are preferred.
@@ -198,9 +200,15 @@ impl Broker {
         }
     }
 
-    /// How pingora shall connect for this HTTP/1.1 request.
-    pub fn peer(&self, decision: Decision) -> Box<HttpPeer> {
+    /// How pingora shall connect for this HTTP/1.1 request, of which `bare` ones send nothing but a head.
+    pub fn peer(&self, decision: Decision, bare: bool) -> Box<HttpPeer> {
         let mut peer = Box::new(self.peer.clone());
+        if bare && let Some(keepalive) = &mut peer.options.tcp_keepalive {
+            // A head is acknowledged by a host that is there, whatever its broker does with it. Connections of their own:
+            // a body may rightly wait for as long as the cluster does not read it.
+            keepalive.user_timeout = UNACKNOWLEDGED;
+            peer.group_key = 1;
+        }
         if decision.upgrade == Upgrade::Other {
             // The default lets WebSockets through only; kubectl before 1.31 speaks SPDY/3.1.
             peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Preserve;

@@ -257,12 +257,6 @@ impl Report {
     /// Prints how long they took, and the failures; panics if there was one.
     #[track_caller]
     pub(crate) fn none_failed(&self, what: &str) {
-        self.none_failed_since(what, None);
-    }
-
-    /// As [`Report::none_failed`], but only those are held against it that began later than this.
-    #[track_caller]
-    pub(crate) fn none_failed_since(&self, what: &str, since: Option<Instant>) {
         let took: Vec<_> = self.all.iter().map(|asked| asked.took).collect();
         let mut failures: Vec<_> = self.all.iter().filter(|asked| asked.failure.is_some()).collect();
         println!("{what}: {} failed; they took {}", failures.len(), Spread::of(&took));
@@ -276,8 +270,8 @@ impl Report {
         if failures.len() > FAILURES_SHOWN {
             println!("  and so on");
         }
-        let counted = failures.iter().filter(|asked| since.is_none_or(|since| asked.at > since)).count();
-        assert!(counted == 0, "{what}: {counted} of {} requests failed, see above", self.all.len());
+        let failed = failures.len();
+        assert!(failed == 0, "{what}: {failed} of {} requests failed, see above", self.all.len());
     }
 }
 
