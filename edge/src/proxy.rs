@@ -136,7 +136,7 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let bodiless = !head.headers.contains_key(http::header::TRANSFER_ENCODING)
             && head.headers.get(http::header::CONTENT_LENGTH).is_none_or(|length| length == "0");
-        let bare = decision.upgrade == Upgrade::None && head.method.is_safe() && bodiless;
+        let bare = decision.upgrade == Upgrade::None && bodiless;
         Ok(broker.peer(decision, bare))
     }
 
