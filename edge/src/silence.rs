@@ -1,7 +1,7 @@
 //! A request over HTTP/1.1 whose broker falls silent before it answers: given up, for nothing on its connection would
-//! ever say so. (One without a body is sent to another broker before that: `upstream`.) TCP goes on sending for a quarter of an hour, and no time limit may be set, since an answer may rightly
+//! ever say so. TCP goes on sending for a quarter of an hour, and no time limit may be set, since an answer may rightly
 //! take as long as it likes. Around pingora's phases, which tell whom the request waits for; the probes in `upstream`
-//! tell who is silent.
+//! tell who is silent. What has no body went to another broker before that, by TCP's own limit (`Broker::peer`).
 
 use crate::decide::Route;
 use crate::upstream::Upstreams;
