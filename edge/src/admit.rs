@@ -3,7 +3,7 @@
 //! After `decide`, before `relay` and `proxy`. Reads the head and the token's bucket; answers nothing itself.
 
 use crate::decide::{Decision, Route};
-use crate::limits::Limits;
+use crate::limits::{Limits, Permit};
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
@@ -17,7 +17,8 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Admission {
     pub token: Option<TokenKey>,
-    pub verdict: Result<(), Reason>,
+    /// The permit is held until the stream is over.
+    pub verdict: Result<Permit, Reason>,
 }
 
 /// Judges one request by its head.
@@ -39,7 +40,7 @@ pub fn admit(
             Some(token) => pay(limits, connection, decision, token),
             // Who may do what without a token is for the broker and its cluster to say; agents may do nothing.
             None if decision.route == Route::Agents => Err(Reason::NoToken),
-            None => Ok(()),
+            None => Ok(Permit::free()),
         }
     };
     Admission { token, verdict }
@@ -50,16 +51,17 @@ fn pay(
     connection: Option<&Connection>,
     decision: Decision,
     token: TokenKey,
-) -> Result<(), Reason> {
-    if connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
-        limits
-            .decide(&token, Instant::now())
-            .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
-        if let Some(connection) = connection {
-            connection.paid(decision.purpose, token);
-        }
+) -> Result<Permit, Reason> {
+    if !connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
+        return Ok(Permit::free());
     }
-    Ok(())
+    let permit = limits
+        .decide(&token, Instant::now())
+        .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
+    if let Some(connection) = connection {
+        connection.paid(decision.purpose, token);
+    }
+    Ok(permit)
 }
 
 /// Headers that only our own programs may set, and those that say who is in front of us.

@@ -1,103 +1,44 @@
 //! `edge.yaml`: [`File`] is what was written, [`Config`] what was meant.
 //!
 //! Read once at start and by `--check`. Every problem is reported at once. Opens no socket and reads no other file.
+//! Each section of the file has a module: its keys, its defaults and why they are what they are.
+
+pub mod life;
+pub mod limits;
+pub mod listen;
+pub mod telemetry;
+pub mod upstreams;
 
 use serde::Deserialize;
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// As kas' own `connections_per_token_per_minute`.
-const DEFAULT_REQUESTS_PER_MINUTE: u32 = 40_000;
-/// About 20 MiB when full.
-const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
-/// An idle connection costs some 50 KiB; one whose bodies nobody takes may hold up to its window.
-const DEFAULT_CONNECTIONS: u32 = 20_000;
-/// A slow client on the other side of the world needs three round trips.
-const DEFAULT_HANDSHAKE: Duration = Duration::from_secs(10);
-/// Total time for a request head, however slowly its bytes arrive.
-const DEFAULT_HEAD: Duration = Duration::from_secs(15);
-/// How long an HTTP/1.1 connection may wait for its next request. Longer than the 60 s of usual load balancers.
-const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(75);
-/// An HTTP/2 connection on which no stream is open is closed after this; agents always have one open.
-const DEFAULT_IDLE: Duration = Duration::from_secs(600);
-/// A broker is near; one lost packet of the handshake is sent again after a second.
-const DEFAULT_CONNECT: Duration = Duration::from_secs(2);
-/// Half of the 60 s after which load balancers usually drop a silent connection.
-const DEFAULT_PING: Duration = Duration::from_secs(30);
-const DEFAULT_GRACE: Duration = Duration::from_secs(60);
+pub use life::{Drain, Timeouts};
+pub use limits::Limits;
+pub use listen::{Certificate, Listen};
+pub use telemetry::Telemetry;
+pub use upstreams::{Address, Upstream};
+
 const DEFAULT_ADMIN: &str = "127.0.0.1:8181";
 
 /// Everything the edge needs to know before it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub listen: Vec<Listen>,
-    pub agents: Vec<Address>,
+    pub agents: Upstream,
     /// Empty when the edge does not serve the Kubernetes API.
-    pub kubernetes_api: Vec<Address>,
+    pub kubernetes_api: Upstream,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub drain: Drain,
     /// How often the edge pings a WebSocket that says nothing. `None`: never.
     pub websocket_ping: Option<Duration>,
+    pub telemetry: Telemetry,
     pub admin: SocketAddr,
     /// Threads that serve connections, each with its own runtime and upstream connections.
     pub workers: usize,
-}
-
-/// One port.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Listen {
-    pub address: SocketAddr,
-    /// Empty: cleartext.
-    pub certificates: Vec<Certificate>,
-}
-
-/// A PEM chain and its key.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Certificate {
-    pub certificate_file: PathBuf,
-    pub key_file: PathBuf,
-}
-
-/// `host:port`, resolved when the edge starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address(String);
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
-    pub per_minute: NonZeroU32,
-    pub burst: NonZeroU32,
-    /// Tokens whose use is remembered; the stalest is forgotten first.
-    pub tracked_tokens: usize,
-    /// Connections in this process, of everybody together.
-    pub connections: usize,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Timeouts {
-    pub handshake: Duration,
-    pub head: Duration,
-    pub keepalive: Duration,
-    pub idle: Duration,
-    pub connect: Duration,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Drain {
-    /// Not ready, but still accepting: the time load balancers need to notice.
-    pub pre: Duration,
-    /// How long running streams may finish afterwards.
-    pub grace: Duration,
 }
 
 /// Why a configuration file cannot be used.
@@ -146,81 +87,22 @@ fn join(problems: &[Problem]) -> String {
 #[serde(deny_unknown_fields)]
 pub struct File {
     #[serde(default)]
-    listen: Vec<FileListen>,
+    listen: Vec<listen::FileListen>,
     #[serde(default)]
-    upstreams: FileUpstreams,
+    upstreams: upstreams::FileUpstreams,
     #[serde(default)]
-    limits: FileLimits,
+    limits: limits::FileLimits,
     #[serde(default)]
-    timeouts: FileTimeouts,
+    timeouts: life::FileTimeouts,
     #[serde(default)]
-    drain: FileDrain,
+    drain: life::FileDrain,
     #[serde(default)]
-    websocket: FileWebSocket,
+    websocket: life::FileWebSocket,
+    #[serde(default)]
+    telemetry: telemetry::FileTelemetry,
     #[serde(default)]
     admin: FileAdmin,
     workers: Option<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileListen {
-    address: String,
-    tls: Option<FileTls>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileTls {
-    certificates: Vec<Certificate>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileUpstreams {
-    #[serde(default)]
-    agents: FileUpstream,
-    #[serde(default)]
-    kubernetes_api: FileUpstream,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileUpstream {
-    #[serde(default)]
-    addresses: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileLimits {
-    requests_per_token_per_minute: Option<u32>,
-    burst: Option<u32>,
-    tracked_tokens: Option<u32>,
-    connections: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileTimeouts {
-    handshake: Option<String>,
-    head: Option<String>,
-    keepalive: Option<String>,
-    idle: Option<String>,
-    upstream_connect: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileDrain {
-    pre: Option<String>,
-    grace: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileWebSocket {
-    ping: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -243,78 +125,13 @@ impl Config {
     /// What a document means; `base` is the directory of relative paths.
     pub fn meant(file: File, base: &Path) -> Result<Self, Vec<Problem>> {
         let mut found = Problems(Vec::new());
-        if file.listen.is_empty() {
-            found.add("listen", "is empty: add at least one {address: host:port}");
-        }
-        let mut listen = Vec::new();
-        for (index, port) in file.listen.into_iter().enumerate() {
-            let at = format!("listen[{index}]");
-            let address = found.socket(&format!("{at}.address"), &port.address);
-            let mut certificates = port.tls.map(|tls| tls.certificates);
-            if certificates.as_ref().is_some_and(Vec::is_empty) {
-                found.add(
-                    format!("{at}.tls.certificates"),
-                    "is empty: add {certificate_file, key_file}, or remove tls",
-                );
-            }
-            for pair in certificates.iter_mut().flatten() {
-                pair.certificate_file = base.join(&pair.certificate_file);
-                pair.key_file = base.join(&pair.key_file);
-            }
-            if let Some(address) = address {
-                if address.port() != 0 && listen.iter().any(|other: &Listen| other.address == address) {
-                    found.add(format!("{at}.address"), format!("{address} is listed twice"));
-                }
-                listen.push(Listen { address, certificates: certificates.unwrap_or_default() });
-            }
-        }
-
-        let agents = found.addresses("upstreams.agents.addresses", file.upstreams.agents.addresses);
-        let kubernetes_api =
-            found.addresses("upstreams.kubernetes_api.addresses", file.upstreams.kubernetes_api.addresses);
-        if agents.is_empty() && found.0.iter().all(|problem| !problem.at.starts_with("upstreams.agents")) {
-            found.add(
-                "upstreams.agents.addresses",
-                "is empty: name the agent listener of at least one broker",
-            );
-        }
-
-        let per_minute = found.positive(
-            "limits.requests_per_token_per_minute",
-            file.limits.requests_per_token_per_minute.unwrap_or(DEFAULT_REQUESTS_PER_MINUTE),
-        );
-        // Without a burst of its own a token may use its minute at once, as under kas' counter per minute.
-        let burst = found.positive("limits.burst", file.limits.burst.unwrap_or(per_minute.get()));
-        let tracked_tokens = found
-            .positive("limits.tracked_tokens", file.limits.tracked_tokens.unwrap_or(DEFAULT_TRACKED_TOKENS));
-        let connections =
-            found.positive("limits.connections", file.limits.connections.unwrap_or(DEFAULT_CONNECTIONS));
-
-        let mut time = |at: &str, text: Option<String>, default| found.duration(at, text, default);
-        let timeouts = Timeouts {
-            handshake: time("timeouts.handshake", file.timeouts.handshake, DEFAULT_HANDSHAKE),
-            head: time("timeouts.head", file.timeouts.head, DEFAULT_HEAD),
-            keepalive: time("timeouts.keepalive", file.timeouts.keepalive, DEFAULT_KEEPALIVE),
-            idle: time("timeouts.idle", file.timeouts.idle, DEFAULT_IDLE),
-            connect: time("timeouts.upstream_connect", file.timeouts.upstream_connect, DEFAULT_CONNECT),
-        };
-        let drain = Drain {
-            pre: time("drain.pre", file.drain.pre, Duration::ZERO),
-            grace: time("drain.grace", file.drain.grace, DEFAULT_GRACE),
-        };
-        let ping = time("websocket.ping", file.websocket.ping, DEFAULT_PING);
-        for (at, value) in [
-            ("timeouts.handshake", timeouts.handshake),
-            ("timeouts.head", timeouts.head),
-            ("timeouts.keepalive", timeouts.keepalive),
-            ("timeouts.idle", timeouts.idle),
-            ("timeouts.upstream_connect", timeouts.connect),
-        ] {
-            if value.is_zero() {
-                found.add(at, "is zero, so nothing could ever be in time");
-            }
-        }
-
+        let listen = listen::meant(file.listen, base, &mut found);
+        let (agents, kubernetes_api) = file.upstreams.meant(base, &mut found);
+        let limits = file.limits.meant(&mut found);
+        let timeouts = file.timeouts.meant(&mut found);
+        let drain = file.drain.meant(&mut found);
+        let websocket_ping = file.websocket.meant(&mut found);
+        let telemetry = file.telemetry.meant(base, &mut found);
         let admin = found.socket("admin.listen", file.admin.listen.as_deref().unwrap_or(DEFAULT_ADMIN));
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = file.workers.unwrap_or(cores);
@@ -326,15 +143,11 @@ impl Config {
                 listen,
                 agents,
                 kubernetes_api,
-                limits: Limits {
-                    per_minute,
-                    burst,
-                    tracked_tokens: tracked_tokens.get() as usize,
-                    connections: connections.get() as usize,
-                },
+                limits,
                 timeouts,
                 drain,
-                websocket_ping: (!ping.is_zero()).then_some(ping),
+                websocket_ping,
+                telemetry,
                 admin,
                 workers,
             }),
@@ -343,14 +156,20 @@ impl Config {
     }
 }
 
-struct Problems(Vec<Problem>);
+/// What was found wrong so far.
+pub(crate) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, at: impl Into<String>, what: impl Into<String>) {
+    pub(crate) fn add(&mut self, at: impl Into<String>, what: impl Into<String>) {
         self.0.push(Problem { at: at.into(), what: what.into() });
     }
 
-    fn socket(&mut self, at: &str, text: &str) -> Option<SocketAddr> {
+    /// Whether anything is wrong below this place.
+    pub(crate) fn any_at(&self, at: &str) -> bool {
+        self.0.iter().any(|problem| problem.at.starts_with(at))
+    }
+
+    pub(crate) fn socket(&mut self, at: &str, text: &str) -> Option<SocketAddr> {
         let address = text.parse().ok();
         if address.is_none() {
             self.add(at, format!("`{text}` is not an IP address and port, as 0.0.0.0:8443 or [::]:8443"));
@@ -358,30 +177,14 @@ impl Problems {
         address
     }
 
-    fn addresses(&mut self, at: &str, written: Vec<String>) -> Vec<Address> {
-        let mut meant = Vec::new();
-        for (index, text) in written.into_iter().enumerate() {
-            let port = text.rsplit_once(':').and_then(|(host, port)| {
-                (!host.is_empty() && !host.contains('/')).then(|| port.parse::<u16>().ok()).flatten()
-            });
-            match port {
-                Some(port) if port != 0 => meant.push(Address(text)),
-                _ => {
-                    self.add(format!("{at}[{index}]"), format!("`{text}` is not host:port, without a scheme"))
-                }
-            }
-        }
-        meant
-    }
-
-    fn positive(&mut self, at: &str, value: u32) -> NonZeroU32 {
+    pub(crate) fn positive(&mut self, at: &str, value: u32) -> NonZeroU32 {
         NonZeroU32::new(value).unwrap_or_else(|| {
             self.add(at, "is zero: nobody would be served");
             NonZeroU32::MIN
         })
     }
 
-    fn duration(&mut self, at: &str, text: Option<String>, default: Duration) -> Duration {
+    pub(crate) fn duration(&mut self, at: &str, text: Option<String>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         duration(&text).unwrap_or_else(|| {
             self.add(at, format!("`{text}` is not a duration, as 500ms, 30s, 10m or 1h"));
@@ -469,8 +272,8 @@ workers: 0";
                 "listen[2].address",
                 "upstreams.agents.addresses[0]",
                 "limits.burst",
-                "drain.grace",
                 "timeouts.head",
+                "drain.grace",
                 "admin.listen",
                 "workers",
             ]

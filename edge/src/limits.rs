@@ -42,6 +42,13 @@ struct Shard {
     capacity: usize,
 }
 
+impl Permit {
+    /// For what is not limited.
+    pub fn free() -> Self {
+        Self(())
+    }
+}
+
 impl Limits {
     /// Buckets that start full at `begin`.
     pub fn new(config: &config::Limits, begin: Instant) -> Self {

@@ -8,7 +8,7 @@ use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{StreamGuard, Streams};
-use crate::limits::Limits;
+use crate::limits::{Limits, Permit};
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
 use crate::silence;
@@ -54,6 +54,8 @@ pub struct Request {
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
+    /// What its limits granted, until the request is over.
+    permit: Option<Permit>,
     /// Counts the request as under way until its log line.
     _guard: StreamGuard,
 }
@@ -84,6 +86,7 @@ impl ProxyHttp for EdgeProxy {
             tried: Vec::new(),
             again: false,
             refused: None,
+            permit: None,
             _guard: self.0.streams.open(),
         }
     }
@@ -109,7 +112,10 @@ impl ProxyHttp for EdgeProxy {
         );
         request.token = token;
         match verdict {
-            Ok(()) => Ok(false),
+            Ok(permit) => {
+                request.permit = Some(permit);
+                Ok(false)
+            }
             Err(reason) => {
                 session.set_keepalive(None);
                 reply::refuse(session, &reason).await?;

@@ -42,7 +42,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
     let mut upstream = None;
     let ended = match verdict {
         Err(reason) => Ended::Refused(reason),
-        Ok(()) => {
+        Ok(_permit) => {
             if decision.purpose != Purpose::Call {
                 exchange.guard.park();
             }

@@ -95,7 +95,10 @@ impl Upstreams {
             brokers.dedup_by_key(|broker| broker.address);
             Ok(Group { brokers })
         };
-        Ok(Self { agents: group(&config.agents)?, kubernetes_api: group(&config.kubernetes_api)? })
+        Ok(Self {
+            agents: group(&config.agents.addresses)?,
+            kubernetes_api: group(&config.kubernetes_api.addresses)?,
+        })
     }
 
     pub fn of(&self, route: Route) -> &Group {
