@@ -6,6 +6,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::observability::connections::Guard;
 use crate::observability::metrics::{ConnectionGuard, Metrics};
 use crate::proxy::{Proxy, Shared};
 use crate::relay::pool::Pool;
@@ -56,6 +57,7 @@ struct Open {
     io: Box<dyn Wire>,
     connection: Arc<Connection>,
     socket: SocketFacts,
+    _entry: Guard,
     _counted: ConnectionGuard,
     _room: OwnedSemaphorePermit,
 }
@@ -63,7 +65,7 @@ struct Open {
 impl Open {
     /// Serves until the connection closes; counts as open until then.
     async fn serve(self, worker: Arc<Worker>) {
-        let Self { io, connection, socket, _counted, _room } = self;
+        let Self { io, connection, socket, _entry, _counted, _room } = self;
         http2::serve(worker, io, connection, socket).await;
     }
 }
@@ -120,12 +122,14 @@ impl Worker {
     ) -> Option<Open> {
         tune(&tcp);
         let facts = SocketFacts::of(&tcp, client);
+        let entry = self.shared.connections.enter(client, tcp.local_addr().ok());
         let socket = match tls {
             None => Socket::Plain(tcp),
             Some(tls) => match tls.accept(tcp, self.timeouts.handshake).await {
                 Ok(stream) => Socket::Tls(Box::new(stream)),
                 Err(error) => {
                     self.metrics().refusal("tls");
+                    self.metrics().handshake_failure("tls");
                     let cause = std::error::Error::source(&error).map(tracing::field::display);
                     tracing::debug!(%client, %error, cause, "closed");
                     return None;
@@ -133,6 +137,7 @@ impl Worker {
             },
         };
         let tls = socket.is_tls();
+        entry.note_tls(socket.tls_version());
         let mut socket = Rewound::new(socket, BytesMut::new());
         let mut carried = None;
         let mut counted = None;
@@ -140,10 +145,12 @@ impl Worker {
             let limits = Limits { head: HEAD_BYTES, deadline: self.timeouts.head };
             match sniff(&mut socket, limits).await {
                 Ok(Opening::Http2 { read }) => {
+                    entry.note_kind("http2");
                     return Some(Open {
                         io: Box::new(put_back(socket, read)),
-                        connection: Arc::new(Connection::new(client, tls, None)),
+                        connection: Arc::new(Connection::new(client, tls, None).known_as(entry.entry())),
                         socket: facts,
+                        _entry: entry,
                         _counted: self.metrics().connection("http2", tls),
                         _room: room,
                     });
@@ -157,25 +164,30 @@ impl Worker {
                         Ok(Some(tunnel)) => tunnel,
                         Ok(None) => {
                             self.metrics().refusal("websocket");
+                            self.metrics().handshake_failure("websocket");
                             return None;
                         }
                         Err(error) => {
+                            self.metrics().handshake_failure("websocket");
                             tracing::debug!(%client, %error, "closed during the WebSocket handshake");
                             return None;
                         }
                     };
                     let host = head.host().filter(|host| is_authority(host)).unwrap_or("postern").to_owned();
+                    entry.note_kind("websocket");
                     return Some(Open {
                         io: Box::new(tunnel),
-                        connection: Arc::new(Connection::new(client, tls, Some(host))),
+                        connection: Arc::new(Connection::new(client, tls, Some(host)).known_as(entry.entry())),
                         socket: facts,
+                        _entry: entry,
                         _counted: self.metrics().connection("websocket", tls),
                         _room: room,
                     });
                 }
                 Ok(Opening::Http1 { read, .. }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
-                    let connection = Connection::new(client, tls, None);
+                    entry.note_kind("http1");
+                    let connection = Connection::new(client, tls, None).known_as(entry.entry());
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     socket = self.http1(transport, &mut carried).await?;
                     socket = self.next_request(socket).await?;
@@ -232,6 +244,7 @@ impl Worker {
         // Health checks of load balancers connect and say nothing.
         if !matches!(error, SniffError::Silent) {
             self.metrics().refusal("opening");
+            self.metrics().handshake_failure("opening");
             let cause = std::error::Error::source(error).map(tracing::field::display);
             tracing::debug!(%client, %error, cause, "closed");
         }

@@ -1,8 +1,11 @@
-//! One line per finished stream: who, what, how it ended and whose fault.
+//! One line per finished stream: who, what, how it ended and whose fault; the same facts as numbers and as a span.
 //!
-//! After the response, from `proxy`. Never a token, a path of the Kubernetes API or a query.
+//! After the response, from `relay` and `proxy`. Never a token, a path of the Kubernetes API or a query.
 
 use crate::decide::Route;
+use crate::observability::connections::Entry;
+use crate::proxy::Shared;
+use crate::trace::Ids;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,6 +33,9 @@ impl Fault {
 /// What there is to say about one stream.
 #[derive(Debug)]
 pub struct Line<'a> {
+    /// What it came on: its id, listener, kind and TLS version.
+    pub connection: Option<&'a Entry>,
+    pub ids: Option<&'a Ids>,
     pub client: Option<SocketAddr>,
     pub route: Route,
     /// The HTTP method, or the gRPC method's path.
@@ -49,12 +55,30 @@ pub struct Line<'a> {
     pub error: Option<&'static str>,
 }
 
+/// Accounts for a stream that is over: its line, its numbers, its span.
+pub fn finish(shared: &Shared, line: &Line<'_>, quiet: bool) {
+    write(line, quiet);
+    shared.metrics.finished(line);
+    if let Some(connection) = line.connection {
+        connection.note_finished();
+    }
+    if let Some(tracing) = &shared.tracing {
+        tracing.finished(line);
+    }
+}
+
 /// Writes the line; `quiet` for streams that only waited, of which agents open thousands.
 pub fn write(line: &Line<'_>, quiet: bool) {
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
                 target: "access",
+                request_id = line.ids.map(|ids| tracing::field::display(ids.request())),
+                trace_id = line.ids.and_then(Ids::trace).map(tracing::field::display),
+                connection = line.connection.map(|connection| connection.id),
+                listener = line.connection.and_then(|connection| connection.listener).map(tracing::field::display),
+                transport = line.connection.map(|connection| connection.kind()),
+                tls = line.connection.and_then(Entry::tls),
                 client = line.client.map(tracing::field::display),
                 route = line.route.name(),
                 method = line.method,

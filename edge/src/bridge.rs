@@ -51,7 +51,8 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
         return;
     }
     let (near, far) = tokio::io::duplex(PIPE);
-    let facts = Connection::new(connection.client, connection.tls, None);
+    let mut facts = Connection::new(connection.client, connection.tls, None);
+    facts.entry = connection.entry.clone();
     let transport = Transport::new(far, &socket, facts);
     let served = {
         let worker = worker.clone();

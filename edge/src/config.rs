@@ -9,7 +9,7 @@ pub mod listen;
 pub mod telemetry;
 pub mod upstreams;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub use upstreams::{Address, Upstream};
 const DEFAULT_ADMIN: &str = "127.0.0.1:8181";
 
 /// Everything the edge needs to know before it starts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
     pub listen: Vec<Listen>,
     pub agents: Upstream,

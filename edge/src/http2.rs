@@ -44,6 +44,7 @@ where
     let mut server = match handshake(io, worker.timeouts.handshake).await {
         Ok(server) => server,
         Err(error) => {
+            worker.shared.metrics.handshake_failure("http2");
             tracing::debug!(client = %connection.client, error, "closed during the HTTP/2 handshake");
             return;
         }

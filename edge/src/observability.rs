@@ -1,33 +1,43 @@
-//! The admin listener: `/liveness`, `/readiness`, `/metrics`.
+//! The admin listener: probes, numbers, and what the edge is doing, as [`pages`] says it.
 //!
 //! On a thread and runtime of its own, so that it answers while the data plane is busy and all through a drain. It
-//! never touches a connection of the data plane.
+//! never touches a connection of the data plane. Whoever reaches it reads addresses and configuration, so it must not
+//! be public; what changes anything is asked from this host only.
 
+pub mod connections;
+mod flow;
 pub mod metrics;
+mod pages;
 
+use crate::config::Config;
 use crate::decide::Route;
 use crate::proxy::Shared;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::Response;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use serde_json::Value;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
-/// Probes and scrapers need a handful.
+/// Probes and scrapers need a handful. When one more comes, the oldest goes.
 const CONNECTIONS: usize = 64;
-const HEAD: Duration = Duration::from_secs(5);
+/// A head, and the pause before the next one on the same connection: scrapers come every 15 to 60 s.
+const HEAD: Duration = Duration::from_secs(75);
 /// Larger heads are answered with 431.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -35,15 +45,25 @@ const MAX_HEAD: usize = 16 * 1024;
 pub struct Admin {
     shared: Arc<Shared>,
     registry: Registry,
+    config: Value,
+    began: Instant,
     draining: AtomicBool,
+    drain_asked: Notify,
 }
 
 impl Admin {
-    pub fn new(shared: Arc<Shared>) -> Arc<Self> {
+    pub fn new(shared: Arc<Shared>, config: &Config) -> Arc<Self> {
         let mut registry = Registry::default();
         shared.metrics.register(&mut registry);
         registry.register_collector(Box::new(Now(shared.clone())));
-        Arc::new(Self { shared, registry, draining: AtomicBool::new(false) })
+        Arc::new(Self {
+            shared,
+            registry,
+            config: pages::config(config),
+            began: Instant::now(),
+            draining: AtomicBool::new(false),
+            drain_asked: Notify::new(),
+        })
     }
 
     /// From now on not ready.
@@ -51,51 +71,48 @@ impl Admin {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Returns once somebody has asked for a drain with `POST /drain`.
+    pub async fn drain_asked(&self) {
+        self.drain_asked.notified().await;
+    }
+
     /// Serves until the process ends.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
-            let tcp = match listener.accept().await {
-                Ok((tcp, _)) => tcp,
+            let (tcp, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accept on the admin listener failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let admin = self.clone();
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let served = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD)
-                    .max_buf_size(MAX_HEAD)
-                    .serve_connection(TokioIo::new(tcp), service)
-                    .await;
-                if let Err(error) = served {
-                    tracing::debug!(%error, "admin connection ended");
-                }
-                drop(permit);
-            });
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= CONNECTIONS
+                && let Some(oldest) = open.pop_front()
+            {
+                // A probe must get its answer, whoever sits on connections and says nothing.
+                oldest.abort();
+            }
+            let local = peer.ip().to_canonical().is_loopback();
+            open.push_back(tokio::spawn(self.clone().converse(tcp, local)).abort_handle());
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
-        }
-        match request.uri().path() {
-            "/liveness" => text(StatusCode::OK, "alive\n"),
-            "/readiness" => match self.not_ready() {
-                None => text(StatusCode::OK, "ready\n"),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
-            },
-            "/metrics" => self.metrics(),
-            _ => text(StatusCode::NOT_FOUND, "there is /liveness, /readiness and /metrics\n"),
+    async fn converse(self: Arc<Self>, tcp: TcpStream, local: bool) {
+        let service = service_fn(move |request| {
+            let response: Response<Full<Bytes>> = self.answer(&request, local);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(tcp), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "admin connection ended");
         }
     }
 
@@ -108,37 +125,18 @@ impl Admin {
         (!agents.any_up())
             .then(|| format!("no broker takes connections on its agent listener: {}\n", agents.addresses()))
     }
-
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut body = String::new();
-        match prometheus_client::encoding::text::encode(&mut body, &self.registry) {
-            Ok(()) => {
-                let mut response = text(StatusCode::OK, body);
-                response.headers_mut().insert(
-                    header::CONTENT_TYPE,
-                    http::HeaderValue::from_static(
-                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                    ),
-                );
-                response
-            }
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode metrics: {error}\n")),
-        }
-    }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
-/// Gauges that are read when somebody asks.
+/// Numbers that are read when somebody asks.
 #[derive(Debug)]
 struct Now(Arc<Shared>);
+
+/// As many as there are brokers.
+#[derive(Debug, EncodeLabelSet)]
+struct Upstream {
+    route: &'static str,
+    upstream: String,
+}
 
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -153,6 +151,25 @@ impl Collector for Now {
         gauge("postern_edge_tracked_tokens", "Tokens with a bucket", self.0.limits.tracked() as i64)?;
         let up = self.0.upstreams.all().filter(|(_, broker)| broker.is_up()).count();
         gauge("postern_edge_upstreams_up", "Broker listeners that take connections", up as i64)?;
-        gauge("postern_edge_upstreams", "Broker listeners configured", self.0.upstreams.all().count() as i64)
+        gauge("postern_edge_upstreams", "Broker listeners configured", self.0.upstreams.all().count() as i64)?;
+        let help = "Whether this listener of a broker takes connections";
+        let mut up = encoder.encode_descriptor("postern_edge_upstream_up", help, None, MetricType::Gauge)?;
+        for (route, broker) in self.0.upstreams.all() {
+            let labels = Upstream { route: route.name(), upstream: broker.address.to_string() };
+            up.encode_family(&labels)?.encode_gauge(&i64::from(broker.is_up()))?;
+        }
+        self.0.metrics.flow.encode(&mut encoder)?;
+        let Some(tracing) = &self.0.tracing else { return Ok(()) };
+        let tally = tracing.exporter.tally();
+        for (name, help, value) in [
+            ("postern_edge_spans_sent", "Spans that the collector took", tally.sent),
+            ("postern_edge_spans_dropped", "Spans for which the queue had no room", tally.dropped),
+            ("postern_edge_spans_failed", "Spans that the collector did not take", tally.failed),
+        ] {
+            let counter = ConstCounter::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
     }
 }

@@ -9,9 +9,11 @@ use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{StreamGuard, Streams};
 use crate::limits::{Limits, Permit};
+use crate::observability::connections::Register;
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
 use crate::silence;
+use crate::trace::{Ids, Tracing};
 use crate::transport::Connection;
 use crate::upstream::Upstreams;
 use async_trait::async_trait;
@@ -34,6 +36,9 @@ pub struct Shared {
     pub limits: Limits,
     pub metrics: Metrics,
     pub streams: Arc<Streams>,
+    pub connections: Arc<Register>,
+    /// `None`: nothing is traced.
+    pub tracing: Option<Tracing>,
 }
 
 /// The phases.
@@ -46,6 +51,7 @@ pub type Proxy = HttpProxy<EdgeProxy>;
 /// What is known about one request so far.
 pub struct Request {
     begin: Instant,
+    ids: Option<Ids>,
     decision: Option<Decision>,
     token: Option<TokenKey>,
     client: Option<SocketAddr>,
@@ -79,6 +85,7 @@ impl ProxyHttp for EdgeProxy {
     fn new_ctx(&self) -> Request {
         Request {
             begin: Instant::now(),
+            ids: None,
             decision: None,
             token: None,
             client: None,
@@ -102,6 +109,7 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
+        request.ids = Some(Ids::of(self.0.tracing.as_ref(), decision.purpose, &head.headers));
         let Admission { token, verdict } = admit::admit(
             &self.0.upstreams,
             &self.0.limits,
@@ -160,7 +168,11 @@ impl ProxyHttp for EdgeProxy {
             group.mark_down(route, address);
             request.tried.push(address);
         }
-        error.set_retry(group.choose(&request.token, &request.tried).is_some());
+        let another = group.choose(&request.token, &request.tried).is_some();
+        if another {
+            self.0.metrics.retry(route);
+        }
+        error.set_retry(another);
         error
     }
 
@@ -182,6 +194,9 @@ impl ProxyHttp for EdgeProxy {
         let repeatable = plain && (head.method.is_safe() || reused && head.method.is_idempotent());
         let silent = matches!(error.retry, RetryType::ReusedOnly);
         let retry = unsent || whole && silent && repeatable && !std::mem::replace(&mut request.again, true);
+        if retry {
+            self.0.metrics.retry(request.route());
+        }
         error.set_retry(retry);
         error.more_context(format!("Peer: {peer}"))
     }
@@ -219,6 +234,14 @@ impl ProxyHttp for EdgeProxy {
                 upstream.remove_header(name);
             }
             upstream.insert_header(http::header::CONNECTION, "Upgrade")?;
+        }
+        for (name, value) in
+            request.ids.iter().flat_map(|ids| ids.changes(request.route(), &session.req_header().headers))
+        {
+            match value {
+                Some(value) => upstream.insert_header(name, value)?,
+                None => drop(upstream.remove_header(&name)),
+            }
         }
         silence::waits_for(request.upstream);
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
@@ -282,6 +305,8 @@ impl ProxyHttp for EdgeProxy {
             (None, None) => Fault::None,
         };
         let line = Line {
+            connection: Connection::of(session.digest()).and_then(|connection| connection.entry.as_deref()),
+            ids: request.ids.as_ref(),
             client: request.client,
             route,
             method: head.method.as_str(),
@@ -296,11 +321,7 @@ impl ProxyHttp for EdgeProxy {
             refused,
             error: error.map(what),
         };
-        access_log::write(&line, false);
-        self.0.metrics.request(route, status, None);
-        if let Some(refused) = refused {
-            self.0.metrics.refusal(refused);
-        }
+        access_log::finish(&self.0, &line, false);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::decide::{Decision, Purpose, Route};
 use crate::http2::Stream;
 use crate::proxy::Shared;
 use crate::reply::{self, Reason};
+use crate::trace::Ids;
 use crate::transport::Connection;
 use bytes::Bytes;
 use exchange::{Ended, Exchange};
@@ -27,7 +28,9 @@ use std::time::Instant;
 pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Stream) {
     let begin = Instant::now();
     let Stream { request, respond, connection, .. } = stream;
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let ids = Ids::of(shared.tracing.as_ref(), decision.purpose, &head.headers);
+    let _counted = connection.entry.as_ref().map(|entry| entry.stream());
     // A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
     let method: String = head.uri.path().chars().take(128).collect();
     let Admission { token, verdict } = admit::admit(
@@ -46,6 +49,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
             if decision.purpose != Purpose::Call {
                 exchange.guard.park();
             }
+            ids.apply(Route::Agents, &mut head.headers);
             let head = outward(head, &connection);
             forward(shared, pool, token, head, &mut exchange, &mut upstream).await
         }
@@ -72,6 +76,8 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         _ => None,
     };
     let line = Line {
+        connection: connection.entry.as_deref(),
+        ids: Some(&ids),
         client: Some(connection.client),
         route: Route::Agents,
         method: &method,
@@ -87,11 +93,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         error,
     };
     // Idle tunnels come and go by the thousand.
-    access_log::write(&line, exchange.guard.is_parked() && fault == Fault::None);
-    shared.metrics.request(Route::Agents, exchange.status, exchange.grpc_status);
-    if let Some(refused) = refused {
-        shared.metrics.refusal(refused);
-    }
+    access_log::finish(shared, &line, exchange.guard.is_parked() && fault == Fault::None);
 }
 
 /// Opens the stream at the first broker that takes it, and lets it run.
@@ -126,6 +128,7 @@ async fn forward(
                 what = failed;
                 group.mark_down(Route::Agents, broker.address);
                 tried.push(broker.address);
+                shared.metrics.retry(Route::Agents);
             }
         }
     };

@@ -11,6 +11,7 @@ use crate::observability::metrics::Metrics;
 use crate::proxy::{self, Shared};
 use crate::relay::pool::Pool;
 use crate::tls::Terminator;
+use crate::trace::Tracing;
 use crate::upstream::Upstreams;
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
@@ -55,11 +56,14 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
 
     let ports = config.listen.iter().map(Port::bind).collect::<anyhow::Result<Vec<_>>>()?;
     let admin_listener = bind(config.admin).with_context(|| format!("admin.listen {}", config.admin))?;
+    let (tracing, keeper) = config.telemetry.otlp.as_ref().map(Tracing::new).transpose()?.unzip();
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
         limits: Limits::new(&config.limits, Instant::now()),
         metrics: Metrics::default(),
         streams: Streams::new(),
+        connections: Arc::default(),
+        tracing,
     });
 
     let stop = CancellationToken::new();
@@ -88,7 +92,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         spawn(name, move || runtime.block_on(work(Arc::new(worker), accepting, stop)))?;
     }
 
-    let admin = Admin::new(shared.clone());
+    let admin = Admin::new(shared.clone(), &config);
     let admin_address = admin_listener.local_addr().context("admin.listen has no address")?;
     spawn("admin".to_owned(), {
         let admin = admin.clone();
@@ -109,6 +113,8 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     tracing::info!(address = %admin_address, "admin listening");
 
     let ended = control.block_on(async {
+        let exporting = CancellationToken::new();
+        let keeper = keeper.map(|keeper| tokio::spawn(keeper.run(exporting.clone())));
         let certificates = CancellationToken::new();
         for port in &ports {
             if let Some(tls) = &port.tls {
@@ -121,7 +127,10 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             async move { shared.upstreams.clone().probe(limit).await }
         });
         drop(ports);
-        let signal = signals.next().await;
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            () = admin.drain_asked() => "POST /drain",
+        };
         tracing::info!(signal, grace_seconds = config.drain.grace.as_secs(), "draining");
         admin.drain();
         let drained = async {
@@ -143,11 +152,17 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
                 }
             }
         };
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
             _ = signals.next() => Ended::Interrupted(shared.streams.under_way()),
             ended = drained => ended,
+        };
+        exporting.cancel();
+        if let (Some(keeper), Ended::Drained | Ended::Cut(_)) = (keeper, &ended) {
+            // It has a deadline of its own.
+            let _ = keeper.await;
         }
+        ended
     });
     Ok(ended)
 }

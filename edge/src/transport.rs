@@ -3,6 +3,7 @@
 //! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
 use crate::decide::Purpose;
+use crate::observability::connections::Entry;
 use async_trait::async_trait;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -32,6 +33,8 @@ pub struct Connection {
     /// What the WebSocket handshake asked for, when the streams run inside one. The `:authority` of such streams
     /// means nothing.
     pub tunnelled_for: Option<String>,
+    /// Its place among the connections that are open.
+    pub entry: Option<Arc<Entry>>,
     /// The token whose tunnels on this connection were already counted once.
     counted: Mutex<Option<TokenKey>>,
     /// An agent is at the far end, which answers pings as long as it lives.
@@ -40,7 +43,14 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(client: SocketAddr, tls: bool, tunnelled_for: Option<String>) -> Self {
-        Self { client, tls, tunnelled_for, counted: Mutex::new(None), agent: AtomicBool::new(false) }
+        let (counted, agent) = (Mutex::new(None), AtomicBool::new(false));
+        Self { client, tls, tunnelled_for, entry: None, counted, agent }
+    }
+
+    /// With its place among the connections that are open.
+    pub fn known_as(mut self, entry: &Arc<Entry>) -> Self {
+        self.entry = Some(entry.clone());
+        self
     }
 
     /// Finds the facts again from inside an HTTP session.
@@ -92,6 +102,13 @@ impl Socket {
 
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    pub fn tls_version(&self) -> Option<tokio_rustls::rustls::ProtocolVersion> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.get_ref().1.protocol_version(),
+        }
     }
 }
 

@@ -114,6 +114,19 @@ impl Upstreams {
         agents.chain(self.kubernetes_api.brokers.iter().map(|broker| (Route::KubernetesApi, broker)))
     }
 
+    /// What is known about every broker, for the admin listener.
+    pub fn report(&self) -> serde_json::Value {
+        let shown = |group: &Group| -> serde_json::Value {
+            let brokers = group.brokers.iter().map(|broker| {
+                serde_json::json!({
+                    "address": broker.address.to_string(), "up": broker.is_up(), "leaving": broker.is_leaving(),
+                })
+            });
+            brokers.collect()
+        };
+        serde_json::json!({ "agents": shown(&self.agents), "kubernetes_api": shown(&self.kubernetes_api) })
+    }
+
     /// Asks every broker over and over whether it is there, and remembers what came of it. None waits for another.
     /// Never returns.
     pub async fn probe(self: Arc<Self>, limit: Duration) {

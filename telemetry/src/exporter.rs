@@ -135,11 +135,21 @@ pub struct Keeper {
 impl Keeper {
     /// Sends until `stop`, then what is left, for three seconds at the most.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { spans, mut sender, service, counts } = self;
+        let Self { spans, sender, service, counts } = self;
         let endpoint = sender.endpoint().to_string();
         let _fresh = sender.keep_fresh(stop.clone());
-        let deliver = async |message| sender.send(message).await;
-        Batches { spans, service, counts, endpoint, failing: false }.run(deliver, stop).await;
+        Batches { spans, service, counts, endpoint, failing: false }.run(sender, stop).await;
+    }
+}
+
+/// Takes one message at a time to a collector.
+trait Deliver {
+    async fn deliver(&mut self, message: Bytes) -> Result<(), Refused>;
+}
+
+impl Deliver for Sender {
+    async fn deliver(&mut self, message: Bytes) -> Result<(), Refused> {
+        self.send(message).await
     }
 }
 
@@ -152,13 +162,13 @@ struct Batches {
 }
 
 impl Batches {
-    async fn run(mut self, mut deliver: impl AsyncFnMut(Bytes) -> Result<(), Refused>, stop: CancellationToken) {
+    async fn run(mut self, mut collector: impl Deliver, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         while let Some(ended) = self.fill(&mut batch, &stop).await {
             if ended {
                 break;
             }
-            let sending = self.send(&batch, &mut deliver);
+            let sending = self.send(&batch, &mut collector);
             let Some(()) = stop.run_until_cancelled(sending).await else { break };
             batch.clear();
         }
@@ -172,7 +182,7 @@ impl Batches {
             if batch.is_empty() {
                 return;
             }
-            if timeout_at(deadline, self.send(&batch, &mut deliver)).await.is_err() {
+            if timeout_at(deadline, self.send(&batch, &mut collector)).await.is_err() {
                 batch.extend(std::iter::from_fn(|| self.spans.try_recv().ok()));
                 self.lost(batch.len(), "no time was left at the end of this program");
                 return;
@@ -205,12 +215,12 @@ impl Batches {
     }
 
     /// Sends a batch, again if need be; afterwards it is sent or counted as failed.
-    async fn send(&mut self, batch: &[Span], deliver: &mut impl AsyncFnMut(Bytes) -> Result<(), Refused>) {
+    async fn send(&mut self, batch: &[Span], collector: &mut impl Deliver) {
         let count = batch.len();
         let message = Bytes::from(otlp::encode(&self.service, batch));
         let mut pause = AGAIN;
         for again in (0..TRIES).rev() {
-            match deliver(message.clone()).await {
+            match collector.deliver(message.clone()).await {
                 Ok(()) => {
                     self.counts.sent.fetch_add(count as u64, Ordering::Relaxed);
                     if std::mem::take(&mut self.failing) {

@@ -1,7 +1,7 @@
 //! `timeouts`, `drain` and `websocket`: how long things may take, and how connections end.
 
 use super::Problems;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A slow client on the other side of the world needs three round trips.
@@ -18,7 +18,7 @@ const DEFAULT_CONNECT: Duration = Duration::from_secs(2);
 const DEFAULT_PING: Duration = Duration::from_secs(30);
 const DEFAULT_GRACE: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Timeouts {
     pub handshake: Duration,
     pub head: Duration,
@@ -27,7 +27,7 @@ pub struct Timeouts {
     pub connect: Duration,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drain {
     /// Not ready, but still accepting: the time load balancers need to notice.
     pub pre: Duration,

@@ -1,7 +1,7 @@
 //! `limits`: how much of the edge one token, one address and everybody together may use.
 
 use super::Problems;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
 /// As kas' own `connections_per_token_per_minute`.
@@ -11,7 +11,7 @@ const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
 /// An idle connection costs some 50 KiB; one whose bodies nobody takes may hold up to its window.
 const DEFAULT_CONNECTIONS: u32 = 20_000;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limits {
     pub per_minute: NonZeroU32,
     pub burst: NonZeroU32,

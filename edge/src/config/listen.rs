@@ -1,12 +1,12 @@
 //! `listen`: the ports, and how connections to them begin.
 
 use super::Problems;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// One port.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listen {
     pub address: SocketAddr,
     /// Empty: cleartext.
@@ -14,7 +14,7 @@ pub struct Listen {
 }
 
 /// A PEM chain and its key.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     pub certificate_file: PathBuf,

@@ -1,18 +1,18 @@
 //! `upstreams`: where the brokers are, and how to talk to them.
 
 use super::Problems;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
 /// The brokers that serve one route.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Upstream {
     pub addresses: Vec<Address>,
 }
 
 /// `host:port`, resolved when the edge starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Address(String);
 
 impl fmt::Display for Address {

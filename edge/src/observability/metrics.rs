@@ -1,6 +1,8 @@
 //! What the edge counts, in one place. Labels have few values, all ours: never a token, a path or an agent.
 
+use crate::access_log::{Fault, Line};
 use crate::decide::Route;
+use crate::observability::flow::Flow;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,13 +27,34 @@ struct Why {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct To {
+    route: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Blame {
+    route: &'static str,
+    fault: &'static str,
+}
+
 /// All counters of the process.
 #[derive(Debug, Default)]
 pub struct Metrics {
     connections: Family<Kind, Gauge>,
     accepted: Family<Kind, Counter>,
     requests: Family<Outcome, Counter>,
+    faults: Family<Blame, Counter>,
     refusals: Family<Why, Counter>,
+    handshake_failures: Family<Stage, Counter>,
+    retries: Family<To, Counter>,
+    /// Bytes and durations.
+    pub(super) flow: Flow,
 }
 
 /// Counts a connection as open while it is held.
@@ -57,6 +80,21 @@ impl Metrics {
             "What the edge answered or closed itself",
             self.refusals.clone(),
         );
+        registry.register(
+            "postern_edge_faults",
+            "Streams that did not end well, by whose doing it was",
+            self.faults.clone(),
+        );
+        registry.register(
+            "postern_edge_handshake_failures",
+            "Connections that ended before they could carry a stream",
+            self.handshake_failures.clone(),
+        );
+        registry.register(
+            "postern_edge_retries",
+            "Requests that were taken to another broker, or sent again",
+            self.retries.clone(),
+        );
     }
 
     /// A connection turned out to be `http2`, `websocket` or `http1`.
@@ -69,8 +107,8 @@ impl Metrics {
     }
 
     /// A stream finished. gRPC hides its result in the trailers, so that decides where there is one.
-    pub fn request(&self, route: Route, status: u16, grpc_status: Option<u16>) {
-        let class = match (grpc_status, status) {
+    pub fn finished(&self, line: &Line<'_>) {
+        let class = match (line.grpc_status, line.status) {
             (Some(0), _) => "grpc_ok",
             (Some(_), _) => "grpc_error",
             (None, 0) => "none",
@@ -80,7 +118,30 @@ impl Metrics {
             (None, 400..=499) => "4xx",
             (None, _) => "5xx",
         };
-        self.requests.get_or_create(&Outcome { route: route.name(), class }).inc();
+        let route = line.route.name();
+        self.requests.get_or_create(&Outcome { route, class }).inc();
+        if line.fault != Fault::None {
+            self.faults.get_or_create(&Blame { route, fault: line.fault.name() }).inc();
+        }
+        if let Some(refused) = line.refused {
+            self.refusal(refused);
+        }
+        self.flow.count(line.route, line.bytes_in, line.bytes_out, line.duration);
+    }
+
+    /// Finished streams, bytes from clients and bytes to them, of a route.
+    pub(super) fn totals(&self, route: Route) -> (u64, u64, u64) {
+        self.flow.totals(route)
+    }
+
+    /// A connection got no further than `tls`, `opening`, `websocket` or `http2`.
+    pub fn handshake_failure(&self, stage: &'static str) {
+        self.handshake_failures.get_or_create(&Stage { stage }).inc();
+    }
+
+    /// A broker did not take a request, and another one, or the same again, is asked.
+    pub fn retry(&self, route: Route) {
+        self.retries.get_or_create(&To { route: route.name() }).inc();
     }
 
     /// The edge itself said no.

@@ -26,6 +26,15 @@ fn start() -> (Exporter, Batches) {
     (exporter, Batches { spans, service, counts, endpoint: "http://collector".into(), failing: false })
 }
 
+/// A collector that is a closure.
+struct Collector<F>(F);
+
+impl<F: AsyncFnMut() -> Result<(), Refused>> Deliver for Collector<F> {
+    async fn deliver(&mut self, _: Bytes) -> Result<(), Refused> {
+        (self.0)().await
+    }
+}
+
 fn refused(for_now: bool) -> Refused {
     Refused { why: "closed".into(), for_now }
 }
@@ -36,10 +45,10 @@ async fn a_batch_goes_when_it_is_full_or_has_waited() {
     let (began, sent) = (Instant::now(), RefCell::new(Vec::new()));
     let stop = CancellationToken::new();
     let run = batches.run(
-        async |_| {
+        Collector(async || {
             sent.borrow_mut().push((began.elapsed(), exporter.tally().sent));
             Ok(())
-        },
+        }),
         stop.clone(),
     );
     for _ in 0..BATCH + 3 {
@@ -58,7 +67,7 @@ async fn a_batch_goes_when_it_is_full_or_has_waited() {
 async fn a_collector_that_hangs_costs_spans_and_never_the_one_who_hands_them_over() {
     let (exporter, batches) = start();
     let stop = CancellationToken::new();
-    let run = batches.run(async |_| std::future::pending().await, stop.clone());
+    let run = batches.run(Collector(async || std::future::pending().await), stop.clone());
     let hand_over = async {
         // The first batch is stuck, then the queue fills, then there is no room.
         for _ in 0..BATCH {
@@ -84,10 +93,10 @@ async fn what_failed_for_now_is_tried_again_and_what_is_refused_is_not() {
         let (stop, count) = (CancellationToken::new(), RefCell::new(0));
         exporter.export(span());
         let run = batches.run(
-            async |_| {
+            Collector(async || {
                 *count.borrow_mut() += 1;
                 Err(refused(for_now))
-            },
+            }),
             stop.clone(),
         );
         let watch = async {
@@ -111,10 +120,10 @@ async fn what_is_left_at_the_end_is_sent() {
     let sent = RefCell::new(0);
     batches
         .run(
-            async |_| {
+            Collector(async || {
                 *sent.borrow_mut() += 1;
                 Ok(())
-            },
+            }),
             stop,
         )
         .await;
