@@ -32,3 +32,5 @@ mod rolling;
 mod routing_cost;
 /// Processes killed, restarted and drained while requests run.
 mod survival;
+/// One request as one trace, through all three programs.
+mod traces;

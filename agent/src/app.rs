@@ -16,9 +16,13 @@ use crate::{
 };
 use anyhow::Context as _;
 use postern_certs::client::ClientTrust;
+use postern_telemetry::{Exporter, Settings};
 use postern_wire::proto::gitlab::agent::modshared::AgentMeta;
 use std::sync::Arc;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -37,6 +41,31 @@ pub struct Agent {
     /// Run until the end; one that ends early is a defect.
     always: JoinSet<()>,
     stop: CancellationToken,
+    exporting: Exporting,
+}
+
+/// Spans on their way out.
+struct Exporting {
+    exporter: Option<Exporter>,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Exporting {
+    fn start(settings: Option<Settings>) -> anyhow::Result<Self> {
+        let stop = CancellationToken::new();
+        let (exporter, keeper) = settings.map(Exporter::new).transpose()?.unzip();
+        let task = keeper.map(|keeper| tokio::spawn(keeper.run(stop.clone())));
+        Ok(Self { exporter, stop, task })
+    }
+
+    /// Sends what is left, which has a deadline of its own.
+    async fn finish(self) {
+        self.stop.cancel();
+        if let Some(task) = self.task {
+            let _ = task.await;
+        }
+    }
 }
 
 /// Starts an agent and runs it until `shutdown`, then drains it.
@@ -51,7 +80,7 @@ impl Agent {
     /// Binds the listener, reads tokens, certificates and credentials.
     pub async fn start(config: Config, log_level: LogLevel) -> anyhow::Result<Self> {
         postern_certs::install_provider();
-        let Config { broker, kubernetes, observability, pod } = config;
+        let Config { broker, kubernetes, observability, pod, tracing } = config;
         info!(version = VERSION, commit = COMMIT, kas_address = %broker.address, "agentk starting");
 
         let observability = Observability::bind(&observability).await?;
@@ -59,6 +88,7 @@ impl Agent {
         let token = broker.token.read()?;
         let access = Access::load(kubernetes).await?;
 
+        let exporting = Exporting::start(tracing)?;
         let metrics = Metrics::default();
         let stop = CancellationToken::new();
         let mut always = JoinSet::new();
@@ -100,7 +130,7 @@ impl Agent {
             manifests: manifests_sender,
             metrics: metrics.clone(),
         };
-        let services = Services::new(KubernetesApi::new(access, PROGRAM));
+        let services = Services::new(KubernetesApi::new(access, PROGRAM).traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
         Ok(Self {
             observability,
@@ -115,6 +145,7 @@ impl Agent {
             metrics,
             always,
             stop,
+            exporting,
         })
     }
 
@@ -146,6 +177,7 @@ impl Agent {
             metrics,
             mut always,
             stop,
+            exporting,
             ..
         } = self;
         let _stop = stop.clone().drop_guard();
@@ -173,6 +205,7 @@ impl Agent {
             anyhow::bail!("a part of the agent failed, this is a defect: {cause}");
         }
         drain::drain(&draining, pool.join_next(), drain::DEADLINE).await;
+        exporting.finish().await;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     broker::{address::Address, proxy::Proxies, token::TokenSource},
     error, kubernetes_api, observability,
     observability::Listen,
+    spans,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use postern_certs::CertFiles;
@@ -33,6 +34,8 @@ pub struct Config {
     pub observability: observability::Settings,
     /// Which pod this is.
     pub pod: Pod,
+    /// Where spans go; absent: nothing is traced.
+    pub tracing: Option<postern_telemetry::Settings>,
 }
 
 /// How to reach the broker.
@@ -113,6 +116,7 @@ impl Config {
         let kubernetes = flags.kubernetes.settings(&env, proxies.clone(), &mut problems);
         let pod =
             Pod { namespace: pod_variable(&env, "POD_NAMESPACE"), name: pod_variable(&env, "POD_NAME") };
+        let tracing = spans::settings(&env).map_err(|problem| problems.add("environment", problem)).ok().flatten();
         match (address, token, listen) {
             (Some(address), Some(token), Some(listen)) if problems.0.is_empty() => Ok(Self {
                 broker: Broker {
@@ -127,6 +131,7 @@ impl Config {
                 kubernetes,
                 observability: observability::Settings { listen, tls },
                 pod,
+                tracing,
             }),
             _ => Err(problems),
         }

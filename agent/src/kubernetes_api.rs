@@ -12,12 +12,14 @@ pub use access::{Access, AccessError, Overrides, Settings};
 use crate::{
     error,
     services::{Call, Replies},
+    spans::Recording,
 };
 use body::{Feed, Length, RequestBody};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use postern_telemetry::Exporter;
 use postern_wire::{
     http::{MAX_DATA, append_via, from_values, request_target, response_header, strip_hop_by_hop},
     metadata::{INTERNAL_PREFIX, Program},
@@ -52,12 +54,19 @@ const NOT_FORWARDED: &[header::HeaderName] = &[
 pub struct KubernetesApi {
     access: Access,
     program: Program,
+    /// Absent: nothing is traced.
+    exporter: Option<Exporter>,
 }
 
 impl KubernetesApi {
     /// With credentials for the cluster; `program` is what `Via` says.
     pub fn new(access: Access, program: Program) -> Self {
-        Self { access, program }
+        Self { access, program, exporter: None }
+    }
+
+    /// Reports requests that belong to a trace.
+    pub fn traced(self, exporter: Option<Exporter>) -> Self {
+        Self { exporter, ..self }
     }
 
     /// Serves one request. Dropping the future drops the request to the API server.
@@ -78,7 +87,10 @@ impl KubernetesApi {
         let Some(http_request::Message::Header(header)) = requests.next().await? else {
             return Err(Status::invalid_argument("gRPC -> HTTP: the request has no header"));
         };
-        let (head, upgrade) = self.head(&header)?;
+        let (mut head, upgrade) = self.head(&header)?;
+        let mut recording =
+            Recording::begin(self.exporter.as_ref(), &mut head.headers, &head.method, &head.target);
+        let recording = &mut recording;
         let (length, first) = requests.first_of_body(header.content_length).await?;
         let (feed, body) = body::channel(length);
         let mut request = Request::new(body);
@@ -95,11 +107,18 @@ impl KubernetesApi {
             let response =
                 exchange.beside(async { self.access.send(request).await.map_err(unavailable) }).await?;
             debug!(%method, path, status = response.status().as_u16(), "answered by the Kubernetes API");
+            if let Some(recording) = recording {
+                recording.answered(response.status());
+            }
             let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let answer = self.answer(&response, switching);
             exchange.beside(async { Ok(replies.send(&answer).await?) }).await?;
             if !switching {
-                return exchange.beside(send_body(response.into_body(), &replies)).await;
+                let sent = exchange.beside(send_body(response.into_body(), &replies)).await;
+                if let (Ok(()), Some(recording)) = (&sent, recording) {
+                    recording.complete();
+                }
+                return sent;
             }
             exchange.finish().await?;
             response
@@ -107,7 +126,11 @@ impl KubernetesApi {
         if !upgrade {
             return Err(unavailable("the API server switched protocols unasked"));
         }
-        upgrade::carry(response, requests, replies).await
+        let carried = upgrade::carry(response, requests, replies).await;
+        if let (Ok(()), Some(recording)) = (&carried, recording) {
+            recording.complete();
+        }
+        carried
     }
 
     fn head(&self, header: &http_request::Header) -> Result<(Head, bool), Status> {

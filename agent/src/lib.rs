@@ -18,6 +18,7 @@ pub mod observability;
 pub mod pushback;
 pub mod registrar;
 pub mod services;
+pub mod spans;
 pub mod tunnel;
 
 use postern_wire::metadata::Program;

@@ -14,7 +14,9 @@ use crate::{
 use bytes::Bytes;
 use futures::FutureExt;
 use pool::{Change, Slot};
+use postern_telemetry::RequestId;
 use postern_wire::{
+    metadata::CORRELATION_ID,
     order::{ConnectResponseOrder, OutOfOrder},
     proto::{
         gitlab::agent::reverse_tunnel::rpc::{
@@ -105,7 +107,11 @@ pub async fn run(tunnels: Arc<Tunnels>, slot: Slot) -> Ended {
     if code != Code::Ok {
         tunnels.metrics.failed_requests.inc();
     }
-    info!(target: "access", method = %info.method_name, status = ?code, duration_ms = duration.as_millis() as u64, "request");
+    // Another maker's broker may send anything.
+    let correlation_id = info.meta.get(CORRELATION_ID).and_then(|values| values.value.first());
+    let correlation_id = correlation_id.and_then(|id| RequestId::checked(id.as_bytes()));
+    let correlation_id = correlation_id.as_ref().map(tracing::field::display);
+    info!(target: "access", correlation_id, method = %info.method_name, status = ?code, duration_ms = duration.as_millis() as u64, "request");
     if let Err(status) = status {
         debug!(error = %error::status(&status), "request failed");
     }

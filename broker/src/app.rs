@@ -27,6 +27,7 @@ use crate::{
     observability::{Metrics, Readiness},
     per_agent::PerAgent,
     redis::Redis,
+    spans::Tracing,
     tunnel::{connect::TunnelService, registry::Registry},
     usage::Usage,
 };
@@ -142,6 +143,15 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     let departures = Departures::default();
     let Providers { identities, repositories, gitlab } =
         Providers::open(&config, &stop.background, &tasks.background)?;
+    let tracing = match &config.observability.tracing {
+        Some(section) => {
+            let opened = Tracing::open(section, PROGRAM.version, |name| std::env::var(name).ok());
+            let (tracing, keeper) = opened.context("observability.tracing")?;
+            tasks.background.spawn(keeper.run(stop.background.clone()));
+            Some(tracing)
+        }
+        None => None,
+    };
     let redis = config.redis.clone().map(Redis::open).transpose().context("redis")?;
     let limit = redis.as_ref().map(|redis| {
         let per_minute = config.agents.connections_per_token_per_minute;
@@ -305,6 +315,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             program: PROGRAM,
             metrics: Arc::clone(&metrics),
             under_way: tasks.requests.clone(),
+            tracing,
         });
         let connections = tasks.connections.clone();
         tasks.doors.spawn(kubernetes::serve(listener, api, stop.accepting.clone(), connections));

@@ -20,6 +20,7 @@ use crate::{
     yaml::{Problem, Problems},
 };
 use postern_certs::CertFiles;
+use postern_telemetry::Endpoint;
 use std::{
     fmt,
     net::SocketAddr,
@@ -188,6 +189,19 @@ pub struct ObservabilityConfig {
     pub readiness_path: String,
     /// `debug`, `info`, `warn` or `error`.
     pub level: String,
+    /// Absent: nothing is traced.
+    pub tracing: Option<TracingConfig>,
+}
+
+/// A collector of traces, as kas has it: OTLP over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracingConfig {
+    /// The receiver's URL; `/v1/traces` where it has no path.
+    pub endpoint: Endpoint,
+    /// Shown to the collector; read at start.
+    pub token_file: Option<PathBuf>,
+    /// Trusted beside the system's CAs.
+    pub ca_certificate_file: Option<PathBuf>,
 }
 
 /// Why the broker cannot start with this file.

@@ -14,6 +14,7 @@ use crate::{
     fleet::router::{Router, Tunnel},
     gitlab::Call,
     observability::Metrics,
+    spans::Tracing,
     tunnel::stream::{RequestHalf, ResponseHalf, TunnelError},
 };
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use postern_telemetry::TRACEPARENT;
 use postern_wire::{
     http as wire_http,
     metadata::{CORRELATION_ID, INTERNAL_PREFIX, Program},
@@ -78,6 +80,8 @@ pub struct KubernetesApi {
     pub metrics: Arc<Metrics>,
     /// Every request under way.
     pub under_way: Running,
+    /// Absent: nothing is traced.
+    pub tracing: Option<Tracing>,
 }
 
 /// Why an answer did not come, or not whole.
@@ -120,7 +124,7 @@ impl From<ExchangeError> for ApiFailure {
 impl KubernetesApi {
     /// Serves one request. Errors before the answer's head become Kubernetes `Status` documents.
     pub async fn serve(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
-        let mut account = Account::open(&request, Arc::clone(&self.metrics), &self.under_way);
+        let mut account = Account::open(&request, Arc::clone(&self.metrics), &self.under_way, self.tracing.as_ref());
         let trace_id = account.trace_id.clone();
         let form = Form::wanted(request.headers());
         let upgrade = hyper::upgrade::on(&mut request);
@@ -165,7 +169,7 @@ impl KubernetesApi {
 
     async fn exchange(
         &self,
-        parts: Parts,
+        mut parts: Parts,
         body: Incoming,
         upgrade: OnUpgrade,
         account: &mut Account,
@@ -176,18 +180,23 @@ impl KubernetesApi {
             let message = format!("Bad request: URL does not start with expected prefix {prefix}");
             ApiFailure::new(StatusCode::BAD_REQUEST, message)
         })?;
+        let path = path.to_owned();
         let permit = self.admit(&parts, account).await?;
+        let traced = account.through_tunnel(&mut parts.headers);
 
         let wants_upgrade = wire_http::upgrade_protocol(&parts.headers).is_some();
-        let first = head::request(&parts, path, &body, wants_upgrade, &permit.access, self.program)
+        let first = head::request(&parts, &path, &body, wants_upgrade, &permit.access, self.program)
             .inspect_err(|_| {
                 account.denied("refused");
             })?;
         let correlation = Values { value: vec![account.trace_id.clone()] };
-        let meta = HashMap::from([
+        let mut meta = HashMap::from([
             (CORRELATION_ID.to_owned(), correlation),
             ("content-type".to_owned(), Values { value: vec!["application/grpc".to_owned()] }),
         ]);
+        if let Some(context) = traced {
+            meta.insert(TRACEPARENT.to_string(), Values { value: vec![context.to_string()] });
+        }
         let tunnel = tokio::select! {
             biased;
             () = permit.withdrawn() => return Err(withdrawn(account)),

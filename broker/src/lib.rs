@@ -44,6 +44,7 @@ pub mod repositories;
 
 pub mod error;
 pub mod observability;
+pub mod spans;
 pub mod yaml;
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const WAIT: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
 const TRIES: u32 = 4;
 /// How long what is left may take when the program ends.
-const FLUSH: Duration = Duration::from_secs(3);
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Who reports.
 #[derive(Clone, Debug)]
@@ -133,7 +133,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Sends until `stop`, then what is left, for three seconds at the most.
+    /// Sends until `stop`, then what is left, for two seconds at the most.
     pub async fn run(self, stop: CancellationToken) {
         let Self { spans, sender, service, counts } = self;
         let endpoint = sender.endpoint().to_string();

@@ -6,6 +6,7 @@
 
 pub mod context;
 pub mod endpoint;
+pub mod env;
 pub mod exporter;
 mod otlp;
 pub mod request_id;

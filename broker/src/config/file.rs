@@ -168,7 +168,7 @@ section!(Nothing {});
 pub(super) const NOT_IN_FORCE: &[&str] = &[
     "agent.redis_conn_info_gc",
     "agent.remote_development",
-    "observability.tracing",
+    "observability.tracing.connection_string",
     "observability.sentry",
     "observability.google_profiler",
     "observability.logging.grpc_level",

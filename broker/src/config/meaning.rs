@@ -3,7 +3,7 @@
 
 use super::{
     AgentsConfig, Config, ConnInfo, KubernetesApiConfig, ListenAddress, ListenConfig, ObservabilityConfig,
-    Provider,
+    Provider, TracingConfig,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf},
 };
 use postern_certs::CertFiles;
+use postern_telemetry::{Endpoint, Protocol};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -213,12 +214,36 @@ impl Reader<'_> {
             Some(Level::Warn) => "warn",
             Some(Level::Error) => "error",
         };
+        let tracing = section.tracing.as_ref().and_then(|section| self.tracing(&section.value, &section.place));
         ObservabilityConfig {
+            tracing,
             listen: self.listen(socket, OBSERVABILITY),
             metrics_path: url_path(&Given::or_empty(&section.prometheus).url_path, "/metrics"),
             liveness_path: url_path(&Given::or_empty(&section.liveness_probe).url_path, "/liveness"),
             readiness_path: url_path(&Given::or_empty(&section.readiness_probe).url_path, "/readiness"),
             level: level.to_owned(),
+        }
+    }
+
+    fn tracing(&mut self, section: &file::Tracing, place: &Place) -> Option<TracingConfig> {
+        let Some(endpoint) = &section.otlp_endpoint else {
+            // OpenTracing of 14.1 has its own key.
+            let alone = section.otlp_token_secret_file.is_some() || section.otlp_ca_certificate_file.is_some();
+            if alone {
+                self.problem(place, "no otlp_endpoint", "the URL of a collector is wanted");
+            }
+            return None;
+        };
+        match Endpoint::exactly(&endpoint.value, Protocol::Http) {
+            Ok(url) => Some(TracingConfig {
+                endpoint: url,
+                token_file: self.file(&section.otlp_token_secret_file),
+                ca_certificate_file: self.file(&section.otlp_ca_certificate_file),
+            }),
+            Err(error) => {
+                self.problem(&endpoint.place, error.to_string(), "a URL such as http://collector:4318 is wanted");
+                None
+            }
         }
     }
 

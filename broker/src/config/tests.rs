@@ -79,7 +79,7 @@ fn a_full_file_of_14_1_is_in_force_or_named() {
         config.not_in_force,
         [
             "agent.redis_conn_info_gc",
-            "observability.tracing",
+            "observability.tracing.connection_string",
             "observability.sentry",
             "observability.google_profiler",
         ]
@@ -443,4 +443,21 @@ fn what_is_no_yaml_has_its_line() {
     let error = parse("embedded: {identities_file: i}\nagent: [1, 2\n").unwrap_err();
     assert!(error.starts_with("/etc/kas/kas.yaml:") && error.contains("not YAML: "), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_collector_of_traces_is_a_url_with_a_token_and_cas_beside_it() {
+    let with = |keys: &str| {
+        parse(&format!("embedded: {{identities_file: i}}\nobservability: {{tracing: {{{keys}}}}}"))
+            .map(|config| config.observability.tracing)
+    };
+    assert_eq!(with("").unwrap(), None);
+    let full = "otlp_endpoint: 'https://otlp.example.com', otlp_token_secret_file: t, otlp_ca_certificate_file: ca";
+    let tracing = with(full).unwrap().unwrap();
+    assert_eq!(tracing.token_file, Some("/etc/kas/t".into()));
+    assert_eq!(tracing.ca_certificate_file, Some("/etc/kas/ca".into()));
+    for wrong in ["otlp_endpoint: 'collector:4318'", "otlp_token_secret_file: t"] {
+        let error = with(wrong).unwrap_err().to_string();
+        assert!(error.contains("observability.tracing"), "{error}");
+    }
 }

@@ -7,9 +7,10 @@ use crate::{
     error::ApiFailure,
     fleet::router::Tunnel,
     observability::{Metrics, Route},
+    spans::{Recording, Tracing},
 };
-use http::{Request, StatusCode};
-use rand::Rng;
+use http::{HeaderMap, Request, StatusCode};
+use postern_telemetry::{Context, RequestId, TRACEPARENT, Value};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -21,7 +22,10 @@ const MAX_TEXT: usize = 512;
 
 /// What is known about one request.
 pub(super) struct Account {
+    /// The edge's, or whoever else's asked; otherwise made here.
     pub(super) trace_id: String,
+    /// Absent: this request is not traced.
+    recording: Option<Recording>,
     /// How the caller proved who it is; empty if it did not try.
     caller_kind: &'static str,
     who: Option<Who>,
@@ -47,9 +51,16 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open<B>(request: &Request<B>, metrics: Arc<Metrics>, under_way: &Running) -> Self {
+    pub(super) fn open<B>(
+        request: &Request<B>,
+        metrics: Arc<Metrics>,
+        under_way: &Running,
+        tracing: Option<&Tracing>,
+    ) -> Self {
+        let id = RequestId::given(request.headers()).unwrap_or_else(RequestId::random);
         Self {
-            trace_id: format!("{:016x}", rand::rng().random::<u64>()),
+            trace_id: id.to_string(),
+            recording: tracing.and_then(|tracing| tracing.begin(Context::of(request.headers()))),
             caller_kind: "",
             who: None,
             agent: None,
@@ -84,6 +95,13 @@ impl Account {
         self.who = Some(permit.who.clone());
         self.access = Some(permit.access.mode());
         self.decision = "allowed";
+    }
+
+    /// What the agent shall take for its caller, if this request is traced: the tunnel. It replaces the caller's own.
+    pub(super) fn through_tunnel(&mut self, headers: &mut HeaderMap) -> Option<Context> {
+        let context = self.recording.as_mut()?.through_tunnel();
+        headers.insert(TRACEPARENT, context.to_header());
+        Some(context)
     }
 
     /// There is a tunnel.
@@ -124,6 +142,31 @@ impl Account {
     }
 }
 
+impl Account {
+    /// The same as spans.
+    fn record(&mut self) {
+        let Some(recording) = self.recording.take() else { return };
+        let mut attributes = vec![
+            ("postern.request_id", Value::from(std::mem::take(&mut self.trace_id))),
+            ("http.request.method", std::mem::take(&mut self.method).into()),
+            ("url.path", std::mem::take(&mut self.path).into()),
+            ("http.response.status_code", self.status.into()),
+            ("http.request.body.size", self.received.load(Ordering::Relaxed).into()),
+            ("http.response.body.size", self.sent.into()),
+            ("postern.decision", self.decision.into()),
+            ("postern.outcome", self.outcome.into()),
+        ];
+        attributes.extend(self.who.as_ref().map(|who| ("postern.caller", who.to_string().into())));
+        attributes.extend(self.agent.map(|agent| ("postern.agent.id", agent.into())));
+        let mut tunnel: Vec<(&'static str, Value)> = Vec::new();
+        tunnel.extend(self.agent.map(|agent| ("postern.agent.id", agent.into())));
+        tunnel.extend(self.via.take().map(|via| ("postern.via", via.into())));
+        let failed = matches!(self.outcome, "failed" | "broken");
+        let error = failed.then(|| self.why.take().unwrap_or_else(|| self.outcome.to_owned()));
+        recording.finish("kas Kubernetes API", attributes, tunnel, error);
+    }
+}
+
 fn shortened(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
@@ -140,8 +183,10 @@ impl Drop for Account {
             Some(Who::Named(_)) | None => {}
         }
         let caller = self.who.as_ref().map(Who::to_string).unwrap_or_default();
+        let otel_trace_id = self.recording.as_ref().map(|recording| recording.context().trace);
         tracing::info!(
-            target: "access", trace_id = %self.trace_id, caller_kind = self.caller_kind, caller = %caller, job_id,
+            target: "access", trace_id = %self.trace_id,
+            otel_trace_id = otel_trace_id.map(tracing::field::display), caller_kind = self.caller_kind, caller = %caller, job_id,
             project_id, user_id = self.who.as_ref().and_then(Who::user_id), user, agent_id = self.agent,
             access_as = self.access, via = self.via.as_deref(), method = %self.method, path = %self.path, decision = self.decision,
             status = self.status, outcome = self.outcome, why = self.why.as_deref(),
@@ -149,5 +194,6 @@ impl Drop for Account {
             duration_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );
+        self.record();
     }
 }

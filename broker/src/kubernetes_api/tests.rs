@@ -67,6 +67,7 @@ fn api(
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
         under_way: Running::default(),
+        tracing: None,
     }
 }
 

@@ -147,6 +147,7 @@ mod tests {
             program: PROGRAM,
             metrics: Arc::default(),
             under_way: Running::default(),
+            tracing: None,
         };
         let stop = CancellationToken::new();
         let serving =

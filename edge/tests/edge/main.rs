@@ -11,6 +11,8 @@ mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
 mod upstreams;
 
+/// Accounts: access lines, ids that travel, traces, and the pages of the admin listener.
+mod accounts;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.

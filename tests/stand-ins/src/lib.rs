@@ -5,5 +5,6 @@
 pub mod git;
 pub mod gitaly;
 pub mod kube_api;
+pub mod otlp;
 pub mod rails;
 pub mod redis;
