@@ -65,7 +65,7 @@ struct Open {
 impl Open {
     /// Serves until the connection closes; counts as open until then.
     async fn serve(self, worker: Arc<Worker>) {
-        let Self { io, connection, socket, _entry, _counted, _room } = self;
+        let Self { io, connection, socket, _counted, _entry, _room } = self;
         http2::serve(worker, io, connection, socket).await;
     }
 }

@@ -9,7 +9,7 @@ use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{StreamGuard, Streams};
 use crate::limits::{Limits, Permit};
-use crate::observability::connections::Register;
+use crate::observability::connections::{Entry, Register};
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
 use crate::silence;
@@ -52,6 +52,7 @@ pub type Proxy = HttpProxy<EdgeProxy>;
 pub struct Request {
     begin: Instant,
     ids: Option<Ids>,
+    entry: Option<Arc<Entry>>,
     decision: Option<Decision>,
     token: Option<TokenKey>,
     client: Option<SocketAddr>,
@@ -86,6 +87,7 @@ impl ProxyHttp for EdgeProxy {
         Request {
             begin: Instant::now(),
             ids: None,
+            entry: None,
             decision: None,
             token: None,
             client: None,
@@ -105,7 +107,9 @@ impl ProxyHttp for EdgeProxy {
         // The 60 s default would cut an exec session that is silent, and a slow upload. Dead peers are found by TCP
         // keepalive and by the WebSocket's ping.
         session.set_read_timeout(None);
-        request.client = Connection::of(session.digest()).map(|connection| connection.client);
+        let connection = Connection::of(session.digest());
+        request.client = connection.map(|connection| connection.client);
+        request.entry = connection.and_then(|connection| connection.entry.clone());
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
@@ -305,7 +309,7 @@ impl ProxyHttp for EdgeProxy {
             (None, None) => Fault::None,
         };
         let line = Line {
-            connection: Connection::of(session.digest()).and_then(|connection| connection.entry.as_deref()),
+            connection: request.entry.as_deref(),
             ids: request.ids.as_ref(),
             client: request.client,
             route,

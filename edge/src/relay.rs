@@ -116,6 +116,9 @@ async fn forward(
             });
         };
         *upstream = Some(broker.address);
+        if !tried.is_empty() {
+            shared.metrics.retry(Route::Agents);
+        }
         let opened = tokio::select! {
             biased;
             () = exchange.client_left() => return Ended::Left,
@@ -128,7 +131,6 @@ async fn forward(
                 what = failed;
                 group.mark_down(Route::Agents, broker.address);
                 tried.push(broker.address);
-                shared.metrics.retry(Route::Agents);
             }
         }
     };

@@ -168,12 +168,14 @@ impl Tracing {
         let mut more = |key, value: Option<Value>| attributes.extend(value.map(|value| (key, value)));
         more("postern.connection", line.connection.map(|connection| connection.id.into()));
         more("client.address", line.client.map(|client| client.ip().to_canonical().to_string().into()));
-        more("server.address", line.upstream.map(|upstream| upstream.to_string().into()));
+        more("postern.upstream", line.upstream.map(|upstream| upstream.to_string().into()));
         more("postern.token", line.token.map(|token| token.to_string().into()));
         more("rpc.grpc.status_code", line.grpc_status.map(Value::from));
         more("postern.refused", line.refused.map(Value::from));
         let Decided { context, parent } = traced.decided;
-        let error = (line.fault != Fault::None).then(|| line.error.or(line.refused).unwrap_or("failed"));
+        // A client that leaves or is refused is no error of this server.
+        let failed = matches!(line.fault, Fault::Upstream | Fault::Internal);
+        let error = failed.then(|| line.error.or(line.refused).unwrap_or("failed"));
         self.exporter.export(Span {
             // A stranger chooses both; only what everybody knows becomes a name.
             name: name(line).into(),

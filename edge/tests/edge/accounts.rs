@@ -48,11 +48,14 @@ async fn a_line_says_what_came_on_which_connection_and_how_it_ended() {
     stream.out.send_data(Bytes::new(), true).unwrap();
     stream.status().await;
     let line = edge.access(|line| line["request_id"] == "agent-call-1").await;
-    assert_eq!((&line["transport"], &line["tls"]), (&"websocket".into(), &"1.3".into()), "{line}");
+    assert_eq!(line["transport"], "websocket", "{line}");
+    assert_eq!(line["tls"], "1.3");
     assert_eq!(line["listener"], edge.tls.to_string());
     assert_eq!(line["upstream"], agents.address.to_string());
-    assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&5.into(), &5.into()));
-    assert_eq!((&line["status"], &line["grpc_status"], &line["fault"]), (&200.into(), &0.into(), &"none".into()));
+    for (key, wanted) in [("bytes_in", 5), ("bytes_out", 5), ("status", 200), ("grpc_status", 0)] {
+        assert_eq!(line[key], wanted, "{key} in {line}");
+    }
+    assert_eq!(line["fault"], "none");
     assert!(line["token"].is_string() && line["client"].is_string() && line["duration_ms"].is_u64());
     assert!(line["trace_id"].is_null());
     let first = line["connection"].as_u64().unwrap();
@@ -63,7 +66,8 @@ async fn a_line_says_what_came_on_which_connection_and_how_it_ended() {
     let head = seen(edge.plain, "X-Request-Id: from-lb-7\r\n").await;
     assert!(head.contains("x-request-id: from-lb-7\r\n"), "{head}");
     let line = edge.access(|line| line["request_id"] == "from-lb-7").await;
-    assert_eq!((&line["transport"], &line["route"]), (&"http1".into(), &"kubernetes_api".into()));
+    assert_eq!(line["transport"], "http1");
+    assert_eq!(line["route"], "kubernetes_api");
     assert!(line["tls"].is_null() && line["connection"].as_u64().unwrap() > first);
 
     let mut io = tls(&edge, &[b"http/1.1"]).await;
@@ -80,7 +84,8 @@ async fn a_line_says_what_came_on_which_connection_and_how_it_ended() {
     io.shutdown().await.unwrap();
     drop(io);
     let line = edge.access(|line| line["request_id"] == "exec-1").await;
-    assert_eq!((&line["status"], &line["method"]), (&101.into(), &"GET".into()), "{line}");
+    assert_eq!(line["status"], 101, "{line}");
+    assert_eq!(line["method"], "GET");
 }
 
 #[tokio::test]
@@ -123,7 +128,7 @@ async fn the_collector_gets_a_span_below_the_callers_and_the_broker_one_to_go_on
         assert_eq!(told, format!("00-{TRACE}-{}-01", span.id));
         assert_eq!((span.service.as_str(), span.name.as_str()), ("postern-edge", "edge GET"));
         assert_eq!(span.attributes["http.response.status_code"], "200");
-        assert_eq!(span.attributes["server.address"], api.address.to_string());
+        assert_eq!(span.attributes["postern.upstream"], api.address.to_string());
         assert!(!format!("{span:?}").contains(crate::harness::SECRET));
         let line = edge.access(|line| line["request_id"] == "traced").await;
         assert_eq!(line["trace_id"], TRACE);
@@ -171,7 +176,8 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
     let connections = page(&edge, "/connections").await;
     let ours = connections["connections"].as_array().unwrap().iter();
     let ours = ours.cloned().find(|connection| connection["transport"] == "websocket").unwrap();
-    assert_eq!((&ours["grpc_streams"], &ours["tls"]), (&1.into(), &"1.3".into()), "{ours}");
+    assert_eq!(ours["grpc_streams"], 1, "{ours}");
+    assert_eq!(ours["tls"], "1.3");
     assert_eq!(page(&edge, "/connections?limit=0").await["connections"], Value::Array(vec![]));
     assert_eq!(get(edge.admin, "/connections?limit=x").await.0, 400);
 
@@ -181,7 +187,16 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
     drop((busy, client));
     edge.idle().await;
     assert_eq!(page(&edge, "/connections").await["open"], 0);
-    let metrics = edge.probe("/metrics", 200).await;
+    // A stream's account may come after its connection's end.
+    let counted = tokio::time::timeout(DEADLINE, async {
+        loop {
+            let metrics = edge.probe("/metrics", 200).await;
+            if metrics.contains("postern_edge_stream_duration_seconds_count{route=\"agents\"} 1\n") {
+                return metrics;
+            }
+        }
+    });
+    let metrics = counted.await.expect("the stream was never counted");
     for line in [
         "postern_edge_bytes_total{route=\"agents\",direction=\"in\"} 1".to_owned(),
         "postern_edge_stream_duration_seconds_count{route=\"agents\"} 1".to_owned(),
@@ -217,6 +232,7 @@ async fn a_probe_is_answered_beside_a_hundred_connections_that_say_nothing() {
     }
     edge.probe("/liveness", 200).await;
     // The oldest had to go.
-    let closed = silent[0].read(&mut [0; 1]);
-    assert_eq!(tokio::time::timeout(DEADLINE, closed).await.expect("it stays").unwrap_or(0), 0);
+    let mut byte = [0];
+    let closed = tokio::time::timeout(DEADLINE, silent[0].read(&mut byte)).await.expect("it stays");
+    assert_eq!(closed.unwrap_or(0), 0);
 }
