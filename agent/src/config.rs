@@ -116,7 +116,8 @@ impl Config {
         let kubernetes = flags.kubernetes.settings(&env, proxies.clone(), &mut problems);
         let pod =
             Pod { namespace: pod_variable(&env, "POD_NAMESPACE"), name: pod_variable(&env, "POD_NAME") };
-        let tracing = spans::settings(&env).map_err(|problem| problems.add("environment", problem)).ok().flatten();
+        let tracing =
+            spans::settings(&env).map_err(|problem| problems.add("environment", problem)).ok().flatten();
         match (address, token, listen) {
             (Some(address), Some(token), Some(listen)) if problems.0.is_empty() => Ok(Self {
                 broker: Broker {

@@ -124,7 +124,8 @@ impl From<ExchangeError> for ApiFailure {
 impl KubernetesApi {
     /// Serves one request. Errors before the answer's head become Kubernetes `Status` documents.
     pub async fn serve(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
-        let mut account = Account::open(&request, Arc::clone(&self.metrics), &self.under_way, self.tracing.as_ref());
+        let mut account =
+            Account::open(&request, Arc::clone(&self.metrics), &self.under_way, self.tracing.as_ref());
         let trace_id = account.trace_id.clone();
         let form = Form::wanted(request.headers());
         let upgrade = hyper::upgrade::on(&mut request);

@@ -177,7 +177,9 @@ impl Worker {
                     entry.note_kind("websocket");
                     return Some(Open {
                         io: Box::new(tunnel),
-                        connection: Arc::new(Connection::new(client, tls, Some(host)).known_as(entry.entry())),
+                        connection: Arc::new(
+                            Connection::new(client, tls, Some(host)).known_as(entry.entry()),
+                        ),
                         socket: facts,
                         _entry: entry,
                         _counted: self.metrics().connection("websocket", tls),

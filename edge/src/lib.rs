@@ -26,6 +26,6 @@ pub mod silence;
 pub mod upstream;
 
 pub mod access_log;
-pub mod trace;
 pub mod drain;
 pub mod observability;
+pub mod trace;

@@ -151,7 +151,11 @@ impl Collector for Now {
         gauge("postern_edge_tracked_tokens", "Tokens with a bucket", self.0.limits.tracked() as i64)?;
         let up = self.0.upstreams.all().filter(|(_, broker)| broker.is_up()).count();
         gauge("postern_edge_upstreams_up", "Broker listeners that take connections", up as i64)?;
-        gauge("postern_edge_upstreams", "Broker listeners configured", self.0.upstreams.all().count() as i64)?;
+        gauge(
+            "postern_edge_upstreams",
+            "Broker listeners configured",
+            self.0.upstreams.all().count() as i64,
+        )?;
         let help = "Whether this listener of a broker takes connections";
         let mut up = encoder.encode_descriptor("postern_edge_upstream_up", help, None, MetricType::Gauge)?;
         for (route, broker) in self.0.upstreams.all() {

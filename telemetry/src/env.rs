@@ -15,7 +15,8 @@ pub fn settings(env: impl Fn(&str) -> Option<String>, service: Service) -> Resul
     let given = |name: &str| env(name).filter(|value| !value.trim().is_empty());
     // The variable of the traces alone comes first.
     let of = |name: &str| {
-        given(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}")).or_else(|| given(&format!("OTEL_EXPORTER_OTLP_{name}")))
+        given(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+            .or_else(|| given(&format!("OTEL_EXPORTER_OTLP_{name}")))
     };
     let off = given("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
         || given("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");

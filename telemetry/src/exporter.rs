@@ -59,7 +59,7 @@ pub enum ExportError {
     Trust {
         endpoint: String,
         #[source]
-        source: CertError,
+        source: Box<CertError>,
     },
     /// The host is no name that a certificate could have.
     #[error("the host of the OTLP collector {endpoint} is neither a DNS name nor an address")]

@@ -59,7 +59,7 @@ impl Sender {
         let tls = if endpoint.tls {
             let name = || endpoint.to_string();
             let trust = ClientTrust::load(ca_file)
-                .map_err(|source| ExportError::Trust { endpoint: name(), source })?;
+                .map_err(|source| ExportError::Trust { endpoint: name(), source: Box::new(source) })?;
             let server = ServerName::try_from(endpoint.host().to_owned())
                 .map_err(|_| ExportError::Name { endpoint: name() })?;
             Some((trust, server))

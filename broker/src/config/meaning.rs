@@ -214,7 +214,8 @@ impl Reader<'_> {
             Some(Level::Warn) => "warn",
             Some(Level::Error) => "error",
         };
-        let tracing = section.tracing.as_ref().and_then(|section| self.tracing(&section.value, &section.place));
+        let tracing =
+            section.tracing.as_ref().and_then(|section| self.tracing(&section.value, &section.place));
         ObservabilityConfig {
             tracing,
             listen: self.listen(socket, OBSERVABILITY),
@@ -228,7 +229,8 @@ impl Reader<'_> {
     fn tracing(&mut self, section: &file::Tracing, place: &Place) -> Option<TracingConfig> {
         let Some(endpoint) = &section.otlp_endpoint else {
             // OpenTracing of 14.1 has its own key.
-            let alone = section.otlp_token_secret_file.is_some() || section.otlp_ca_certificate_file.is_some();
+            let alone =
+                section.otlp_token_secret_file.is_some() || section.otlp_ca_certificate_file.is_some();
             if alone {
                 self.problem(place, "no otlp_endpoint", "the URL of a collector is wanted");
             }
@@ -241,7 +243,11 @@ impl Reader<'_> {
                 ca_certificate_file: self.file(&section.otlp_ca_certificate_file),
             }),
             Err(error) => {
-                self.problem(&endpoint.place, error.to_string(), "a URL such as http://collector:4318 is wanted");
+                self.problem(
+                    &endpoint.place,
+                    error.to_string(),
+                    "a URL such as http://collector:4318 is wanted",
+                );
                 None
             }
         }

@@ -452,7 +452,8 @@ fn a_collector_of_traces_is_a_url_with_a_token_and_cas_beside_it() {
             .map(|config| config.observability.tracing)
     };
     assert_eq!(with("").unwrap(), None);
-    let full = "otlp_endpoint: 'https://otlp.example.com', otlp_token_secret_file: t, otlp_ca_certificate_file: ca";
+    let full =
+        "otlp_endpoint: 'https://otlp.example.com', otlp_token_secret_file: t, otlp_ca_certificate_file: ca";
     let tracing = with(full).unwrap().unwrap();
     assert_eq!(tracing.token_file, Some("/etc/kas/t".into()));
     assert_eq!(tracing.ca_certificate_file, Some("/etc/kas/ca".into()));

@@ -78,8 +78,11 @@ impl Register {
     pub fn list(&self, after: u64, limit: usize) -> Value {
         let (total, page) = {
             let open = self.open();
-            let page: Vec<_> =
-                open.range((Bound::Excluded(after), Bound::Unbounded)).take(limit).map(|(_, e)| e.clone()).collect();
+            let page: Vec<_> = open
+                .range((Bound::Excluded(after), Bound::Unbounded))
+                .take(limit)
+                .map(|(_, e)| e.clone())
+                .collect();
             (open.len(), page)
         };
         let next = (page.len() == limit).then(|| page.last().map(|entry| entry.id)).flatten();

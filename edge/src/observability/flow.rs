@@ -42,7 +42,8 @@ impl Flow {
     pub(super) fn count(&self, route: Route, bytes_in: usize, bytes_out: usize, duration: Duration) {
         let sums = self.of(route);
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let bucket = ENDS.iter().position(|end| duration <= Duration::from_millis(*end)).unwrap_or(ENDS.len());
+        let bucket =
+            ENDS.iter().position(|end| duration <= Duration::from_millis(*end)).unwrap_or(ENDS.len());
         sums.bytes_in.fetch_add(bytes_in as u64, Ordering::Relaxed);
         sums.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
         sums.millis.fetch_add(millis, Ordering::Relaxed);
@@ -71,7 +72,7 @@ impl Flow {
         let mut durations = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for route in ROUTES {
             let sums = self.of(route);
-            let ends = ENDS.iter().map(|end| *end as f64 / 1000.0).chain([f64::MAX]);
+            let ends = ENDS.iter().map(|end| *end as f64 / 1000.0).chain([f64::INFINITY]);
             let buckets: Vec<_> = ends.zip(sums.buckets.iter().map(read)).collect();
             let count = buckets.iter().map(|(_, count)| count).sum();
             let sum = read(&sums.millis) as f64 / 1000.0;

@@ -62,7 +62,10 @@ impl Admin {
 
     fn ask_for_drain<B>(&self, request: &Request<B>, local: bool) -> Page {
         if !local {
-            return text(StatusCode::FORBIDDEN, "a drain is asked for from this host; elsewhere, send SIGTERM\n");
+            return text(
+                StatusCode::FORBIDDEN,
+                "a drain is asked for from this host; elsewhere, send SIGTERM\n",
+            );
         }
         // A web page that somebody on this host looks at is not somebody on this host. Browsers always say this.
         if request.headers().contains_key(header::ORIGIN) {
@@ -94,9 +97,11 @@ impl Admin {
                 (route.name().to_owned(), numbers)
             })
             .collect();
-        let spans = shared.tracing.as_ref().map(|tracing| tracing.exporter.tally()).map(|tally| {
-            json!({ "sent": tally.sent, "dropped": tally.dropped, "failed": tally.failed })
-        });
+        let spans = shared
+            .tracing
+            .as_ref()
+            .map(|tracing| tracing.exporter.tally())
+            .map(|tally| json!({ "sent": tally.sent, "dropped": tally.dropped, "failed": tally.failed }));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.began.elapsed().as_secs(),
@@ -117,7 +122,8 @@ impl Admin {
 
 /// The configuration as it was understood, for people: durations as they are written.
 pub(super) fn config(config: &Config) -> Value {
-    let mut value = serde_json::to_value(config).unwrap_or_else(|error| json!({ "error": error.to_string() }));
+    let mut value =
+        serde_json::to_value(config).unwrap_or_else(|error| json!({ "error": error.to_string() }));
     spell_durations(&mut value);
     value
 }

@@ -174,8 +174,8 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
     assert!(clusters.to_string().contains(&agents.address.to_string()), "{clusters}");
 
     let connections = page(&edge, "/connections").await;
-    let ours = connections["connections"].as_array().unwrap().iter();
-    let ours = ours.cloned().find(|connection| connection["transport"] == "websocket").unwrap();
+    let mut all = connections["connections"].as_array().unwrap().iter();
+    let ours = all.find(|connection| connection["transport"] == "websocket").unwrap();
     assert_eq!(ours["grpc_streams"], 1, "{ours}");
     assert_eq!(ours["tls"], "1.3");
     assert_eq!(page(&edge, "/connections?limit=0").await["connections"], Value::Array(vec![]));

@@ -114,11 +114,8 @@ async fn receive(
     keep: &watch::Sender<Vec<Span>>,
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
-    let path = if grpc {
-        "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-    } else {
-        "/v1/traces"
-    };
+    let path =
+        if grpc { "/opentelemetry.proto.collector.trace.v1.TraceService/Export" } else { "/v1/traces" };
     let mut response = Response::new(Full::default());
     let Ok(body) = body.collect().await else { return response };
     let mut body = body.to_bytes();
