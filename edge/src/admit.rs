@@ -4,6 +4,7 @@
 
 use crate::decide::{Decision, Route};
 use crate::limits::{Limits, Permit};
+use crate::listen::forwarded::Origin;
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
@@ -31,7 +32,9 @@ pub fn admit(
     headers: &HeaderMap,
 ) -> Admission {
     let token = Caller::of(headers).key();
-    let verdict = if decision.route == Route::Agents && version != Version::HTTP_2 {
+    let verdict = if !connection.is_none_or(|connection| connection.admits(headers)) {
+        Err(Reason::Denied)
+    } else if decision.route == Route::Agents && version != Version::HTTP_2 {
         Err(Reason::NeedsHttp2)
     } else if upstreams.of(decision.route).is_empty() {
         Err(Reason::NotServed)
@@ -73,12 +76,10 @@ pub fn is_ours(name: &HeaderName) -> bool {
         || matches!(name, "forwarded" | "x-real-ip")
 }
 
-/// What the broker shall know about the far end: `x-forwarded-for` and `x-forwarded-proto`.
-pub fn forwarded(connection: &Connection) -> [(&'static str, HeaderValue); 2] {
-    let client = connection.client.ip().to_canonical().to_string();
-    let client = HeaderValue::try_from(client).expect("an IP address is visible ASCII");
-    let proto = if connection.tls { "https" } else { "http" };
-    [("x-forwarded-for", client), ("x-forwarded-proto", HeaderValue::from_static(proto))]
+/// What the broker shall know about the far end, once all that [`is_ours`] is gone from the request: who asks, through
+/// which trusted proxies, and whether in the clear.
+pub fn forwarded(origin: &Origin) -> impl Iterator<Item = (&'static str, HeaderValue)> + use<> {
+    origin.headers()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::accept::Worker;
 use crate::http2::Stream;
 use crate::silence;
-use crate::transport::{Connection, Transport};
+use crate::transport::Transport;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -51,8 +51,7 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
         return;
     }
     let (near, far) = tokio::io::duplex(PIPE);
-    let facts = Connection::new(connection.client, connection.tls, None);
-    let transport = Transport::new(far, &socket, facts);
+    let transport = Transport::new(far, &socket, connection.of_request(request.headers()));
     let served = {
         let worker = worker.clone();
         tokio::spawn(async move {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use life::{Drain, Timeouts};
 pub use limits::Limits;
-pub use listen::{Certificate, Listen};
+pub use listen::{Listen, Tls};
 pub use telemetry::Telemetry;
 pub use upstreams::{Address, Upstream};
 
@@ -248,7 +248,8 @@ mod tests {
     fn relative_certificate_paths_start_at_the_file() {
         let text = "listen: [{address: '0.0.0.0:8443', tls: {certificates: [{certificate_file: a.pem, key_file: /b.key}]}}]
 upstreams: {agents: {addresses: ['kas:8150']}}";
-        let pair = &parse(text).unwrap().listen[0].certificates[0];
+        let listen = parse(text).unwrap().listen;
+        let pair = &listen[0].tls.as_ref().unwrap().certificates[0];
         assert_eq!(pair.certificate_file, Path::new("/etc/postern/a.pem"));
         assert_eq!(pair.key_file, Path::new("/b.key"));
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod server;
 
 pub mod accept;
+pub mod listen;
 pub mod tls;
 pub mod transport;
 pub mod websocket;

@@ -27,6 +27,10 @@ pub struct Limits {
 #[derive(Debug, PartialEq)]
 pub struct Permit(());
 
+/// Held by a connection that may stay.
+#[derive(Debug)]
+pub struct ConnectionPermit(());
+
 /// The token is over its limit.
 #[derive(Debug, PartialEq)]
 pub struct Refusal {
@@ -77,6 +81,11 @@ impl Limits {
                 Ok(Permit(()))
             }
         }
+    }
+
+    /// Whether one more connection from this address may stay.
+    pub fn connection(&self, _ip: std::net::IpAddr) -> Result<ConnectionPermit, crate::reply::Reason> {
+        Ok(ConnectionPermit(()))
     }
 
     /// How many tokens are remembered.

@@ -9,6 +9,7 @@ use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{StreamGuard, Streams};
 use crate::limits::{Limits, Permit};
+use crate::listen::page;
 use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
 use crate::silence;
@@ -102,6 +103,13 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
+        if decision.route == Route::KubernetesApi
+            && Connection::of(session.digest()).is_none_or(|connection| connection.admits(&head.headers))
+            && let Some(page) = page::of(&head.method, head.uri.path(), &head.headers)
+        {
+            reply::show(session, page).await?;
+            return Ok(true);
+        }
         let Admission { token, verdict } = admit::admit(
             &self.0.upstreams,
             &self.0.limits,
@@ -134,8 +142,7 @@ impl ProxyHttp for EdgeProxy {
         let group = self.0.upstreams.of(decision.route);
         let broker = match request.token {
             Some(token) => group.choose(&token, &request.tried),
-            None => group
-                .choose(&session.client_addr().and_then(|a| a.as_inet()).map(SocketAddr::ip), &request.tried),
+            None => group.choose(&request.client.map(|client| client.ip()), &request.tried),
         };
         let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
         request.upstream = Some(broker.address);
@@ -222,7 +229,8 @@ impl ProxyHttp for EdgeProxy {
         }
         silence::waits_for(request.upstream);
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
-        for (name, value) in admit::forwarded(connection) {
+        let origin = connection.origin(&session.req_header().headers);
+        for (name, value) in admit::forwarded(&origin) {
             upstream.insert_header(name, value)?;
         }
         Ok(())

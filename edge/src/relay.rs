@@ -28,6 +28,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
     let begin = Instant::now();
     let Stream { request, respond, connection, .. } = stream;
     let (head, body) = request.into_parts();
+    let client = connection.origin(&head.headers).client;
     // A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
     let method: String = head.uri.path().chars().take(128).collect();
     let Admission { token, verdict } = admit::admit(
@@ -72,7 +73,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         _ => None,
     };
     let line = Line {
-        client: Some(connection.client),
+        client: Some(client),
         route: Route::Agents,
         method: &method,
         token,
@@ -138,6 +139,7 @@ async fn forward(
 
 /// The head as the broker shall see it.
 fn outward(head: request::Parts, connection: &Connection) -> Request<()> {
+    let origin = connection.origin(&head.headers).into_owned();
     let mut headers = head.headers;
     let host = headers.remove(header::HOST);
     let ours: Vec<_> = headers.keys().filter(|name| admit::is_ours(name)).cloned().collect();
@@ -145,7 +147,7 @@ fn outward(head: request::Parts, connection: &Connection) -> Request<()> {
         headers.remove(name);
     }
     headers.extend(
-        admit::forwarded(connection).map(|(name, value)| (Some(http::HeaderName::from_static(name)), value)),
+        admit::forwarded(&origin).map(|(name, value)| (Some(http::HeaderName::from_static(name)), value)),
     );
     // Inside a WebSocket the authority is whatever a repaired URL became.
     let authority = match &connection.tunnelled_for {

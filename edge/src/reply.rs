@@ -3,6 +3,7 @@
 //! Beside `proxy`, which decides when. Never says more about our side than an operator would tell a stranger.
 
 use crate::decide::Route;
+use crate::listen::page::Page;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
@@ -15,6 +16,8 @@ use std::time::Duration;
 pub enum Reason {
     /// gRPC without a token.
     NoToken,
+    /// The client's address is not one that this listener serves.
+    Denied,
     /// The token is over its limit.
     TooMany { retry_after: Duration },
     /// gRPC over HTTP/1.1, which has no trailers to carry a status.
@@ -36,6 +39,7 @@ impl Reason {
     pub fn name(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
+            Self::Denied => "access",
             Self::TooMany { .. } => "rate_limit",
             Self::NeedsHttp2 => "needs_http2",
             Self::NotServed => "not_served",
@@ -50,6 +54,7 @@ impl Reason {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NoToken => StatusCode::UNAUTHORIZED,
+            Self::Denied => StatusCode::FORBIDDEN,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NeedsHttp2 => StatusCode::UPGRADE_REQUIRED,
             Self::NotServed => StatusCode::NOT_FOUND,
@@ -64,6 +69,7 @@ impl Reason {
     pub fn code(&self) -> u8 {
         match self {
             Self::NoToken => 16,
+            Self::Denied => 7,
             Self::TooMany { .. } => 8,
             Self::NeedsHttp2 | Self::NotServed => 12,
             Self::Unreachable { .. } | Self::Broken { .. } => 14,
@@ -75,6 +81,7 @@ impl Reason {
     pub fn message(&self, route: Route) -> String {
         match self {
             Self::NoToken => "no agent token: send it as `authorization: Bearer <token>`".to_owned(),
+            Self::Denied => "connections from your address are not served here".to_owned(),
             // Agents of every generation know this text from kas.
             Self::TooMany { .. } if route == Route::Agents => {
                 "new connection rate limit exhausted for this agent, try again later".to_owned()
@@ -120,6 +127,38 @@ pub async fn refuse(session: &mut Session, reason: &Reason) -> pingora::Result<(
     session.write_response_body(Some(body), true).await
 }
 
+/// The whole of an HTTP/1.1 answer, for a connection that ends with it.
+pub fn plain(reason: &Reason) -> Vec<u8> {
+    let (status, body) = (reason.status(), reason.message(Route::Agents));
+    let retry = match reason {
+        Reason::TooMany { retry_after } => format!("retry-after: {}\r\n", seconds(*retry_after)),
+        _ => String::new(),
+    };
+    format!(
+        "HTTP/1.1 {} {}\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{retry}\r\n{body}\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len() + 1,
+    )
+    .into_bytes()
+}
+
+/// Shows a visitor what this is.
+pub async fn show(session: &mut Session, page: Page) -> pingora::Result<()> {
+    let mut header = ResponseHeader::build(page.status, Some(5))?;
+    header.insert_header(http::header::CONTENT_TYPE, page.content_type)?;
+    header.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
+    header.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+    header.insert_header(http::header::CONTENT_SECURITY_POLICY, "default-src 'none'")?;
+    header.insert_header(http::header::X_CONTENT_TYPE_OPTIONS, "nosniff")?;
+    let bare = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(header), bare).await?;
+    if bare {
+        return Ok(());
+    }
+    session.write_response_body(Some(Bytes::from_static(page.body.as_bytes())), true).await
+}
+
 /// `grpc-status` and `grpc-message`, for the end of a gRPC response.
 pub fn grpc_status(code: u8, message: &str) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(2);
@@ -151,6 +190,7 @@ fn status_json(status: StatusCode, message: &str) -> Bytes {
         StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
         StatusCode::BAD_REQUEST => "BadRequest",
         StatusCode::UNAUTHORIZED => "Unauthorized",
+        StatusCode::FORBIDDEN => "Forbidden",
         StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
         // Kubernetes has no word for the others.
         _ => "",
@@ -171,6 +211,7 @@ mod tests {
         let upstream = || "127.0.0.1:1".to_owned();
         for (reason, http, grpc) in [
             (Reason::NoToken, 401, 16),
+            (Reason::Denied, 403, 7),
             (Reason::TooMany { retry_after: Duration::from_secs(1) }, 429, 8),
             (Reason::NeedsHttp2, 426, 12),
             (Reason::NotServed, 404, 12),

@@ -3,18 +3,17 @@
 //! From `main` with a checked [`Config`]. Everything that can fail does so before the first connection is accepted.
 
 use crate::accept::{self, Worker};
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::drain::{Streams, UnderWay};
 use crate::limits::Limits;
+use crate::listen::socket::{Bound, Listener};
+use crate::listen::{Place, Port, Rules};
 use crate::observability::Admin;
 use crate::observability::metrics::Metrics;
 use crate::proxy::{self, Shared};
 use crate::relay::pool::Pool;
-use crate::tls::Terminator;
 use crate::upstream::Upstreams;
 use anyhow::Context;
-use socket2::{Domain, Socket, Type};
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -23,8 +22,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A storm of agents that all come back at once must not overflow it.
-const BACKLOG: i32 = 4096;
 /// How long connections without work may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -39,13 +36,6 @@ pub enum Ended {
     Interrupted(UnderWay),
 }
 
-/// One bound port.
-struct Port {
-    listener: TcpListener,
-    address: SocketAddr,
-    tls: Option<Terminator>,
-}
-
 /// Runs until a signal. Errors are about the start: a port that is taken, a certificate that cannot be read.
 pub fn run(config: Config) -> anyhow::Result<Ended> {
     postern_certs::install_provider();
@@ -54,7 +44,8 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     let mut signals = control.block_on(async { Signals::new() })?;
 
     let ports = config.listen.iter().map(Port::bind).collect::<anyhow::Result<Vec<_>>>()?;
-    let admin_listener = bind(config.admin).with_context(|| format!("admin.listen {}", config.admin))?;
+    let (admin_listener, _) = Bound::bind(&Place::Ip { address: config.admin, v6_only: false })
+        .with_context(|| format!("admin.listen {}", config.admin))?;
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
         limits: Limits::new(&config.limits, Instant::now()),
@@ -71,8 +62,8 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         let runtime = runtime(&name)?;
         let mut accepting = Vec::new();
         for port in &ports {
-            let listener = port.listener.try_clone().context("share a listener between workers")?;
-            accepting.push((listener, port.tls.clone()));
+            let bound = port.bound.try_clone().context("share a listener between workers")?;
+            accepting.push((bound, port.rules.clone()));
         }
         let worker = Worker {
             shared: shared.clone(),
@@ -89,6 +80,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     }
 
     let admin = Admin::new(shared.clone());
+    let Bound::Tcp(admin_listener) = admin_listener else { unreachable!("an address was bound, not a file") };
     let admin_address = admin_listener.local_addr().context("admin.listen has no address")?;
     spawn("admin".to_owned(), {
         let admin = admin.clone();
@@ -104,15 +96,15 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     })?;
 
     for port in &ports {
-        tracing::info!(address = %port.address, tls = port.tls.is_some(), "listening");
+        tracing::info!(address = %port.name, tls = port.rules.tls.is_some(), "listening");
     }
     tracing::info!(address = %admin_address, "admin listening");
 
     let ended = control.block_on(async {
         let certificates = CancellationToken::new();
         for port in &ports {
-            if let Some(tls) = &port.tls {
-                tokio::spawn(tls.identity().keep_fresh(certificates.clone()));
+            if let Some(tls) = &port.rules.tls {
+                tokio::spawn(tls.keep_fresh(certificates.clone()));
             }
         }
         tokio::spawn({
@@ -120,13 +112,14 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             let limit = config.timeouts.connect;
             async move { shared.upstreams.clone().probe(limit).await }
         });
-        drop(ports);
+        let files: Vec<_> = ports.into_iter().filter_map(|port| port.file).collect();
         let signal = signals.next().await;
         tracing::info!(signal, grace_seconds = config.drain.grace.as_secs(), "draining");
         admin.drain();
         let drained = async {
             tokio::time::sleep(config.drain.pre).await;
             stop.cancel();
+            drop(files);
             // A send fails only when no worker is left, and then there is nothing to tell.
             let _ = shutdown.send(true);
             let deadline = tokio::time::Instant::now() + config.drain.grace;
@@ -153,48 +146,17 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
 }
 
 /// One worker's life.
-async fn work(
-    worker: Arc<Worker>,
-    listeners: Vec<(TcpListener, Option<Terminator>)>,
-    stop: CancellationToken,
-) {
-    for (listener, tls) in listeners {
-        match tokio::net::TcpListener::from_std(listener) {
+async fn work(worker: Arc<Worker>, listeners: Vec<(Bound, Arc<Rules>)>, stop: CancellationToken) {
+    for (bound, rules) in listeners {
+        match Listener::of(bound) {
             Ok(listener) => {
-                tokio::spawn(accept::run(worker.clone(), listener, tls, stop.clone()));
+                tokio::spawn(accept::run(worker.clone(), listener, rules, stop.clone()));
             }
             Err(error) => tracing::error!(%error, "a listener cannot be used"),
         }
     }
     // Streams go on; the process ends, not the thread.
     std::future::pending::<()>().await;
-}
-
-impl Port {
-    fn bind(listen: &Listen) -> anyhow::Result<Self> {
-        let tls = if listen.certificates.is_empty() {
-            None
-        } else {
-            Some(
-                Terminator::load(&listen.certificates)
-                    .with_context(|| format!("listen {}", listen.address))?,
-            )
-        };
-        let listener = bind(listen.address).with_context(|| format!("listen {}", listen.address))?;
-        // The real one: port 0 asks the system to choose.
-        let address = listener.local_addr().with_context(|| format!("listen {}", listen.address))?;
-        Ok(Self { listener, address, tls })
-    }
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A restart must not wait for the connections of the one before.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// One thread, nothing stolen: a batch of streams is written in one go.

@@ -126,7 +126,8 @@ async fn a_bad_bundle_keeps_the_last_good_one() {
 #[tokio::test]
 async fn returning_clients_resume_until_the_certificate_is_replaced() {
     let field = Field::new(ClientAuth::Optional);
-    for (version, min) in [(&rustls::version::TLS12, MinVersion::Tls12), (&rustls::version::TLS13, MinVersion::Tls13)]
+    for (version, min) in
+        [(&rustls::version::TLS12, MinVersion::Tls12), (&rustls::version::TLS13, MinVersion::Tls13)]
     {
         let server = field.identity.listener_config(&[], min, None);
         let mut roots = RootCertStore::empty();

@@ -115,7 +115,9 @@ fn what_only_looks_like_the_second_version_is_refused() {
 
 #[test]
 fn other_openings_are_none() {
-    for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"\x16\x03\x01", b"PROXYTCP4", b"\r\n\r\n\r\n", b"\0"] {
+    for bytes in
+        [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"\x16\x03\x01", b"PROXYTCP4", b"\r\n\r\n\r\n", b"\0"]
+    {
         assert_eq!(parse(bytes).unwrap(), Header::None, "{bytes:?}");
     }
 }
