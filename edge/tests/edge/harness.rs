@@ -39,20 +39,29 @@ pub(crate) struct Edge {
     pub(crate) plain: SocketAddr,
     pub(crate) tls: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// All listeners in their order, as the log names them.
+    pub(crate) ports: Vec<String>,
     lines: watch::Receiver<usize>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Edge {
     pub(crate) async fn start(setup: Setup) -> Self {
+        let listen = "- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {certificates: [{certificate_file: tls.crt, key_file: tls.key}]}";
+        Self::listening(setup, listen).await
+    }
+
+    /// With listeners of the test's own. `ca.crt` and the pair `tls.crt`, `tls.key` lie beside the configuration.
+    pub(crate) async fn listening(setup: Setup, listen: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let ca = Ca::new();
         ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
+        ca.write(directory.path()).unwrap();
         let file = directory.path().join("edge.yaml");
         std::fs::write(
             &file,
             format!(
-                "listen:\n- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {{certificates: [{{certificate_file: tls.crt, key_file: tls.key}}]}}\n\
+                "listen:\n{listen}\n\
                  upstreams:\n  agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}\nadmin: {{listen: 127.0.0.1:0}}\n{}\n",
                 list(&setup.agents),
                 list(&setup.kubernetes_api),
@@ -82,11 +91,21 @@ impl Edge {
             }
         });
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut edge = Self { child, directory, ca, plain: any, tls: any, admin: any, lines, log };
-        let address = |line: &Value| line["address"].as_str().unwrap().parse().unwrap();
-        edge.plain = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == false).await);
-        edge.tls = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == true).await);
-        edge.admin = address(&edge.line(|line| line["message"] == "admin listening").await);
+        let ports = Vec::new();
+        let mut edge = Self { child, directory, ca, plain: any, tls: any, admin: any, ports, lines, log };
+        let admin = edge.line(|line| line["message"] == "admin listening").await;
+        edge.admin = admin["address"].as_str().unwrap().parse().unwrap();
+        // Said last.
+        let log: Vec<Value> =
+            edge.log.lock().unwrap().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for line in log.iter().filter(|line| line["message"] == "listening") {
+            let address = line["address"].as_str().unwrap().to_owned();
+            let first = if line["tls"] == true { &mut edge.tls } else { &mut edge.plain };
+            if *first == any {
+                *first = address.parse().unwrap_or(any);
+            }
+            edge.ports.push(address);
+        }
         edge
     }
 

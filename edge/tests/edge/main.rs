@@ -15,6 +15,8 @@ mod upstreams;
 mod brokers;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
 mod life;
+/// Listeners: who may come, on whose behalf, and what their connections begin with.
+mod listeners;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
 /// Roads: every way in, and what arrives at the broker.
