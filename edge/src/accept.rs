@@ -167,6 +167,9 @@ impl Worker {
                 }
             }
             Err(error) => {
+                if matches!(error, ProxyError::Missing) {
+                    rules.warn_of_missing_header(peer);
+                }
                 // Health checks of load balancers connect and say nothing.
                 if !matches!(error, ProxyError::Silent) {
                     self.metrics().refusal("proxy_protocol");

@@ -18,6 +18,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// As which the peers of a Unix socket are known: they are on this host, and have no address.
 pub const UNIX_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -83,6 +84,8 @@ pub struct Rules {
     proxy_protocol: Option<ProxyProtocol>,
     trust: Option<Arc<Trust>>,
     unix: bool,
+    /// The operator was told of a load balancer that is set up otherwise.
+    warned: AtomicBool,
 }
 
 /// One bound listener.
@@ -113,7 +116,14 @@ impl Rules {
             })
         });
         let unix = matches!(listen.place, Place::Unix { .. });
-        Ok(Self { tls, access, proxy_protocol: listen.proxy_protocol.clone(), trust, unix })
+        Ok(Self {
+            tls,
+            access,
+            proxy_protocol: listen.proxy_protocol.clone(),
+            trust,
+            unix,
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// How a connection from this peer begins.
@@ -123,6 +133,16 @@ impl Rules {
             (true, required) => Arrival::Header { required },
             (false, true) => Arrival::Refused,
             (false, false) => Arrival::Direct,
+        }
+    }
+
+    /// A peer that must send a PROXY header sends something else. Strangers cannot cause it, and once is enough.
+    pub fn warn_of_missing_header(&self, peer: SocketAddr) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %peer,
+                "a load balancer in proxy_protocol.from sends no PROXY header; its connections are closed"
+            );
         }
     }
 
@@ -184,6 +204,7 @@ mod tests {
             proxy_protocol,
             trust: None,
             unix,
+            warned: AtomicBool::new(false),
         };
         let proxy = |required| Some(ProxyProtocol { from: networks(&["10.0.0.0/8"]), required });
         let (balancer, stranger) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([192, 0, 2, 1]));

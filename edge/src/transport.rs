@@ -77,7 +77,7 @@ impl Connection {
     /// a tunnel. What its streams say of themselves is not believed any more.
     pub fn opened_by(far: &Far, headers: &HeaderMap, tunnelled_for: Option<String>) -> Self {
         let (origin, denied) = match &far.hop {
-            Some(hop) => judged(hop, hop.origin(far.client, far.tls, headers)),
+            Some(hop) => judged(hop, far.client, hop.origin(far.client, far.tls, headers)),
             None => (Origin::direct(far.client, far.tls), false),
         };
         Self::with(Far { hop: None, ..far.clone() }, origin, denied, tunnelled_for)
@@ -108,7 +108,7 @@ impl Connection {
     /// Whether the client of a request may be served at all.
     pub fn admits(&self, headers: &HeaderMap) -> bool {
         match &self.hop {
-            Some(hop) => !judged(hop, hop.origin(self.client, self.tls, headers)).1,
+            Some(hop) => !judged(hop, self.client, hop.origin(self.client, self.tls, headers)).1,
             None => !self.denied,
         }
     }
@@ -155,9 +155,10 @@ impl Connection {
     }
 }
 
-/// Whether the listener of this proxy would not serve that client.
-fn judged(hop: &Trust, origin: Origin) -> (Origin, bool) {
-    let denied = !hop.access.admits(origin.client.ip());
+/// Whether the listener of this proxy would not serve that client. One that asks for nobody asks for itself, as its
+/// health checks do, and is trusted.
+fn judged(hop: &Trust, peer: SocketAddr, origin: Origin) -> (Origin, bool) {
+    let denied = origin.client.ip() != peer.ip() && !hop.access.admits(origin.client.ip());
     (origin, denied)
 }
 

@@ -161,7 +161,7 @@ async fn a_header_from_anybody_else_is_refused() {
 #[tokio::test]
 async fn trusted_proxies_say_who_asks_and_are_added_to_the_chain() {
     let field = field(
-        "- {address: '127.0.0.1:0', forwarded: {trusted: [127.0.0.1, 10.0.0.0/8]}, access: {deny: [198.51.100.0/24]}}\n\
+        "- {address: '127.0.0.1:0', forwarded: {trusted: [127.0.0.1, 10.0.0.0/8]}, access: {allow: [192.0.0.0/8]}}\n\
          - {address: '127.0.0.1:0', forwarded: {trusted: [127.0.0.1], header: forwarded}}",
     )
     .await;
@@ -203,6 +203,8 @@ async fn trusted_proxies_say_who_asks_and_are_added_to_the_chain() {
     assert_eq!(stream.status().await.0, 0);
     assert_eq!(field.agents.last().headers()["x-forwarded-for"], "192.0.2.7, 127.0.0.1");
 
+    // A proxy that asks for itself, as its health checks do, is not judged as a client.
+    assert_eq!(asks(tcp(field.port(0)).await, "").await.0, 200);
     // Whom the listener does not serve, it does not serve behind a proxy either.
     let denied = "X-Forwarded-For: 198.51.100.7\r\n";
     assert_eq!(asks(tcp(field.port(0)).await, denied).await.0, 403);

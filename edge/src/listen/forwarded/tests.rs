@@ -119,3 +119,24 @@ fn only_those_on_the_list_are_hops() {
     trust.place = Place::Unix { path: "/run/edge.sock".into(), mode: 0o660 };
     assert!(trust.is_hop([127, 0, 0, 1].into()));
 }
+
+#[test]
+fn no_value_whatever_breaks_the_chain_that_is_sent() {
+    let alphabet = b"for=\"[]:;, \\.19af_%proto\t\xff";
+    let mut state = 0x9e37_79b9_u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize
+    };
+    for round in 0..40_000 {
+        let bytes: Vec<u8> = (0..random() % 40).map(|_| alphabet[random() % alphabet.len()]).collect();
+        let mut headers = HeaderMap::new();
+        let Ok(value) = HeaderValue::from_bytes(&bytes) else { continue };
+        let dialect = if round % 2 == 0 { Dialect::XForwardedFor } else { Dialect::Forwarded };
+        headers.append(if round % 2 == 0 { X_FORWARDED_FOR } else { FORWARDED }, value);
+        let origin = trust(dialect).origin("10.0.0.1:4000".parse().unwrap(), false, &headers);
+        for node in sent(&origin, "x-forwarded-for").unwrap().split(", ") {
+            node.parse::<IpAddr>().unwrap();
+        }
+    }
+}

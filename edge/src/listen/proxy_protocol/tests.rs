@@ -155,3 +155,29 @@ async fn the_deadline_is_for_the_whole_header() {
     assert!(matches!(taken, Err(ProxyError::TooSlow(_))));
     assert_eq!(begin.elapsed(), Duration::from_secs(15));
 }
+
+#[test]
+fn no_bytes_whatever_end_the_process() {
+    let seeds = [
+        b"PROXY TCP4 192.0.2.7 10.0.0.1 49153 443\r\n".to_vec(),
+        b"PROXY TCP6 2001:db8::7 2001:db8::1 49153 443\r\n".to_vec(),
+        second(0x21, 0x11, &v4(&[4, 0, 1, 0])),
+        second(0x21, 0x21, &[7; 36]),
+    ];
+    let mut state = 0x9e37_79b9_u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize
+    };
+    for round in 0..40_000 {
+        let mut bytes = seeds[round % seeds.len()].clone();
+        for _ in 0..random() % 4 {
+            let at = random() % bytes.len();
+            bytes[at] = random() as u8;
+        }
+        bytes.truncate(random() % (bytes.len() + 1));
+        if let Ok(Header::Whole { size, .. }) = parse(&bytes) {
+            assert!(size <= bytes.len(), "{bytes:?}");
+        }
+    }
+}
