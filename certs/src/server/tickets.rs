@@ -15,7 +15,6 @@ pub struct Tickets {
 }
 
 impl Tickets {
-    #[expect(clippy::new_without_default, reason = "keys are made here, which is no default value")]
     pub fn new() -> Arc<Tickets> {
         Arc::new(Tickets { current: ArcSwap::from_pointee(keys()) })
     }
