@@ -117,8 +117,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         }
         tokio::spawn({
             let shared = shared.clone();
-            let limit = config.timeouts.connect;
-            async move { shared.upstreams.clone().probe(limit).await }
+            async move { shared.upstreams.look_after().await }
         });
         drop(ports);
         let signal = signals.next().await;
