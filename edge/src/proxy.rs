@@ -356,10 +356,9 @@ fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Rea
         ErrorSource::Upstream if is_connect(error.etype()) && upstreams.of(request.route()).is_full() => {
             Some(Reason::Busy { upstream: broker() })
         }
-        ErrorSource::Upstream if is_connect(error.etype()) => Some(Reason::Unreachable {
-            upstream: broker(),
-            what: what(error),
-        }),
+        ErrorSource::Upstream if is_connect(error.etype()) => {
+            Some(Reason::Unreachable { upstream: broker(), what: what(error) })
+        }
         ErrorSource::Upstream => {
             let address = request.upstream.map_or_else(String::new, |address| address.to_string());
             let upstream = format!("broker {address}");
@@ -392,6 +391,9 @@ fn is_connect(kind: &ErrorType) -> bool {
             | ErrorType::SocketError
             | ErrorType::BindError
             | ErrorType::HandshakeError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::InvalidCert
     )
 }
 
@@ -403,6 +405,9 @@ fn what(error: &Error) -> &'static str {
         ErrorType::ConnectNoRoute => "no route to host",
         ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => "connect failed",
         ErrorType::HandshakeError => "HTTP/2 handshake failed",
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => {
+            "TLS handshake failed"
+        }
         ErrorType::ReadError => "read failed",
         ErrorType::WriteError => "write failed",
         ErrorType::ConnectionClosed => "connection closed",

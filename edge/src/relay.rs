@@ -194,7 +194,7 @@ fn fault(reason: &Reason) -> Fault {
     match reason {
         Reason::Unreachable { .. } | Reason::Busy { .. } | Reason::Silent { .. } | Reason::Broken { .. } => {
             Fault::Upstream
-        },
+        }
         Reason::Internal => Fault::Internal,
         _ => Fault::Downstream,
     }

@@ -105,7 +105,9 @@ impl Reason {
                 route.name()
             ),
             Self::Silent { upstream } => {
-                format!("{upstream} took the request and then fell silent; whether it was carried out is not known")
+                format!(
+                    "{upstream} took the request and then fell silent; whether it was carried out is not known"
+                )
             }
             Self::Broken { upstream, what } => {
                 format!("{what}: the connection to {upstream} failed; see the log of that broker")

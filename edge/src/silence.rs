@@ -71,7 +71,8 @@ pub async fn unless_silent<T>(request: impl Future<Output = T>) -> Option<T> {
 /// Returns the connection of a request whose broker is silent.
 async fn silence(waiting: &mut watch::Receiver<Option<Waits>>) -> RawFd {
     loop {
-        let waits = waiting.borrow_and_update().as_ref().map(|waits| (waits.broker.clone(), waits.connection));
+        let waits =
+            waiting.borrow_and_update().as_ref().map(|waits| (waits.broker.clone(), waits.connection));
         let silent = async {
             match &waits {
                 Some((broker, connection)) => {

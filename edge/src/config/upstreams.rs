@@ -241,13 +241,7 @@ impl FileUpstreams {
 }
 
 impl FileUpstream {
-    fn meant(
-        self,
-        at: &str,
-        protocols: &[(&str, Protocol)],
-        base: &Path,
-        found: &mut Problems,
-    ) -> Upstream {
+    fn meant(self, at: &str, protocols: &[(&str, Protocol)], base: &Path, found: &mut Problems) -> Upstream {
         let defaults = Upstream::default();
         let place = |key: &str| format!("{at}.{key}");
         let sources = [self.addresses.is_some(), self.dns.is_some(), self.kubernetes.is_some()];
@@ -257,24 +251,20 @@ impl FileUpstream {
         let source = match (self.dns, self.kubernetes) {
             (Some(dns), _) => dns.meant(&place("dns"), found),
             (None, Some(kubernetes)) => kubernetes.meant(&place("kubernetes"), found),
-            (None, None) => Source::Addresses(addresses(
-                &place("addresses"),
-                self.addresses.unwrap_or_default(),
-                found,
-            )),
+            (None, None) => {
+                Source::Addresses(addresses(&place("addresses"), self.addresses.unwrap_or_default(), found))
+            }
         };
         let protocol = match self.protocol {
             None => Protocol::Clear,
-            Some(text) => {
-                protocols.iter().find(|(name, _)| *name == text).map_or_else(
-                    || {
-                        let names: Vec<_> = protocols.iter().map(|(name, _)| *name).collect();
-                        found.add(place("protocol"), format!("`{text}` is not one of {}", names.join(", ")));
-                        Protocol::Clear
-                    },
-                    |(_, protocol)| *protocol,
-                )
-            }
+            Some(text) => protocols.iter().find(|(name, _)| *name == text).map_or_else(
+                || {
+                    let names: Vec<_> = protocols.iter().map(|(name, _)| *name).collect();
+                    found.add(place("protocol"), format!("`{text}` is not one of {}", names.join(", ")));
+                    Protocol::Clear
+                },
+                |(_, protocol)| *protocol,
+            ),
         };
         if self.tls.is_some() && !protocol.is_tls() {
             let named = protocols.iter().filter(|(_, known)| known.is_tls()).map(|(name, _)| *name);
@@ -289,7 +279,9 @@ impl FileUpstream {
             None => defaults.load_percent,
             Some(0.0) => None,
             // 100 times the average is nobody's limit.
-            Some(factor) if (1.0..=100.0).contains(&factor) => NonZeroU32::new((factor * 100.0).round() as u32),
+            Some(factor) if (1.0..=100.0).contains(&factor) => {
+                NonZeroU32::new((factor * 100.0).round() as u32)
+            }
             Some(_) => {
                 found.add(place("load_factor"), "is neither between 1 and 100 nor 0, which turns it off");
                 None
@@ -349,7 +341,11 @@ impl Tls {
         if self.certificate_file.is_some() != self.key_file.is_some() {
             found.add(at, "has only one of certificate_file and key_file: give both");
         }
-        if self.server_name.as_ref().is_some_and(|name| name.is_empty() || name.contains(['/', ':', '@', ' '])) {
+        if self
+            .server_name
+            .as_ref()
+            .is_some_and(|name| name.is_empty() || name.contains(['/', ':', '@', ' ']))
+        {
             found.add(format!("{at}.server_name"), "is not a host name");
         }
         self
@@ -374,7 +370,12 @@ impl FileHealth {
             }
             time
         };
-        Health { port: self.port, path, every: time("every", self.every), within: time("within", self.within) }
+        Health {
+            port: self.port,
+            path,
+            every: time("every", self.every),
+            within: time("within", self.within),
+        }
     }
 }
 
@@ -452,11 +453,17 @@ kubernetes_api:
                 port: Port::Name("agents".to_owned())
             }
         );
-        assert_eq!((agents.protocol, agents.websocket_path.as_str()), (Protocol::Wss, "/-/kubernetes-agent/"));
+        assert_eq!(
+            (agents.protocol, agents.websocket_path.as_str()),
+            (Protocol::Wss, "/-/kubernetes-agent/")
+        );
         assert_eq!(agents.tls.ca_file.as_deref(), Some(Path::new("/etc/postern/ca.crt")));
         assert_eq!(agents.tls.certificate_file.as_deref(), Some(Path::new("/a.crt")));
         let health = agents.health.unwrap();
-        assert_eq!((health.path.as_str(), health.every.as_secs(), health.within.as_secs()), ("/readiness", 1, 2));
+        assert_eq!(
+            (health.path.as_str(), health.every.as_secs(), health.within.as_secs()),
+            ("/readiness", 1, 2)
+        );
         assert_eq!((agents.ejection.failures, agents.ejection.share.map(NonZeroU32::get)), (None, Some(40)));
         assert_eq!(agents.load_percent.map(NonZeroU32::get), Some(150));
         assert_eq!((agents.slow_start, agents.max_streams.map(NonZeroU32::get)), (Duration::ZERO, Some(7)));

@@ -228,7 +228,8 @@ impl Broker {
 
     /// Whether anything depends on the time of day; if not, `now` may be anything for the functions below.
     pub(super) fn is_timed(&self) -> bool {
-        self.leaving_until.load(Relaxed) | self.ejected_until.load(Relaxed) | self.cold_since.load(Relaxed) != 0
+        self.leaving_until.load(Relaxed) | self.ejected_until.load(Relaxed) | self.cold_since.load(Relaxed)
+            != 0
     }
 
     pub(super) fn is_leaving(&self, now: u64) -> bool {
@@ -362,14 +363,19 @@ impl Broker {
         if !self.settings.configured.slow_start.is_zero() {
             self.cold_since.store(until, Relaxed);
         }
-        self.failures.store(0, Relaxed);
-        self.window.since.store(0, Relaxed);
+        self.forgive();
         tracing::warn!(
             upstream = %self.address,
             route = self.settings.route.name(),
             for_seconds = (until - now) / 1000,
             "broker fails requests and is spared for a while"
         );
+    }
+
+    /// Counts failures anew.
+    pub(super) fn forgive(&self) {
+        self.failures.store(0, Relaxed);
+        self.window.since.store(0, Relaxed);
     }
 }
 

@@ -73,8 +73,9 @@ impl Group {
         affinity.hash(&mut hasher);
         let key = hasher.finish();
         let mut clock = None;
-        let mut now =
-            |broker: &Broker| if broker.is_timed() { *clock.get_or_insert_with(|| self.settings.now()) } else { 0 };
+        let mut now = |broker: &Broker| {
+            if broker.is_timed() { *clock.get_or_insert_with(|| self.settings.now()) } else { 0 }
+        };
 
         let bound = self.settings.configured.load_percent.map(|percent| {
             let (mut streams, mut shares) = (0, 0);
@@ -202,7 +203,10 @@ impl Members {
         let now = broker.settings.now();
         let brokers = self.brokers.load();
         let out = brokers.iter().filter(|broker| broker.is_ejected(now)).count();
-        if !broker.is_ejected(now) && (out + 1) * 2 <= brokers.len() {
+        if broker.is_ejected(now) {
+            // The rest of what was under way fails now; that is no reason to eject it again when it is back.
+            broker.forgive();
+        } else if (out + 1) * 2 <= brokers.len() {
             broker.eject(now);
         }
     }

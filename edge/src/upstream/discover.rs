@@ -52,9 +52,8 @@ pub(super) fn at_start(source: &Source) -> Result<Vec<Found>, UpstreamError> {
 
 fn resolve(address: &Address) -> Result<Vec<Found>, UpstreamError> {
     let name = address.to_string();
-    let found = name
-        .to_socket_addrs()
-        .map_err(|source| UpstreamError::Lookup { address: name.clone(), source })?;
+    let found =
+        name.to_socket_addrs().map_err(|source| UpstreamError::Lookup { address: name.clone(), source })?;
     let host = address.host();
     let found: Vec<_> =
         found.map(|address| Found { address, host: host.to_owned(), leaving: false }).collect();
@@ -107,7 +106,11 @@ pub(super) async fn dns<F>(
             nothing => {
                 if !std::mem::replace(&mut failing, true) {
                     let error = nothing.err().map(tracing::field::display);
-                    tracing::warn!(name, error, "the name of the brokers does not resolve; what was found last stays in use");
+                    tracing::warn!(
+                        name,
+                        error,
+                        "the name of the brokers does not resolve; what was found last stays in use"
+                    );
                 }
             }
         }
@@ -169,7 +172,12 @@ async fn slices(
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     let error = one_line(&error);
-                    tracing::warn!(namespace, service, error, "endpoints cannot be watched; what was found last stays in use");
+                    tracing::warn!(
+                        namespace,
+                        service,
+                        error,
+                        "endpoints cannot be watched; what was found last stays in use"
+                    );
                 }
                 continue;
             }

@@ -71,6 +71,7 @@ async fn ask(address: SocketAddr, path: &str) -> std::io::Result<u16> {
     tcp.write_all(request.as_bytes()).await?;
     let mut line = [0; STATUS_LINE];
     tcp.read_exact(&mut line).await?;
-    let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(&rest[2..]).ok()?.parse().ok());
+    let status =
+        line.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(&rest[2..]).ok()?.parse().ok());
     status.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer"))
 }

@@ -110,6 +110,9 @@ impl Dressed {
 
 impl fmt::Debug for Secure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secure").field("trust", &self.trust).field("shows", &self.identity).finish_non_exhaustive()
+        f.debug_struct("Secure")
+            .field("trust", &self.trust)
+            .field("shows", &self.identity)
+            .finish_non_exhaustive()
     }
 }

@@ -45,6 +45,16 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn start(setup: Setup) -> Self {
+        let upstreams = format!(
+            "agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}",
+            list(&setup.agents),
+            list(&setup.kubernetes_api)
+        );
+        Self::start_with(&upstreams, setup.more, &[]).await
+    }
+
+    /// With a section `upstreams` as written, indented by two, and with more environment.
+    pub(crate) async fn start_with(upstreams: &str, more: &str, environment: &[(&str, &Path)]) -> Self {
         let directory = TempDir::new().unwrap();
         let ca = Ca::new();
         ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
@@ -53,10 +63,7 @@ impl Edge {
             &file,
             format!(
                 "listen:\n- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {{certificates: [{{certificate_file: tls.crt, key_file: tls.key}}]}}\n\
-                 upstreams:\n  agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}\nadmin: {{listen: 127.0.0.1:0}}\n{}\n",
-                list(&setup.agents),
-                list(&setup.kubernetes_api),
-                setup.more
+                 upstreams:\n  {upstreams}\nadmin: {{listen: 127.0.0.1:0}}\n{more}\n",
             ),
         )
         .unwrap();
@@ -64,6 +71,7 @@ impl Edge {
             .arg("--config")
             .arg(&file)
             .env("POSTERN_LOG", "trace")
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()

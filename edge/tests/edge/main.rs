@@ -19,3 +19,5 @@ mod life;
 mod refusals;
 /// Roads: every way in, and what arrives at the broker.
 mod roads;
+/// Upstreams of every kind: TLS, WebSockets, DNS, EndpointSlices, readiness, limits of streams.
+mod upstream_kinds;
