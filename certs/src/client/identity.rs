@@ -57,6 +57,11 @@ impl ClientIdentity {
         self.0.current.load_full()
     }
 
+    #[cfg(test)]
+    pub(super) fn reload(&self) -> Outcome {
+        self.0.reload()
+    }
+
     pub(super) fn resolver(&self) -> Arc<dyn ResolvesClientCert> {
         Arc::clone(&self.0) as Arc<dyn ResolvesClientCert>
     }
