@@ -303,7 +303,7 @@ impl Worker {
         // Last, because the settings carry the keepalive of the time before a drain.
         session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
-        let reused = silence::unless_silent(&self.shared.upstreams, served).await??;
+        let reused = silence::unless_silent(served).await??;
         let (stream, settings) = reused.consume();
         *carried = settings;
         let transport = stream.into_any().downcast::<Transport<Rewound<Socket>>>().ok()?;

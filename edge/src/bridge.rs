@@ -58,7 +58,7 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
             let mut session = ServerSession::new_http1(Box::new(transport));
             session.set_keepalive(None);
             let served = worker.proxy.process_new_http(session, &worker.shutdown);
-            silence::unless_silent(&worker.shared.upstreams, served).await;
+            silence::unless_silent(served).await;
         })
     };
     let mut out = None;

@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(config.drain, Drain { pre: Duration::ZERO, grace: Duration::from_secs(60) });
         assert_eq!(config.admin, "127.0.0.1:8181".parse().unwrap());
         assert!(config.kubernetes_api.is_empty());
+        assert_eq!(config.agents, Upstream { source: config.agents.source.clone(), ..Upstream::default() });
     }
 
     #[test]

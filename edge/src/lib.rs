@@ -2,7 +2,7 @@
 //! limits it, and forwards to a broker.
 //!
 //! A connection passes the modules in the order below; [`server`] wires them. Deliberately absent: any knowledge of
-//! agents, Rails or Kubernetes beyond the shape of an error reply.
+//! agents, Rails or Kubernetes beyond the shape of an error reply and the EndpointSlices that name brokers.
 
 pub mod config;
 pub mod server;

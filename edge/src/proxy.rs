@@ -14,10 +14,11 @@ use crate::observability::metrics::Metrics;
 use crate::reply::{self, Reason};
 use crate::silence;
 use crate::transport::Connection;
-use crate::upstream::Upstreams;
+use crate::upstream::{Load, Outcome, Upstreams};
 use async_trait::async_trait;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -25,6 +26,7 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use postern_wire::metadata::LEAVING;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,6 +54,10 @@ pub struct Request {
     client: Option<SocketAddr>,
     upstream: Option<SocketAddr>,
     tried: Vec<SocketAddr>,
+    /// The broker that has it now, which counts it as long.
+    load: Option<Load>,
+    /// Its connection to that one.
+    connection: RawFd,
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
@@ -85,6 +91,8 @@ impl ProxyHttp for EdgeProxy {
             client: None,
             upstream: None,
             tried: Vec::new(),
+            load: None,
+            connection: -1,
             again: false,
             refused: None,
             permit: None,
@@ -140,12 +148,21 @@ impl ProxyHttp for EdgeProxy {
     ) -> pingora::Result<Box<HttpPeer>> {
         let decision = request.decision.ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
         let group = self.0.upstreams.of(decision.route);
-        let broker = match request.token {
-            Some(token) => group.choose(&token, &request.tried),
-            None => group.choose(&request.client.map(|client| client.ip()), &request.tried),
+        // What it had before has failed.
+        request.load = None;
+        let load = loop {
+            let broker = match request.token {
+                Some(token) => group.choose(&token, &request.tried),
+                None => group.choose(&request.client.map(|client| client.ip()), &request.tried),
+            };
+            let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
+            if let Some(load) = broker.enter() {
+                break load;
+            }
         };
-        let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
-        request.upstream = Some(broker.address);
+        request.upstream = Some(load.address);
+        let broker = load.broker().clone();
+        request.load = Some(load);
         let head = session.req_header();
         let bodiless = !head.headers.contains_key(http::header::TRANSFER_ENCODING)
             && head.headers.get(http::header::CONTENT_LENGTH).is_none_or(|length| length == "0");
@@ -163,12 +180,26 @@ impl ProxyHttp for EdgeProxy {
     ) -> Box<Error> {
         let route = request.route();
         let group = self.0.upstreams.of(route);
-        if let Some(address) = request.upstream {
-            group.mark_down(route, address);
-            request.tried.push(address);
+        if let Some(load) = request.load.take() {
+            load.mark_down();
+            load.note(Outcome::Unreached);
+            request.tried.push(load.address);
         }
         error.set_retry(group.choose(&request.token, &request.tried).is_some());
         error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        connection: RawFd,
+        _digest: Option<&Digest>,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.connection = connection;
+        Ok(())
     }
 
     /// The broker closed the connection, or it broke. What certainly never was a request to the broker may be sent again;
@@ -181,6 +212,13 @@ impl ProxyHttp for EdgeProxy {
         request: &mut Request,
         reused: bool,
     ) -> Box<Error> {
+        silence::waits_no_more();
+        if let Some(load) = &request.load
+            && error.esource() == &ErrorSource::Upstream
+            && !reused
+        {
+            load.note(Outcome::Broken);
+        }
         let whole = session.response_written().is_none() && !session.as_ref().retry_buffer_truncated();
         let unsent = whole && error.etype() == &ErrorType::WriteError && is_about_head(&error);
         let head = session.req_header();
@@ -200,11 +238,14 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> pingora::Result<()> {
-        silence::waits_for(None);
+        silence::waits_no_more();
+        if let Some(load) = &request.load {
+            load.note(Outcome::Answered);
+        }
         if response.remove_header(LEAVING).is_some()
-            && let Some(address) = request.upstream
+            && let Some(load) = &request.load
         {
-            self.0.upstreams.of(request.route()).mark_leaving(address);
+            load.mark_leaving();
         }
         Ok(())
     }
@@ -227,7 +268,9 @@ impl ProxyHttp for EdgeProxy {
             }
             upstream.insert_header(http::header::CONNECTION, "Upgrade")?;
         }
-        silence::waits_for(request.upstream);
+        if let Some(load) = &request.load {
+            silence::waits_for(load.broker(), request.connection);
+        }
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
         let origin = connection.origin(&session.req_header().headers);
         for (name, value) in admit::forwarded(&origin) {
@@ -314,14 +357,21 @@ impl ProxyHttp for EdgeProxy {
 
 /// What to tell the caller; `None` when the caller is gone.
 fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Reason> {
+    let broker = || format!("broker {}", upstreams.of(request.route()).addresses());
     match error.esource() {
-        ErrorSource::Upstream if is_connect(error.etype()) => Some(Reason::Unreachable {
-            upstream: format!("broker {}", upstreams.of(request.route()).addresses()),
-            what: what(error),
-        }),
+        ErrorSource::Upstream if is_connect(error.etype()) && upstreams.of(request.route()).is_full() => {
+            Some(Reason::Busy { upstream: broker() })
+        }
+        ErrorSource::Upstream if is_connect(error.etype()) => {
+            Some(Reason::Unreachable { upstream: broker(), what: what(error) })
+        }
         ErrorSource::Upstream => {
             let address = request.upstream.map_or_else(String::new, |address| address.to_string());
-            Some(Reason::Broken { upstream: format!("broker {address}"), what: what(error) })
+            let upstream = format!("broker {address}");
+            match &request.load {
+                Some(load) if load.is_silent() => Some(Reason::Silent { upstream }),
+                _ => Some(Reason::Broken { upstream, what: what(error) }),
+            }
         }
         ErrorSource::Downstream => match error.etype() {
             // A body in chunks that are none, which pingora names only so.
@@ -347,6 +397,9 @@ fn is_connect(kind: &ErrorType) -> bool {
             | ErrorType::SocketError
             | ErrorType::BindError
             | ErrorType::HandshakeError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::InvalidCert
     )
 }
 
@@ -358,6 +411,9 @@ fn what(error: &Error) -> &'static str {
         ErrorType::ConnectNoRoute => "no route to host",
         ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => "connect failed",
         ErrorType::HandshakeError => "HTTP/2 handshake failed",
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => {
+            "TLS handshake failed"
+        }
         ErrorType::ReadError => "read failed",
         ErrorType::WriteError => "write failed",
         ErrorType::ConnectionClosed => "connection closed",

@@ -13,12 +13,13 @@ use crate::http2::Stream;
 use crate::proxy::Shared;
 use crate::reply::{self, Reason};
 use crate::transport::Connection;
+use crate::upstream::Outcome;
 use bytes::Bytes;
 use exchange::{Ended, Exchange};
 use h2::server::SendResponse;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Uri, Version, header, request};
-use pool::{Lease, Pool};
+use pool::{Lease, Pool, Unopened};
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -106,35 +107,50 @@ async fn forward(
 ) -> Ended {
     let group = shared.upstreams.of(Route::Agents);
     let mut tried = Vec::new();
-    let mut what = "no broker is configured";
-    let lease = loop {
+    let mut what = "no broker is known";
+    let (load, lease) = loop {
         let Some(broker) = group.choose(&token, &tried) else {
+            if group.is_full() {
+                return Ended::Refused(Reason::Busy { upstream: format!("broker {}", group.addresses()) });
+            }
             return Ended::Refused(Reason::Unreachable {
                 upstream: format!("broker {}", group.addresses()),
                 what,
             });
         };
+        let Some(load) = broker.enter() else { continue };
         *upstream = Some(broker.address);
         let opened = tokio::select! {
             biased;
             () = exchange.client_left() => return Ended::Left,
-            opened = pool.open(broker) => opened,
+            opened = pool.open(&broker) => opened,
         };
         match opened {
-            Ok(lease) => break lease,
-            Err(failed) => {
+            Ok(lease) => break (load, lease),
+            Err(Unopened::Crowded) => {
+                what = "too many streams wait for a connection";
+                tried.push(broker.address);
+            }
+            Err(Unopened::Failed(failed)) => {
                 // Nothing was sent yet, so any request may be tried elsewhere.
                 what = failed;
-                group.mark_down(Route::Agents, broker.address);
+                broker.mark_down();
+                broker.note(Outcome::Unreached);
                 tried.push(broker.address);
             }
         }
     };
     let Lease { mut send, held: _held } = lease;
-    match send.send_request(head, exchange.has_no_body()) {
+    let ended = match send.send_request(head, exchange.has_no_body()) {
         Ok((response, body)) => exchange.run(response, body).await,
         Err(error) => exchange::broken(&error),
+    };
+    match ended {
+        Ended::Answered | Ended::Reset(_) => load.note(Outcome::Answered),
+        Ended::Broken(_) => load.note(Outcome::Broken),
+        Ended::Left | Ended::Refused(_) => {}
     }
+    ended
 }
 
 /// The head as the broker shall see it.
@@ -178,7 +194,9 @@ fn refuse(exchange: &mut Exchange, reason: &Reason) {
 
 fn fault(reason: &Reason) -> Fault {
     match reason {
-        Reason::Unreachable { .. } | Reason::Broken { .. } => Fault::Upstream,
+        Reason::Unreachable { .. } | Reason::Busy { .. } | Reason::Silent { .. } | Reason::Broken { .. } => {
+            Fault::Upstream
+        }
         Reason::Internal => Fault::Internal,
         _ => Fault::Downstream,
     }

@@ -26,6 +26,10 @@ pub enum Reason {
     NotServed,
     /// No broker could be reached.
     Unreachable { upstream: String, what: &'static str },
+    /// Every broker has all the streams that it may have.
+    Busy { upstream: String },
+    /// The broker that has the request answers nothing, nor does its host.
+    Silent { upstream: String },
     /// A broker took the request and then failed it.
     Broken { upstream: String, what: &'static str },
     /// The request itself cannot be forwarded.
@@ -44,6 +48,8 @@ impl Reason {
             Self::NeedsHttp2 => "needs_http2",
             Self::NotServed => "not_served",
             Self::Unreachable { .. } => "upstream_unreachable",
+            Self::Busy { .. } => "upstream_busy",
+            Self::Silent { .. } => "upstream_silent",
             Self::Broken { .. } => "upstream_broken",
             Self::Malformed => "malformed",
             Self::Internal => "internal",
@@ -58,7 +64,8 @@ impl Reason {
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NeedsHttp2 => StatusCode::UPGRADE_REQUIRED,
             Self::NotServed => StatusCode::NOT_FOUND,
-            Self::Unreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unreachable { .. } | Self::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Broken { .. } => StatusCode::BAD_GATEWAY,
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -72,7 +79,7 @@ impl Reason {
             Self::Denied => 7,
             Self::TooMany { .. } => 8,
             Self::NeedsHttp2 | Self::NotServed => 12,
-            Self::Unreachable { .. } | Self::Broken { .. } => 14,
+            Self::Unreachable { .. } | Self::Busy { .. } | Self::Silent { .. } | Self::Broken { .. } => 14,
             Self::Malformed | Self::Internal => 13,
         }
     }
@@ -99,6 +106,16 @@ impl Reason {
                  edge names its listener",
                 route.name()
             ),
+            Self::Busy { upstream } => format!(
+                "{upstream} may take no more streams (upstreams.{}.max_streams of the edge); try again later, or run \
+                 more brokers",
+                route.name()
+            ),
+            Self::Silent { upstream } => {
+                format!(
+                    "{upstream} took the request and then fell silent; whether it was carried out is not known"
+                )
+            }
             Self::Broken { upstream, what } => {
                 format!("{what}: the connection to {upstream} failed; see the log of that broker")
             }

@@ -109,8 +109,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         }
         tokio::spawn({
             let shared = shared.clone();
-            let limit = config.timeouts.connect;
-            async move { shared.upstreams.clone().probe(limit).await }
+            async move { shared.upstreams.look_after().await }
         });
         let files: Vec<_> = ports.into_iter().filter_map(|port| port.file).collect();
         let signal = signals.next().await;

@@ -4,16 +4,14 @@
 //! tunnels that last for hours. However many streams want a connection at once, one is dialled.
 
 use crate::http2::SEND_BUFFER;
+use crate::upstream::dial::Io;
 use crate::upstream::{Broker, CONNECTION_WINDOW, STREAM_WINDOW};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use socket2::{SockRef, TcpKeepalive};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -25,9 +23,9 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PONG_WITHIN: Duration = Duration::from_secs(5);
 const HEADER_LIST: u32 = 64 * 1024;
 
-/// Connections by broker.
+/// Connections by broker: by its id, since another one may come up at the same address.
 pub struct Pool {
-    slots: Arc<Mutex<HashMap<SocketAddr, Slot>>>,
+    slots: Arc<Mutex<HashMap<u64, Slot>>>,
     connect: Duration,
 }
 
@@ -48,6 +46,15 @@ struct Upstream {
     alive: watch::Receiver<()>,
 }
 
+/// Why there is no place for a stream.
+#[derive(Debug, Clone, Copy)]
+pub enum Unopened {
+    /// As many streams wait for a connection as may.
+    Crowded,
+    /// What failed, for people.
+    Failed(&'static str),
+}
+
 /// The right to open one stream.
 pub struct Lease {
     pub send: SendRequest<Bytes>,
@@ -61,34 +68,35 @@ impl Pool {
         Self { slots: Arc::default(), connect }
     }
 
-    /// A place on a connection to this broker. The error says what failed, for people.
-    pub async fn open(&self, broker: &Broker) -> Result<Lease, &'static str> {
-        let address = broker.address;
+    /// A place on a connection to this broker.
+    pub async fn open(&self, broker: &Arc<Broker>) -> Result<Lease, Unopened> {
         loop {
             let mut outcome = match self.lease(broker) {
                 Ok(Lease { send, held }) => match send.ready().await {
                     Ok(send) => return Ok(Lease { send, held }),
                     // Going away, as its task will notice soon.
                     Err(_) => {
-                        self.forget(address, &held);
+                        self.forget(broker.id, &held);
                         continue;
                     }
                 },
                 Err(outcome) => outcome,
             };
+            let Some(_in_line) = broker.wait_in_line() else {
+                return Err(Unopened::Crowded);
+            };
             match outcome.wait_for(Option::is_some).await.map(|outcome| *outcome) {
-                Ok(Some(Err(what))) => return Err(what),
+                Ok(Some(Err(what))) => return Err(Unopened::Failed(what)),
                 Ok(_) => {}
-                Err(_) => return Err("connect failed"),
+                Err(_) => return Err(Unopened::Failed("connect failed")),
             }
         }
     }
 
     /// A connection with room, or the outcome of the dial to wait for.
-    fn lease(&self, broker: &Broker) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
-        let address = broker.address;
+    fn lease(&self, broker: &Arc<Broker>) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = slots.entry(address).or_default();
+        let slot = slots.entry(broker.id).or_default();
         slot.open.retain(|upstream| upstream.alive.has_changed().is_ok());
         if let Some(upstream) = slot.open.iter().find(|upstream| upstream.has_room()) {
             return Ok(Lease { send: upstream.send.clone(), held: upstream.held.clone() });
@@ -99,22 +107,27 @@ impl Pool {
         let (outcome, dialling) = watch::channel(None);
         slot.dialling = Some(dialling.clone());
         let slots = self.slots.clone();
-        let (limit, standing) = (self.connect, broker.standing());
+        let (limit, broker) = (self.connect, broker.clone());
         // A task of its own: the stream that asked first may leave while others wait.
         tokio::spawn(async move {
-            let dialled = timeout(limit, dial(address, standing)).await.unwrap_or(Err("connect timed out"));
+            let dialled = timeout(limit, dial(&broker)).await.unwrap_or(Err("connect timed out"));
             let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = slots.entry(address).or_default();
+            let slot = slots.entry(broker.id).or_default();
             slot.dialling = None;
             let dialled = dialled.map(|upstream| slot.open.push(upstream));
+            // Brokers come and go; those that went leave nothing here.
+            slots.retain(|_, slot| {
+                slot.open.retain(|upstream| upstream.alive.has_changed().is_ok());
+                !slot.open.is_empty() || slot.dialling.is_some()
+            });
             outcome.send_replace(Some(dialled));
         });
         Err(dialling)
     }
 
-    fn forget(&self, address: SocketAddr, held: &Arc<()>) {
+    fn forget(&self, broker: u64, held: &Arc<()>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get_mut(&address) {
+        if let Some(slot) = slots.get_mut(&broker) {
             slot.open.retain(|upstream| !Arc::ptr_eq(&upstream.held, held));
         }
     }
@@ -127,8 +140,8 @@ impl Upstream {
 }
 
 /// Whether HTTP/2 is spoken there, now. Takes as long as it takes.
-pub async fn answers(address: SocketAddr) -> bool {
-    let Ok((_send, mut connection)) = connect(address).await else { return false };
+pub async fn answers(broker: &Broker) -> bool {
+    let Ok((_send, mut connection)) = connect(broker).await else { return false };
     let mut ping = connection.ping_pong().expect("asked for once");
     tokio::select! {
         answered = ping.ping(Ping::opaque()) => answered.is_ok(),
@@ -136,32 +149,21 @@ pub async fn answers(address: SocketAddr) -> bool {
     }
 }
 
-async fn connect(
-    address: SocketAddr,
-) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>), &'static str> {
-    let tcp = TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connection refused",
-        std::io::ErrorKind::TimedOut => "connect timed out",
-        std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => "no route to host",
-        _ => "connect failed",
-    })?;
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    // A socket without these options still works.
-    let _ = tcp.set_nodelay(true);
-    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+async fn connect(broker: &Broker) -> Result<(SendRequest<Bytes>, Connection<Io, Bytes>), &'static str> {
+    let io = broker.dial().await?;
     let handshake = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_LIST)
         .enable_push(false)
-        .handshake(tcp);
+        .handshake(io);
     handshake.await.map_err(|_| "HTTP/2 handshake failed")
 }
 
-async fn dial(address: SocketAddr, standing: watch::Receiver<bool>) -> Result<Upstream, &'static str> {
-    let (send, mut connection) = connect(address).await?;
+async fn dial(broker: &Broker) -> Result<Upstream, &'static str> {
+    let (address, standing) = (broker.address, broker.standing());
+    let (send, mut connection) = connect(broker).await?;
     let mut ping = connection.ping_pong().expect("asked for once");
     let (ended, alive) = watch::channel(());
     let (settled, settings) = tokio::sync::oneshot::channel();
@@ -171,8 +173,9 @@ async fn dial(address: SocketAddr, standing: watch::Receiver<bool>) -> Result<Up
             // proves that HTTP/2 is spoken there at all.
             if ping.ping(Ping::opaque()).await.is_ok() {
                 let _ = settled.send(());
-                unanswered(ping, standing).await;
+                return Some(unwatched(ping, standing).await);
             }
+            None
         };
         tokio::select! {
             ended = connection => {
@@ -180,7 +183,12 @@ async fn dial(address: SocketAddr, standing: watch::Receiver<bool>) -> Result<Up
                     tracing::debug!(upstream = %address, %error, "connection to the broker ended");
                 }
             }
-            () = watched => tracing::warn!(upstream = %address, "closed: the broker does not answer HTTP/2 pings"),
+            why = watched => match why {
+                Some(Unwatched::Mute) => {
+                    tracing::warn!(upstream = %address, "closed: the broker does not answer HTTP/2 pings");
+                }
+                _ => tracing::debug!(upstream = %address, "closed: nobody has any use for the broker"),
+            },
         }
         drop(ended);
     });
@@ -188,28 +196,32 @@ async fn dial(address: SocketAddr, standing: watch::Receiver<bool>) -> Result<Up
     Ok(Upstream { send, held: Arc::new(()), alive })
 }
 
+/// Why a connection is closed from here.
+enum Unwatched {
+    /// No answer to a ping.
+    Mute,
+    /// The broker is gone from discovery and has no stream left.
+    Gone,
+}
+
 /// Pings every now and then, and at once when the broker is no longer reachable otherwise: one that leaves still answers,
-/// one that vanished does not. Returns when there is no answer in time.
-async fn unanswered(mut ping: PingPong, mut standing: watch::Receiver<bool>) {
+/// one that vanished does not. Returns when there is no answer in time, or nobody has any use for the broker.
+async fn unwatched(mut ping: PingPong, mut standing: watch::Receiver<bool>) -> Unwatched {
     loop {
         tokio::select! {
             () = sleep(PING_EVERY) => {}
-            () = falls(&mut standing) => {}
+            fell = falls(&mut standing) => if fell.is_err() {
+                return Unwatched::Gone;
+            }
         }
         if !matches!(timeout(PONG_WITHIN, ping.ping(Ping::opaque())).await, Ok(Ok(_))) {
-            return;
+            return Unwatched::Mute;
         }
     }
 }
 
-/// Returns when a broker that was up no longer is.
-async fn falls(standing: &mut watch::Receiver<bool>) {
-    let fell = async {
-        standing.wait_for(|up| *up).await?;
-        standing.wait_for(|up| !*up).await.map(drop)
-    };
-    if fell.await.is_err() {
-        // Nobody looks after it any more.
-        std::future::pending().await
-    }
+/// Returns when a broker that was up no longer is; an error if it is not looked after any more.
+async fn falls(standing: &mut watch::Receiver<bool>) -> Result<(), watch::error::RecvError> {
+    standing.wait_for(|up| *up).await?;
+    standing.wait_for(|up| !*up).await.map(drop)
 }

@@ -21,3 +21,5 @@ mod listeners;
 mod refusals;
 /// Roads: every way in, and what arrives at the broker.
 mod roads;
+/// Upstreams of every kind: TLS, WebSockets, DNS, EndpointSlices, readiness, limits of streams.
+mod upstream_kinds;
