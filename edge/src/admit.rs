@@ -1,9 +1,9 @@
 //! Everything that can be said before a broker is asked, for both roads alike.
 //!
-//! After `decide`, before `relay` and `proxy`. Reads the head and the token's bucket; answers nothing itself.
+//! After `decide`, before `relay` and `proxy`. Reads the head and asks the limits; answers nothing itself.
 
 use crate::decide::{Decision, Route};
-use crate::limits::{Limits, Permit};
+use crate::limits::{Call, Limits, Permit};
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
@@ -21,44 +21,43 @@ pub struct Admission {
     pub verdict: Result<Permit, Reason>,
 }
 
-/// Judges one request by its head.
-pub fn admit(
+/// Judges one request by its head. Waits only where a limit is counted in Redis, and there rarely.
+pub async fn admit(
     upstreams: &Upstreams,
     limits: &Limits,
     connection: Option<&Connection>,
     decision: Decision,
     version: Version,
     headers: &HeaderMap,
+    query: Option<&str>,
 ) -> Admission {
-    let token = Caller::of(headers).key();
+    let Caller { key: token, agent } = Caller::of(headers, query);
     let verdict = if decision.route == Route::Agents && version != Version::HTTP_2 {
         Err(Reason::NeedsHttp2)
     } else if upstreams.of(decision.route).is_empty() {
         Err(Reason::NotServed)
+    } else if token.is_none() && decision.route == Route::Agents {
+        // Who may do what at a cluster without a token is for the broker to say; agents may do nothing.
+        Err(Reason::NoToken)
     } else {
-        match token {
-            Some(token) => pay(limits, connection, decision, token),
-            // Who may do what without a token is for the broker and its cluster to say; agents may do nothing.
-            None if decision.route == Route::Agents => Err(Reason::NoToken),
-            None => Ok(Permit::free()),
-        }
+        let agent = agent.filter(|_| decision.route == Route::KubernetesApi);
+        pay(limits, connection, decision, token, agent).await
     };
     Admission { token, verdict }
 }
 
-fn pay(
+async fn pay(
     limits: &Limits,
     connection: Option<&Connection>,
     decision: Decision,
-    token: TokenKey,
+    token: Option<TokenKey>,
+    agent: Option<u64>,
 ) -> Result<Permit, Reason> {
-    if !connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
-        return Ok(Permit::free());
-    }
-    let permit = limits
-        .decide(&token, Instant::now())
-        .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
-    if let Some(connection) = connection {
+    let must_pay = |token| connection.is_none_or(|connection| connection.must_pay(decision.purpose, token));
+    let client = connection.map(|connection| connection.client.ip());
+    let call = Call { client, token, agent, pays: token.as_ref().is_none_or(must_pay) };
+    let permit = limits.admit(&call, Instant::now()).await?;
+    if let (true, Some(connection), Some(token)) = (call.pays, connection, token) {
         connection.paid(decision.purpose, token);
     }
     Ok(permit)

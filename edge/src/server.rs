@@ -57,7 +57,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
     let admin_listener = bind(config.admin).with_context(|| format!("admin.listen {}", config.admin))?;
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
-        limits: Limits::new(&config.limits, Instant::now()),
+        limits: Limits::new(&config.limits, Instant::now()).context("limits.redis")?,
         metrics: Metrics::default(),
         streams: Streams::new(),
     });
@@ -119,6 +119,10 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             let shared = shared.clone();
             let limit = config.timeouts.connect;
             async move { shared.upstreams.clone().probe(limit).await }
+        });
+        tokio::spawn({
+            let limits = shared.limits.clone();
+            async move { limits.connect().await }
         });
         drop(ports);
         let signal = signals.next().await;

@@ -15,6 +15,8 @@ mod upstreams;
 mod brokers;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
 mod life;
+/// Limits: each in both languages with its hints, tokens that nobody knows, several edges with one Redis.
+mod limits;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
 /// Roads: every way in, and what arrives at the broker.
