@@ -3,7 +3,7 @@
 //! After `decide`, before `relay` and `proxy`. Reads the head and asks the limits; answers nothing itself.
 
 use crate::decide::{Decision, Route};
-use crate::limits::{Call, Limits, Permit};
+use crate::limits::{Call, Counting, Limits, Permit};
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
@@ -11,18 +11,30 @@ use crate::upstream::Upstreams;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use postern_wire::metadata::{HOP_PREFIX, INTERNAL_PREFIX};
 use postern_wire::token::TokenKey;
+use std::fmt;
 use std::time::Instant;
 
 /// Who calls, and whether the request may go on.
-#[derive(Debug)]
 pub struct Admission {
     pub token: Option<TokenKey>,
     /// The permit is held until the stream is over.
     pub verdict: Result<Permit, Reason>,
+    /// To be awaited before a broker is asked: Redis' answer, where it decides.
+    pub counting: Option<Counting>,
 }
 
-/// Judges one request by its head. Waits only where a limit is counted in Redis, and there rarely.
-pub async fn admit(
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("token", &self.token)
+            .field("verdict", &self.verdict)
+            .field("counting", &self.counting.is_some())
+            .finish()
+    }
+}
+
+/// Judges one request by its head.
+pub fn admit(
     upstreams: &Upstreams,
     limits: &Limits,
     connection: Option<&Connection>,
@@ -41,26 +53,29 @@ pub async fn admit(
         Err(Reason::NoToken)
     } else {
         let agent = agent.filter(|_| decision.route == Route::KubernetesApi);
-        pay(limits, connection, decision, token, agent).await
+        pay(limits, connection, decision, token, agent)
     };
-    Admission { token, verdict }
+    match verdict {
+        Ok((permit, counting)) => Admission { token, verdict: Ok(permit), counting },
+        Err(reason) => Admission { token, verdict: Err(reason), counting: None },
+    }
 }
 
-async fn pay(
+fn pay(
     limits: &Limits,
     connection: Option<&Connection>,
     decision: Decision,
     token: Option<TokenKey>,
     agent: Option<u64>,
-) -> Result<Permit, Reason> {
+) -> Result<(Permit, Option<Counting>), Reason> {
     let must_pay = |token| connection.is_none_or(|connection| connection.must_pay(decision.purpose, token));
     let client = connection.map(|connection| connection.client.ip());
     let call = Call { client, token, agent, pays: token.as_ref().is_none_or(must_pay) };
-    let permit = limits.admit(&call, Instant::now()).await?;
+    let admitted = limits.admit(&call, Instant::now())?;
     if let (true, Some(connection), Some(token)) = (call.pays, connection, token) {
         connection.paid(decision.purpose, token);
     }
-    Ok(permit)
+    Ok(admitted)
 }
 
 /// Headers that only our own programs may set, and those that say who is in front of us.

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod fleet;
+mod permit;
 mod records;
 mod report;
 mod table;
@@ -19,19 +20,25 @@ use crate::transport::Connection;
 use arc_swap::ArcSwap;
 use bucket::{Bucket, Measure, Over, Pays};
 use fleet::Fleet;
+use permit::{ADDRESS, AGENT, TOKEN};
+pub use permit::{ConnectionPermit, Permit};
 use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
 use records::{Address, Agent, Network, Token};
-use std::fmt;
+use std::future::Future;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use table::{Place, Table};
+use table::Table;
 
 /// When to come again for a place that somebody else has to leave.
 const LATER: Duration = Duration::from_secs(1);
+
+/// Redis is being asked whether a stream may go on.
+pub type Counting = Pin<Box<dyn Future<Output = Result<(), Reason>> + Send>>;
 
 /// What limits a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,83 +98,6 @@ struct Numbers {
 /// The 32 bytes of a [`TokenKey`].
 type TokenId = [u8; 32];
 
-/// Held by a request that may go on, until its stream is over.
-#[derive(Default)]
-#[must_use = "a stream counts as long as its permit is held"]
-pub struct Permit {
-    limits: Option<Arc<Inner>>,
-    places: Places,
-}
-
-/// Held by a connection until it is closed.
-#[derive(Debug, Default)]
-#[must_use = "a connection counts as long as its permit is held"]
-pub struct ConnectionPermit {
-    limits: Option<Arc<Inner>>,
-    place: Place,
-}
-
-/// Up to three places, of a token, an address and an agent; one more than the place, 0 for none.
-#[derive(Clone, Copy, Default)]
-struct Places(u64);
-
-const TOKEN: u32 = 0;
-const ADDRESS: u32 = 1;
-const AGENT: u32 = 2;
-const BITS: u32 = 21;
-
-impl Places {
-    fn set(&mut self, which: u32, place: Place) {
-        self.0 |= u64::from(place + 1) << (which * BITS);
-    }
-
-    fn get(self, which: u32) -> Option<Place> {
-        let place = (self.0 >> (which * BITS)) & ((1 << BITS) - 1);
-        (place as Place).checked_sub(1)
-    }
-}
-
-impl Permit {
-    /// For what is not limited.
-    pub fn free() -> Self {
-        Self::default()
-    }
-
-    fn add(&mut self, limits: &Arc<Inner>, which: u32, place: Place) {
-        self.limits.get_or_insert_with(|| limits.clone());
-        self.places.set(which, place);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let Some(limits) = self.limits.take() else { return };
-        if let Some(place) = self.places.get(TOKEN) {
-            limits.tokens.at(place, |token| token.streams = token.streams.saturating_sub(1));
-        }
-        if let Some(place) = self.places.get(ADDRESS) {
-            limits.addresses.at(place, |address| address.streams = address.streams.saturating_sub(1));
-        }
-        if let Some(place) = self.places.get(AGENT) {
-            limits.agents.at(place, |agent| agent.streams = agent.streams.saturating_sub(1));
-        }
-    }
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("counted", &self.limits.is_some()).finish()
-    }
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        let Some(limits) = self.limits.take() else { return };
-        let less = |address: &mut Address| address.connections = address.connections.saturating_sub(1);
-        limits.addresses.at(self.place, less);
-    }
-}
-
 impl Numbers {
     fn new(config: &Config) -> Self {
         Self {
@@ -220,19 +150,18 @@ impl Limits {
         }
     }
 
-    /// Judges one stream, and counts it if it may go on. Waits only for Redis, a second at the most, and for most streams not
-    /// at all.
+    /// Judges one stream, and counts it if it may go on. Where Redis decides, which is rare, there is something to wait for
+    /// first, a second at the most.
     ///
     /// # Errors
     /// Which limit is reached, or that the token is known to be none.
-    pub async fn admit(&self, call: &Call, now: Instant) -> Result<Permit, Reason> {
+    pub fn admit(&self, call: &Call, now: Instant) -> Result<(Permit, Option<Counting>), Reason> {
         let (permit, known) = self.decide(call, now)?;
-        if call.pays
-            && let Some(fleet) = &self.0.fleet
-        {
-            fleet.admit(call, known).await?;
-        }
-        Ok(permit)
+        let counting = match &self.0.fleet {
+            Some(fleet) if call.pays => fleet.admit(call, known)?,
+            _ => None,
+        };
+        Ok((permit, counting))
     }
 
     /// As [`Limits::admit`], by what this process has counted alone. Also says whether a broker has served the token before.
@@ -334,7 +263,7 @@ impl Limits {
         };
         match self.0.addresses.with(&Network::of(client), judge) {
             Some((false, _)) => Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER }),
-            Some((true, place)) => Ok(ConnectionPermit { limits: Some(self.0.clone()), place }),
+            Some((true, place)) => Ok(ConnectionPermit::new(&self.0, place)),
             None => Ok(ConnectionPermit::default()),
         }
     }
@@ -422,10 +351,10 @@ impl Inner {
         if pays != Pays::Yes {
             return;
         }
-        if let (Some(place), Some(bucket)) = (permit.places.get(TOKEN), numbers.token.rate) {
+        if let (Some(place), Some(bucket)) = (permit.place(TOKEN), numbers.token.rate) {
             self.tokens.at(place, |token| bucket.give_back(&mut token.full_at));
         }
-        if let (Some(place), Some(bucket)) = (permit.places.get(ADDRESS), numbers.ip.rate) {
+        if let (Some(place), Some(bucket)) = (permit.place(ADDRESS), numbers.ip.rate) {
             self.addresses.at(place, |address| bucket.give_back(&mut address.full_at));
         }
     }

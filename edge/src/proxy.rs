@@ -113,7 +113,7 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
-        let Admission { token, verdict } = admit::admit(
+        let Admission { token, mut verdict, counting } = admit::admit(
             &self.0.upstreams,
             &self.0.limits,
             Connection::of(session.digest()),
@@ -121,9 +121,11 @@ impl ProxyHttp for EdgeProxy {
             head.version,
             &head.headers,
             head.uri.query(),
-        )
-        .await;
+        );
         request.token = token;
+        if let Some(counting) = counting {
+            verdict = counting.await.and(verdict);
+        }
         // What follows an upgrade is no body.
         if decision.upgrade == Upgrade::None {
             request.body.1 = self.0.limits.body_bytes(decision.route, decision.purpose);

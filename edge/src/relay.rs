@@ -30,7 +30,7 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
     let (head, body) = request.into_parts();
     // A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
     let method: String = head.uri.path().chars().take(128).collect();
-    let Admission { token, verdict } = admit::admit(
+    let Admission { token, mut verdict, counting } = admit::admit(
         &shared.upstreams,
         &shared.limits,
         Some(&connection),
@@ -38,8 +38,10 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         head.version,
         &head.headers,
         None,
-    )
-    .await;
+    );
+    if let Some(counting) = counting {
+        verdict = counting.await.and(verdict);
+    }
     let mut exchange = Exchange::new(body, respond, shared.streams.open(), decision.purpose);
     let mut upstream = None;
     let ended = match verdict {

@@ -4,7 +4,7 @@
 //! where. What goes to Redis are hashes; a token nobody knows makes no key.
 
 use super::records::Network;
-use super::{Call, Limit};
+use super::{Call, Counting, Limit};
 use crate::config::limits::{Each, Limits as Config, Scope};
 use crate::reply::Reason;
 use postern_redis::lease::{Denied, Leases, LimitPolicy, Name, RedisLost, Room};
@@ -27,11 +27,11 @@ pub(super) struct Fleet {
     agent: Counted,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Counted {
     leases: Arc<Leases>,
     /// `scope: fleet`.
-    on: AtomicBool,
+    on: Arc<AtomicBool>,
     limit: Limit,
 }
 
@@ -45,7 +45,7 @@ impl Fleet {
             // In force are the numbers of `set`, which follows.
             let policy = LimitPolicy { per_minute: u32::MAX, redis_lost: RedisLost::Local };
             let leases = Leases::new(redis.clone(), space, whose, policy, ROOM);
-            Counted { leases, on: AtomicBool::new(false), limit }
+            Counted { leases, on: Arc::default(), limit }
         };
         let fleet = Self {
             token: counted("token", "tokens'", Limit::TokenRate),
@@ -71,26 +71,31 @@ impl Fleet {
         }
     }
 
-    /// Counts a stream. `known`: a broker has served this token before.
-    pub(super) async fn admit(&self, call: &Call, known: bool) -> Result<(), Reason> {
-        if known
-            && let Some(token) = &call.token
-            && self.token.is_on()
-        {
-            self.token.admit(token_name(token)).await?;
+    /// Counts a stream. `known`: a broker has served this token before. What it returns is to be awaited before the stream
+    /// goes on; mostly there is nothing to wait for.
+    pub(super) fn admit(&self, call: &Call, known: bool) -> Result<Option<Counting>, Reason> {
+        let token = call.token.filter(|_| known && self.token.is_on());
+        let ip = call.client.filter(|_| self.ip.is_on());
+        let agent = call.agent.filter(|_| known && self.agent.is_on());
+        let names = [
+            token.map(|token| (&self.token, token_name(&token))),
+            ip.map(|ip| (&self.ip, hashed(Network::of(ip).as_bytes()))),
+            agent.map(|agent| (&self.agent, hashed(&agent.to_be_bytes()))),
+        ];
+        let mut counting: Option<Counting> = None;
+        for (counted, name) in names.into_iter().flatten() {
+            if counted.admit_now(name)? {
+                continue;
+            }
+            let (before, counted) = (counting.take(), counted.clone());
+            counting = Some(Box::pin(async move {
+                if let Some(before) = before {
+                    before.await?;
+                }
+                counted.admit(name).await
+            }));
         }
-        if let Some(ip) = call.client
-            && self.ip.is_on()
-        {
-            self.ip.admit(hashed(Network::of(ip).as_bytes())).await?;
-        }
-        if known
-            && let Some(agent) = call.agent
-            && self.agent.is_on()
-        {
-            self.agent.admit(hashed(&agent.to_be_bytes())).await?;
-        }
-        Ok(())
+        Ok(counting)
     }
 
     /// Counts the stream after all by which a broker came to know the token.
@@ -122,18 +127,25 @@ impl Counted {
         self.on.load(Ordering::Relaxed)
     }
 
+    /// `false`: Redis decides.
+    fn admit_now(&self, name: Name) -> Result<bool, Reason> {
+        match self.leases.admit_now(name) {
+            Some(admitted) => admitted.map(|()| true).map_err(|denied| self.reason(denied)),
+            None => Ok(false),
+        }
+    }
+
     async fn admit(&self, name: Name) -> Result<(), Reason> {
-        let admitted = match self.leases.admit_now(name) {
-            Some(admitted) => admitted,
-            // Rare, and would otherwise make the future of every stream larger.
-            None => Box::pin(self.leases.admit(name)).await,
-        };
-        admitted.map_err(|denied| match denied {
+        self.leases.admit(name).await.map_err(|denied| self.reason(denied))
+    }
+
+    fn reason(&self, denied: Denied) -> Reason {
+        match denied {
             Denied::Exhausted => {
                 Reason::TooMany { limit: self.limit, retry_after: self.leases.left_of_minute() }
             }
             Denied::Away => Reason::RedisAway { retry_after: SOON },
-        })
+        }
     }
 }
 

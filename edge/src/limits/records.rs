@@ -152,7 +152,7 @@ mod tests {
         let of = |number| NonZeroU32::new(number).unwrap();
         let bucket = Bucket::new(Rate { per_minute: of(60), burst: of(10) });
         let (mut address, mut now) = (Address::default(), 0);
-        let mut blocked = |address: &mut Address, now: u64| loop {
+        let blocked = |address: &mut Address, now: u64| loop {
             if let Some(until) = address.failed(bucket, now) {
                 return (until - now) / SECOND;
             }
