@@ -18,7 +18,8 @@ pub(super) struct Bucket {
 impl Bucket {
     pub(super) fn new(rate: Rate) -> Self {
         let cost = MINUTE / u64::from(rate.per_minute.get());
-        Self { cost, burst: cost * u64::from(rate.burst.get()) }
+        // More than a century is as good as for ever, and leaves room for sums.
+        Self { cost, burst: cost.saturating_mul(rate.burst.get().into()).min(u64::MAX / 4) }
     }
 
     /// Takes one request out of the bucket that is full at `full_at`, or says after how long there will be one. A refused
@@ -126,7 +127,7 @@ mod tests {
 
     #[test]
     fn over_ten_minutes_the_rate_is_exact() {
-        for (per_minute, burst) in [(40_000, 100), (60, 1), (1, 7), (599_999, 3)] {
+        for (per_minute, burst) in [(40_000, 100), (60, 1), (1, 7), (239_999, 3)] {
             let (bucket, mut full_at) = (bucket(per_minute, burst), 0);
             // Four times in a millisecond, so that no rate is bounded by the one who asks.
             let passed =
@@ -134,6 +135,12 @@ mod tests {
             let exact = u64::from(per_minute) * 10 + u64::from(burst);
             assert!((exact - 2..=exact + 1).contains(&passed), "{per_minute} {burst}: {passed}");
         }
+    }
+
+    #[test]
+    fn a_burst_without_end_is_one() {
+        let (bucket, mut full_at) = (bucket(1, u32::MAX), 0);
+        assert!((0..100_000).all(|_| bucket.take(&mut full_at, 0).is_ok()));
     }
 
     #[test]

@@ -48,10 +48,11 @@ impl Record for Token {
         self.streams > 0
     }
 
-    /// A flood of tokens that nobody knows pushes out its own kind.
+    /// A flood of tokens that nobody knows pushes out its own kind. That they failed makes them no better: a token that is
+    /// over its limit must not be forgotten for them.
     fn worth(&self) -> u64 {
         let good = if self.good { 1 << 63 } else { 0 };
-        good | self.full_at.max(self.failed_until)
+        good | self.full_at
     }
 }
 
