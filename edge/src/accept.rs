@@ -32,8 +32,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// kubectl sends tokens of several KiB and some proxies add cookies; nobody needs more.
-const HEAD_BYTES: usize = 64 * 1024;
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -216,7 +214,8 @@ impl Worker {
         let mut carried = None;
         let mut counted = None;
         loop {
-            let limits = Limits { head: HEAD_BYTES, deadline: self.timeouts.head };
+            let limits =
+                Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
             match sniff(&mut socket, limits).await {
                 Ok(Opening::Http2 { read }) => {
                     return Some(Open {

@@ -127,7 +127,7 @@ impl Config {
         let mut found = Problems(Vec::new());
         let listen = listen::meant(file.listen, base, &mut found);
         let (agents, kubernetes_api) = file.upstreams.meant(base, &mut found);
-        let limits = file.limits.meant(&mut found);
+        let limits = file.limits.meant(base, &mut found);
         let timeouts = file.timeouts.meant(&mut found);
         let drain = file.drain.meant(&mut found);
         let websocket_ping = file.websocket.meant(&mut found);
@@ -223,8 +223,10 @@ mod tests {
     #[test]
     fn a_small_file_gets_the_documented_defaults() {
         let config = parse(SMALL).unwrap();
-        assert_eq!(config.limits.per_minute.get(), 40_000);
-        assert_eq!(config.limits.burst.get(), 40_000);
+        let rate = config.limits.per_token.rate.unwrap();
+        assert_eq!((rate.per_minute.get(), rate.burst.get()), (40_000, 40_000));
+        assert_eq!((config.limits.per_ip.rate, config.limits.per_agent.rate), (None, None));
+        assert_eq!((config.limits.header_bytes, config.limits.body_bytes), (64 * 1024, 0));
         assert_eq!(config.websocket_ping, Some(Duration::from_secs(30)));
         assert_eq!(config.drain, Drain { pre: Duration::ZERO, grace: Duration::from_secs(60) });
         assert_eq!(config.admin, "127.0.0.1:8181".parse().unwrap());
@@ -260,7 +262,7 @@ upstreams: {agents: {addresses: ['kas:8150']}}";
         let text = "
 listen: [{address: localhost}, {address: '127.0.0.1:1', tls: {certificates: []}}, {address: '127.0.0.1:1'}]
 upstreams: {agents: {addresses: ['http://kas:8150']}}
-limits: {burst: 0}
+limits: {burst: 0, header_bytes: 1, per_ip: {burst: 0, scope: fleet}, redis: {address: 'redis://u:p@r:1', tls: {key_file: k}}}
 timeouts: {head: 0s}
 drain: {grace: soon}
 admin: {listen: nowhere}
@@ -274,12 +276,49 @@ workers: 0";
                 "listen[2].address",
                 "upstreams.agents.addresses[0]",
                 "limits.burst",
+                "limits.per_ip.burst",
+                "limits.per_ip.scope",
+                "limits.header_bytes",
+                "limits.redis.address",
+                "limits.redis.tls",
                 "timeouts.head",
                 "drain.grace",
                 "admin.listen",
                 "workers",
             ]
         );
+    }
+
+    #[test]
+    fn a_limit_of_the_fleet_names_its_redis() {
+        use postern_redis::Servers;
+        let limits = |redis: &str| {
+            parse(&format!("{SMALL}limits: {{per_token: {{scope: fleet}}, redis_lost: deny{redis}}}"))
+                .map(|config| config.limits)
+                .map_err(|problems| problems.into_iter().map(|problem| problem.at).collect::<Vec<_>>())
+        };
+        let servers = |redis: &str| limits(redis).unwrap().redis.unwrap().servers;
+        assert_eq!(servers(", redis: {address: 'r:6379'}"), Servers::Tcp("r:6379".to_owned()));
+        assert_eq!(servers(", redis: {address: 'unix:r.sock'}"), Servers::Unix("/etc/postern/r.sock".into()));
+        let cluster = Servers::Cluster(vec!["a:1".to_owned()]);
+        assert_eq!(servers(", redis: {cluster: {addresses: ['a:1']}}"), cluster);
+        let sentinel =
+            ", redis: {sentinel: {master_name: m, addresses: ['a:1'], password_file: s}, password_file: p}";
+        let redis = limits(sentinel).unwrap().redis.unwrap();
+        assert_eq!(redis.password_file.as_deref(), Some(Path::new("/etc/postern/p")));
+        assert!(
+            matches!(redis.servers, Servers::Sentinel { password_file: Some(file), .. } if file == Path::new("/etc/postern/s"))
+        );
+        for (redis, at) in [
+            ("", "limits.per_token.scope"),
+            (", redis: {}", "limits.redis"),
+            (", redis: {address: 'r:1', cluster: {addresses: ['a:1']}}", "limits.redis"),
+            (", redis: {cluster: {addresses: []}}", "limits.redis.cluster.addresses"),
+            (", redis: {cluster: {addresses: ['a']}}", "limits.redis.cluster.addresses[0]"),
+            (", redis: {cluster: {addresses: ['a:1']}, database: 1}", "limits.redis.database"),
+        ] {
+            assert_eq!(limits(redis), Err(vec![at.to_owned()]), "{redis}");
+        }
     }
 
     #[test]

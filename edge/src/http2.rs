@@ -19,7 +19,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Streams that one connection may have open: an agent's pool grows to hundreds.
 const STREAMS: u32 = 1000;
-const HEADER_LIST: u32 = 64 * 1024;
 /// What h2 allows for DATA frames below 256 bytes that nobody has read yet. Its default ends the connection of an
 /// agent that sends a few thousand small messages in one go.
 const SMALL_FRAMES: usize = 64 * 1024 * 1024;
@@ -41,7 +40,8 @@ pub async fn serve<S>(worker: Arc<Worker>, io: S, connection: Arc<Connection>, s
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut server = match handshake(io, worker.timeouts.handshake).await {
+    let mut server = match handshake(io, worker.timeouts.handshake, worker.shared.limits.header_bytes()).await
+    {
         Ok(server) => server,
         Err(error) => {
             tracing::debug!(client = %connection.client, error, "closed during the HTTP/2 handshake");
@@ -110,13 +110,17 @@ where
     }
 }
 
-async fn handshake<S>(io: S, limit: Duration) -> Result<h2::server::Connection<S, bytes::Bytes>, String>
+async fn handshake<S>(
+    io: S,
+    limit: Duration,
+    header_bytes: u32,
+) -> Result<h2::server::Connection<S, bytes::Bytes>, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let handshake = Builder::new()
         .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(header_bytes)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)

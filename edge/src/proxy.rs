@@ -16,6 +16,7 @@ use crate::silence;
 use crate::transport::Connection;
 use crate::upstream::{Load, Outcome, Upstreams};
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -26,9 +27,13 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use postern_wire::metadata::LEAVING;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// The body is larger than it may be.
+const TOO_LARGE: ErrorType = ErrorType::HTTPStatus(413);
 
 /// What all requests of the process share.
 #[derive(Debug)]
@@ -61,6 +66,10 @@ pub struct Request {
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
+    /// A broker said that the token is none.
+    unauthorized: bool,
+    /// Bytes of the body so far, and how many there may be.
+    body: (u64, Option<NonZeroU64>),
     /// What its limits granted, until the request is over.
     permit: Option<Permit>,
     /// Counts the request as under way until its log line.
@@ -95,6 +104,8 @@ impl ProxyHttp for EdgeProxy {
             connection: -1,
             again: false,
             refused: None,
+            unauthorized: false,
+            body: (0, None),
             permit: None,
             _guard: self.0.streams.open(),
         }
@@ -118,15 +129,27 @@ impl ProxyHttp for EdgeProxy {
             reply::show(session, page).await?;
             return Ok(true);
         }
-        let Admission { token, verdict } = admit::admit(
+        let Admission { token, mut verdict, counting } = admit::admit(
             &self.0.upstreams,
             &self.0.limits,
             Connection::of(session.digest()),
             decision,
             head.version,
             &head.headers,
+            head.uri.query(),
         );
         request.token = token;
+        if let Some(counting) = counting {
+            verdict = counting.await.and(verdict);
+        }
+        // What follows an upgrade is no body.
+        if decision.upgrade == Upgrade::None {
+            request.body.1 = self.0.limits.body_bytes(decision.route, decision.purpose);
+        }
+        let verdict = verdict.and_then(|permit| match too_large(head, request.body.1) {
+            Some(reason) => Err(reason),
+            None => Ok(permit),
+        });
         match verdict {
             Ok(permit) => {
                 request.permit = Some(permit);
@@ -138,6 +161,21 @@ impl ProxyHttp for EdgeProxy {
                 request.refused = Some(reason);
                 Ok(true)
             }
+        }
+    }
+
+    /// Bodies whose length nobody announced.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.body.0 += body.as_ref().map_or(0, |body| body.len() as u64);
+        match request.body.1 {
+            Some(most) if request.body.0 > most.get() => Err(Error::new_down(TOO_LARGE)),
+            _ => Ok(()),
         }
     }
 
@@ -242,6 +280,7 @@ impl ProxyHttp for EdgeProxy {
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);
         }
+        request.unauthorized = response.status == 401 && response.headers.contains_key(reply::UNAUTHORIZED);
         if response.remove_header(LEAVING).is_some()
             && let Some(load) = &request.load
         {
@@ -347,12 +386,24 @@ impl ProxyHttp for EdgeProxy {
             refused,
             error: error.map(what),
         };
+        if let (None, None, Some(client), Some(_)) = (refused, error, request.client, request.upstream) {
+            // A cluster's own 401 says nothing about the token.
+            let told = if status == 401 && !request.unauthorized { 0 } else { status };
+            self.0.limits.finished(client.ip(), request.token, told, None);
+        }
         access_log::write(&line, false);
         self.0.metrics.request(route, status, None);
         if let Some(refused) = refused {
             self.0.metrics.refusal(refused);
         }
     }
+}
+
+/// A body that is announced as larger than it may be.
+fn too_large(head: &RequestHeader, most: Option<NonZeroU64>) -> Option<Reason> {
+    let most = most?.get();
+    let length = head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
+    (length > most).then_some(Reason::TooLarge { most })
 }
 
 /// What to tell the caller; `None` when the caller is gone.
@@ -376,6 +427,7 @@ fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Rea
         ErrorSource::Downstream => match error.etype() {
             // A body in chunks that are none, which pingora names only so.
             ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk") => Some(Reason::Malformed),
+            kind if *kind == TOO_LARGE => Some(Reason::TooLarge { most: request.body.1?.get() }),
             _ => None,
         },
         ErrorSource::Internal | ErrorSource::Unset => Some(Reason::Internal),
@@ -422,6 +474,7 @@ fn what(error: &Error) -> &'static str {
         ErrorType::H2Downgrade => "HTTP/2 refused",
         ErrorType::InvalidHTTPHeader => "invalid head",
         ErrorType::Custom("InvalidChunk") => "invalid chunk",
+        ErrorType::HTTPStatus(413) => "body too large",
         _ => "failed",
     }
 }

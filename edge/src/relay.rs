@@ -32,14 +32,18 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
     let client = connection.origin(&head.headers).client;
     // A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
     let method: String = head.uri.path().chars().take(128).collect();
-    let Admission { token, verdict } = admit::admit(
+    let Admission { token, mut verdict, counting } = admit::admit(
         &shared.upstreams,
         &shared.limits,
         Some(&connection),
         decision,
         head.version,
         &head.headers,
+        None,
     );
+    if let Some(counting) = counting {
+        verdict = counting.await.and(verdict);
+    }
     let mut exchange = Exchange::new(body, respond, shared.streams.open(), decision.purpose);
     let mut upstream = None;
     let ended = match verdict {
@@ -88,6 +92,9 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         refused,
         error,
     };
+    if upstream.is_some() && refused.is_none() {
+        shared.limits.finished(client.ip(), token, exchange.status, exchange.grpc_status);
+    }
     // Idle tunnels come and go by the thousand.
     access_log::write(&line, exchange.guard.is_parked() && fault == Fault::None);
     shared.metrics.request(Route::Agents, exchange.status, exchange.grpc_status);
@@ -185,7 +192,7 @@ fn outward(head: request::Parts, connection: &Connection) -> Request<()> {
 
 /// Ends the stream with a status of ours, whether or not its response has begun.
 fn refuse(exchange: &mut Exchange, reason: &Reason) {
-    let status = reply::grpc_status(reason.code(), &reason.message(Route::Agents));
+    let status = reply::trailers(reason);
     exchange.note_grpc_status(&status);
     if let Err(error) = exchange.end_with(status) {
         tracing::debug!(%error, "the answer to a failed request was not read");

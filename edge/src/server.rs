@@ -48,7 +48,7 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         .with_context(|| format!("admin.listen {}", config.admin))?;
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
-        limits: Limits::new(&config.limits, Instant::now()),
+        limits: Limits::new(&config.limits, Instant::now()).context("limits.redis")?,
         metrics: Metrics::default(),
         streams: Streams::new(),
     });
@@ -110,6 +110,10 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
         tokio::spawn({
             let shared = shared.clone();
             async move { shared.upstreams.look_after().await }
+        });
+        tokio::spawn({
+            let limits = shared.limits.clone();
+            async move { limits.connect().await }
         });
         let files: Vec<_> = ports.into_iter().filter_map(|port| port.file).collect();
         let signal = signals.next().await;

@@ -15,6 +15,8 @@ mod upstreams;
 mod brokers;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
 mod life;
+/// Limits: each in both languages with its hints, tokens that nobody knows, several edges with one Redis.
+mod limits;
 /// Listeners: who may come, on whose behalf, and what their connections begin with.
 mod listeners;
 /// Refusals: tokens, limits, bad input, brokers that are gone.

@@ -1,32 +1,20 @@
-//! What this broker knows about tokens in the current minute, and no longer: how often those were presented that nobody
+//! What this process knows about tokens in the current minute, and no longer: how often those were presented that nobody
 //! has found good yet, and the shares of those that are. Both parts are bounded, each for itself, so that strangers push
 //! nobody out. It asks nobody.
 
-use super::share::Share;
-use postern_wire::token::TokenKey;
+use super::{Id, share::Share};
 use std::collections::HashMap;
 
-/// Good tokens that are counted here. Beyond these, calls are counted one by one in Redis, so that nobody has a fresh
-/// advance for having been forgotten.
-const SHARES: usize = 65_536;
-/// Tokens with calls under way, or that were not found good.
-const STRANGERS: usize = 16_384;
 /// A clock that is set back by less than this goes on with the minute it was in.
 const SET_BACK: u64 = 3;
 
 pub(super) struct Table {
     /// Since 1970.
     minute: u64,
-    shares: HashMap<TokenKey, Share>,
+    shares: HashMap<Id, Share>,
     /// Calls that began and were not authenticated, or are not yet.
-    strangers: HashMap<TokenKey, u32>,
+    strangers: HashMap<Id, u32>,
     room: (usize, usize),
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self::with_room(SHARES, STRANGERS)
-    }
 }
 
 impl Table {
@@ -51,7 +39,7 @@ impl Table {
     }
 
     /// A call begins with this token, good or not. `false`: one too many. `alone`: only this broker counts right now.
-    pub(super) fn begin(&mut self, key: &TokenKey, per_minute: u32, alone: bool) -> bool {
+    pub(super) fn begin(&mut self, key: &Id, per_minute: u32, alone: bool) -> bool {
         if self.shares.get(key).is_some_and(|share| share.is_used_up(per_minute, alone)) {
             return false;
         }
@@ -70,7 +58,7 @@ impl Table {
     }
 
     /// The token of a call that began was found good.
-    pub(super) fn proven(&mut self, key: &TokenKey) {
+    pub(super) fn proven(&mut self, key: &Id) {
         if let Some(calls) = self.strangers.get_mut(key) {
             *calls -= 1;
             if *calls == 0 {
@@ -80,7 +68,7 @@ impl Table {
     }
 
     /// Of a good token; `None`: there is no room.
-    pub(super) fn share(&mut self, key: &TokenKey) -> Option<&mut Share> {
+    pub(super) fn share(&mut self, key: &Id) -> Option<&mut Share> {
         if self.shares.len() >= self.room.0 && !self.shares.contains_key(key) {
             return None;
         }
@@ -88,7 +76,7 @@ impl Table {
     }
 
     /// Where it is still that minute.
-    pub(super) fn share_of(&mut self, minute: u64, key: &TokenKey) -> Option<&mut Share> {
+    pub(super) fn share_of(&mut self, minute: u64, key: &Id) -> Option<&mut Share> {
         if self.minute == minute { self.shares.get_mut(key) } else { None }
     }
 
@@ -101,7 +89,6 @@ impl Table {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize) {
         (self.shares.len(), self.strangers.len())
     }
@@ -111,13 +98,15 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn key(n: u32) -> TokenKey {
-        TokenKey::of(&n.to_le_bytes())
+    fn key(n: u32) -> Id {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        key
     }
 
     #[test]
     fn a_stranger_begins_as_many_calls_as_the_limit_says_and_again_in_the_next_minute() {
-        let mut table = Table::default();
+        let mut table = Table::with_room(100, 100);
         table.turn(100);
         let begun = |table: &mut Table| (0..10).filter(|_| table.begin(&key(1), 5, false)).count();
         assert_eq!([begun(&mut table), begun(&mut table)], [5, 0]);
@@ -131,7 +120,7 @@ mod tests {
 
     #[test]
     fn good_calls_do_not_count_as_a_strangers() {
-        let mut table = Table::default();
+        let mut table = Table::with_room(100, 100);
         for _ in 0..100 {
             assert!(table.begin(&key(1), 2, false));
             table.proven(&key(1));

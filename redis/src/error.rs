@@ -2,7 +2,21 @@
 //! any of them, nor an address that may hold one.
 
 use postern_certs::CertError;
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Write, io, path::PathBuf, sync::Arc, time::Duration};
+
+/// The message of an error and of everything that caused it, in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            let _ = write!(line, ": {text}");
+        }
+        source = cause.source();
+    }
+    line
+}
 
 /// Why Redis cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]

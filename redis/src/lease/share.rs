@@ -1,5 +1,5 @@
-//! One token's minute at this broker: which of its calls are covered by what Redis has granted, and what Redis must yet
-//! be told. It computes; asking is `agent_limit.rs`' business. Its bounds are those of docs/limits.md.
+//! One token's minute in this process, say a broker: which of its calls are covered by what Redis has granted, and what
+//! Redis must yet be told. It computes; asking is `lease.rs`' business. Its bounds are those of docs/limits.md.
 
 use tokio_util::sync::CancellationToken;
 

@@ -1,7 +1,9 @@
-//! The broker's Redis: one connection for commands that all share, opened with the first command and kept up from then
-//! on; more under load. Before it: the limiter, the tracker, events for browsers. After it: a Redis server, plain, over
-//! TLS, over a Unix socket, found through sentinels, or a cluster. A command never waits longer than the time-outs say; while Redis
-//! is away it fails at once.
+//! A Redis: one connection for commands that all share, opened with the first command and kept up from then on; more
+//! under load. Before it: limits of the fleet ([`lease`]), the broker's tracker, events for browsers. After it: a Redis
+//! server, plain, over TLS, over a Unix socket, found through sentinels, or a cluster. A command never waits longer than the
+//! time-outs say; while Redis is away it fails at once. It reads no configuration file and knows nothing of agents.
+
+pub mod lease;
 
 mod backoff;
 mod call;
@@ -16,7 +18,7 @@ mod subscription;
 mod tests;
 
 pub use self::error::RedisError;
-pub(crate) use self::subscription::{Heard, Subscription};
+pub use self::subscription::{Heard, Subscription};
 
 use self::{call::Call, cluster::Cluster, dial::Dialler, pool::Pool, subscription::Listener};
 use ::redis::{Cmd, FromRedisValue, Pipeline};
@@ -152,7 +154,7 @@ impl Redis {
     }
 
     /// Whether commands are answered right now, as far as is known without asking: not before the first one.
-    pub(crate) fn is_up(&self) -> bool {
+    pub fn is_up(&self) -> bool {
         match &self.route {
             Route::One(pool) => pool.is_up(),
             Route::Cluster(cluster) => cluster.is_up(),
@@ -161,12 +163,12 @@ impl Redis {
 
     /// Counts up whenever a connection for commands was opened, or opened again: what Redis held may be gone, after a
     /// restart or a fail-over. Those that are opened only because the others are busy do not count.
-    pub(crate) fn openings(&self) -> watch::Receiver<u64> {
+    pub fn openings(&self) -> watch::Receiver<u64> {
         self.openings.subscribe()
     }
 
     /// A connection of its own that listens to channels; opened again by itself. It lives as long as the value.
-    pub(crate) fn subscribe(self: &Arc<Self>, channels: Vec<Vec<u8>>) -> Subscription {
+    pub fn subscribe(self: &Arc<Self>, channels: Vec<Vec<u8>>) -> Subscription {
         let nodes = match &self.route {
             Route::One(_) => None,
             Route::Cluster(cluster) => Some(cluster.nodes()),
@@ -176,18 +178,18 @@ impl Redis {
     }
 
     /// One command and its answer.
-    pub(crate) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+    pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         self.call(self.dialler.patience, self.answer, Call::Command(command)).await
     }
 
     /// Several commands in one round trip, or as one transaction where they are `atomic()`.
-    pub(crate) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
+    pub async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
         self.call(self.dialler.patience, self.answer, Call::Pipeline(pipeline)).await
     }
 
     /// The same for callers with less time: the connection that is being opened, and then the answer, may each take so
     /// long. A limit around this call would never let the connection be found broken.
-    pub(crate) async fn pipeline_in<T: FromRedisValue>(
+    pub async fn pipeline_in<T: FromRedisValue>(
         &self,
         limit: Duration,
         pipeline: &Pipeline,
@@ -198,11 +200,7 @@ impl Redis {
 
     /// Many keys in as few round trips as there are servers: each pipeline concerns one key. One result each, in their
     /// order; one that fails takes none of the others with it. `limit` as for [`Self::pipeline_in`].
-    pub(crate) async fn batch(
-        &self,
-        limit: Duration,
-        each: &[Pipeline],
-    ) -> Vec<Result<::redis::Value, RedisError>> {
+    pub async fn batch(&self, limit: Duration, each: &[Pipeline]) -> Vec<Result<::redis::Value, RedisError>> {
         let (dial, answer) = (self.dialler.patience.min(limit), self.answer.min(limit));
         let pool = match &self.route {
             Route::One(pool) => pool,

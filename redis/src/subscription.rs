@@ -24,14 +24,14 @@ const WAITING: usize = 4096;
 const PAYLOAD_MAX: usize = 4096;
 
 /// Ends with the value.
-pub(crate) struct Subscription {
+pub struct Subscription {
     heard: mpsc::Receiver<Heard>,
     _listener: AbortOnDropHandle<Option<()>>,
 }
 
 /// What a subscription has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub enum Heard {
     /// Subscribed, for the first time or again: anything may have been missed.
     Connected,
     /// Somebody published it.
@@ -53,7 +53,7 @@ impl Subscription {
     }
 
     /// What is next. It never ends, and a call that is dropped loses nothing.
-    pub(crate) async fn next(&mut self) -> Heard {
+    pub async fn next(&mut self) -> Heard {
         match self.heard.recv().await {
             Some(heard) => heard,
             // The runtime shuts down.

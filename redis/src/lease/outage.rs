@@ -20,6 +20,8 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Outage {
+    /// Whose calls are counted, for the log.
+    whose: &'static str,
     lost: watch::Sender<bool>,
     times: Mutex<Times>,
     /// Calls that were decided without Redis since the last warning or its return.
@@ -33,6 +35,10 @@ struct Times {
 }
 
 impl Outage {
+    pub(super) fn of(whose: &'static str) -> Self {
+        Self { whose, ..Self::default() }
+    }
+
     pub(super) fn is_lost(&self) -> bool {
         *self.lost.borrow()
     }
@@ -70,12 +76,13 @@ impl Outage {
         times.warned = Some(now);
         drop(times);
         let calls = self.uncounted.swap(0, Ordering::Relaxed);
-        let message = match then {
-            RedisLost::Local => "redis cannot count agents' calls; this broker counts alone",
-            RedisLost::Deny => "redis cannot count agents' calls; they are refused",
-            RedisLost::Allow => "redis cannot count agents' calls; they are admitted without a limit",
+        let then = match then {
+            RedisLost::Local => "each process counts alone",
+            RedisLost::Deny => "they are refused",
+            RedisLost::Allow => "they are admitted without a limit",
         };
-        tracing::warn!(calls, error, "{message}");
+        let whose = self.whose;
+        tracing::warn!(calls, error, "redis cannot count {whose} calls; {then}");
     }
 
     /// Redis counts.
@@ -83,7 +90,7 @@ impl Outage {
         if self.lost.send_if_modified(std::mem::take) {
             self.times().next_try = None;
             let calls = self.uncounted.swap(0, Ordering::Relaxed);
-            tracing::info!(calls, "redis counts agents' calls again");
+            tracing::info!(calls, "redis counts {} calls again", self.whose);
         }
     }
 
