@@ -7,7 +7,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("postern-wire", &[]),
     ("postern-certs", &[]),
     ("postern-policies", &[]),
-    ("postern-edge", &["postern-certs", "postern-wire"]),
+    ("postern-edge", &["postern-certs", "postern-policies", "postern-wire"]),
     ("postern-broker", &["postern-certs", "postern-wire"]),
     ("postern-agent", &["postern-certs", "postern-wire"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),

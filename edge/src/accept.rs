@@ -6,6 +6,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::life::{Farewell, Life, Terms};
 use crate::observability::metrics::{ConnectionGuard, Metrics};
 use crate::proxy::{Proxy, Shared};
 use crate::relay::pool::Pool;
@@ -19,6 +20,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
 use socket2::{SockRef, TcpKeepalive};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,7 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
+    pub life: Terms,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -136,6 +139,7 @@ impl Worker {
         let mut socket = Rewound::new(socket, BytesMut::new());
         let mut carried = None;
         let mut counted = None;
+        let mut life = None;
         loop {
             let limits = Limits { head: HEAD_BYTES, deadline: self.timeouts.head };
             match sniff(&mut socket, limits).await {
@@ -165,9 +169,10 @@ impl Worker {
                         }
                     };
                     let host = head.host().filter(|host| is_authority(host)).unwrap_or("postern").to_owned();
+                    let connection = Arc::new(Connection::new(client, tls, Some(host)));
                     return Some(Open {
-                        io: Box::new(tunnel),
-                        connection: Arc::new(Connection::new(client, tls, Some(host))),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        connection,
                         socket: facts,
                         _counted: self.metrics().connection("websocket", tls),
                         _room: room,
@@ -177,8 +182,11 @@ impl Worker {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     let connection = Connection::new(client, tls, None);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
-                    socket = self.http1(transport, &mut carried).await?;
-                    socket = self.next_request(socket).await?;
+                    // Idleness is the keepalive's business.
+                    let life =
+                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
+                    socket = self.http1(transport, &mut carried, life).await?;
+                    socket = self.next_request(socket, life).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -193,13 +201,15 @@ impl Worker {
         &self,
         transport: Transport<Rewound<Socket>>,
         carried: &mut Option<HttpPersistentSettings>,
+        life: &Life,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
         if let Some(settings) = carried.take() {
             settings.apply_to_session(&mut session);
         }
         // Last, because the settings carry the keepalive of the time before a drain.
-        session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
+        let stays = !*self.shutdown.borrow() && !life.is_leaving();
+        session.set_keepalive(stays.then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
         let reused = silence::unless_silent(&self.shared.upstreams, served).await??;
         let (stream, settings) = reused.consume();
@@ -208,13 +218,12 @@ impl Worker {
         Some(transport.into_inner())
     }
 
-    /// Waits for the first byte of another request; `None` when none comes in time, or the edge drains.
-    async fn next_request(&self, mut socket: Rewound<Socket>) -> Option<Rewound<Socket>> {
+    /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
+    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
-        let mut shutdown = self.shutdown.clone();
         tokio::select! {
             biased;
-            () = async { shutdown.wait_for(|shutting| *shutting).await.map(drop).unwrap_or(()) } => {
+            _ = poll_fn(|cx| life.poll(cx, false)) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;
@@ -269,10 +278,11 @@ fn is_authority(host: &str) -> bool {
 }
 
 fn tune(tcp: &TcpStream) {
+    // A host that vanished is found within 55 s.
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
+        .with_time(Duration::from_secs(25))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
     // No user timeout: it would also cut a client that is alive but reads nothing, as a suspended kubectl.
     let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
     if let Err(error) = tuned {

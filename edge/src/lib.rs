@@ -5,9 +5,12 @@
 //! agents, Rails or Kubernetes beyond the shape of an error reply.
 
 pub mod config;
+pub mod handover;
+pub mod policy;
 pub mod server;
 
 pub mod accept;
+pub mod life;
 pub mod tls;
 pub mod transport;
 pub mod websocket;

@@ -4,9 +4,10 @@
 //! with invented tokens, make it forget a token that is over its limit. A limit of the whole fleet will join here.
 
 use crate::config;
+use arc_swap::ArcSwap;
 use postern_wire::token::TokenKey;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Enough that two workers rarely want the same lock.
@@ -16,11 +17,16 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub struct Limits {
     shards: Vec<Mutex<Shard>>,
+    rate: ArcSwap<Rate>,
+    begin: Instant,
+}
+
+#[derive(Debug)]
+struct Rate {
     /// One request pays this much time...
     cost: Duration,
     /// ...and may be paid this far ahead.
     burst: Duration,
-    begin: Instant,
 }
 
 /// Held by a request that may go on.
@@ -53,13 +59,16 @@ impl Limits {
     /// Buckets that start full at `begin`.
     pub fn new(config: &config::Limits, begin: Instant) -> Self {
         let capacity = config.tracked_tokens.div_ceil(SHARDS);
-        let cost = Duration::from_secs(60) / config.per_minute.get();
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard { capacity, ..Shard::default() })).collect(),
-            cost,
-            burst: cost * config.burst.get(),
+            rate: ArcSwap::from_pointee(Rate::new(config)),
             begin,
         }
+    }
+
+    /// From the next request on other numbers hold. No bucket is refilled.
+    pub fn set(&self, config: &config::Limits) {
+        self.rate.store(Arc::new(Rate::new(config)));
     }
 
     /// Takes one request from the token's bucket, or says when there will be one. A refused request costs nothing.
@@ -69,8 +78,9 @@ impl Limits {
         // A poisoned shard is still consistent enough to count with.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = shard.full_at.get(token).copied().unwrap_or(now).max(now);
-        let next = full_at + self.cost;
-        match next.checked_sub(now + self.burst) {
+        let rate = self.rate.load();
+        let next = full_at + rate.cost;
+        match next.checked_sub(now + rate.burst) {
             Some(early) if !early.is_zero() => Err(Refusal { retry_after: early }),
             _ => {
                 shard.set(*token, next);
@@ -82,6 +92,13 @@ impl Limits {
     /// How many tokens are remembered.
     pub fn tracked(&self) -> usize {
         self.shards.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).full_at.len()).sum()
+    }
+}
+
+impl Rate {
+    fn new(config: &config::Limits) -> Self {
+        let cost = Duration::from_secs(60) / config.per_minute.get();
+        Self { cost, burst: cost * config.burst.get() }
     }
 }
 

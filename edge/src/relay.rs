@@ -38,7 +38,8 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
         head.version,
         &head.headers,
     );
-    let mut exchange = Exchange::new(body, respond, shared.streams.open(), decision.purpose);
+    let mut exchange =
+        Exchange::new(body, respond, shared.streams.open_on(&connection.seat), decision.purpose);
     let mut upstream = None;
     let ended = match verdict {
         Err(reason) => Ended::Refused(reason),

@@ -3,6 +3,7 @@
 //! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
 use crate::decide::Purpose;
+use crate::life::Seat;
 use async_trait::async_trait;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -36,11 +37,20 @@ pub struct Connection {
     counted: Mutex<Option<TokenKey>>,
     /// An agent is at the far end, which answers pings as long as it lives.
     agent: AtomicBool,
+    /// What its streams count in.
+    pub seat: Arc<Seat>,
 }
 
 impl Connection {
     pub fn new(client: SocketAddr, tls: bool, tunnelled_for: Option<String>) -> Self {
-        Self { client, tls, tunnelled_for, counted: Mutex::new(None), agent: AtomicBool::new(false) }
+        Self {
+            client,
+            tls,
+            tunnelled_for,
+            counted: Mutex::new(None),
+            agent: AtomicBool::new(false),
+            seat: Arc::default(),
+        }
     }
 
     /// Finds the facts again from inside an HTTP session.

@@ -45,7 +45,11 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn start(setup: Setup) -> Self {
-        let directory = TempDir::new().unwrap();
+        Self::start_in(TempDir::new().unwrap(), setup).await
+    }
+
+    /// The same, with what is in the directory already.
+    pub(crate) async fn start_in(directory: TempDir, setup: Setup) -> Self {
         let ca = Ca::new();
         ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
         let file = directory.path().join("edge.yaml");
@@ -60,14 +64,15 @@ impl Edge {
             ),
         )
         .unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_postern-edge"))
-            .arg("--config")
-            .arg(&file)
-            .env("POSTERN_LOG", "trace")
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postern-edge"));
+        command.arg("--config").arg(&file);
+        Self::launch(command, directory, ca).await
+    }
+
+    /// Starts a command that becomes the edge, and waits until it listens.
+    pub(crate) async fn launch(mut command: Command, directory: TempDir, ca: Ca) -> Self {
+        let mut child =
+            command.env("POSTERN_LOG", "trace").stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (count, lines) = watch::channel(0);
