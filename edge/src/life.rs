@@ -115,8 +115,16 @@ pub struct Life {
 
 #[derive(Debug)]
 enum Stage {
-    Staying { leave_at: Option<Instant> },
-    Leaving { why: Why, settled_at: Instant, cut_at: Instant },
+    Staying {
+        leave_at: Option<Instant>,
+    },
+    Leaving {
+        why: Why,
+        settled_at: Instant,
+        cut_at: Instant,
+        /// At the last look nobody waited for anything. What was answered just before it may still be on its way.
+        calm: bool,
+    },
     Gone,
 }
 
@@ -163,7 +171,7 @@ impl Life {
         } else if self.quiet.is_none() {
             self.quiet = Some(Instant::now());
         }
-        if let Some(sentence) = self.obey() {
+        if let Some(sentence) = self.obey(open) {
             return Poll::Ready(sentence);
         }
         while !matches!(self.stage, Stage::Gone) && self.timer.as_mut().poll(cx).is_ready() {
@@ -178,14 +186,14 @@ impl Life {
     }
 
     /// What the drain decided meanwhile.
-    fn obey(&mut self) -> Option<Sentence> {
+    fn obey(&mut self, open: bool) -> Option<Sentence> {
         match (self.entry.seat().verdict(), &self.stage) {
             (_, Stage::Gone) | (Verdict::Stay, _) => None,
             (Verdict::Cut, _) => {
                 self.stage = Stage::Gone;
                 Some(Sentence::Cut(Why::Drain))
             }
-            (Verdict::Leave, Stage::Staying { .. }) => Some(self.leave(Why::Drain, Instant::now())),
+            (Verdict::Leave, Stage::Staying { .. }) => Some(self.leave(Why::Drain, Instant::now(), open)),
             // Whoever leaves already knows.
             (Verdict::Leave, Stage::Leaving { .. }) => None,
         }
@@ -195,17 +203,16 @@ impl Life {
         match self.stage {
             Stage::Staying { leave_at } => {
                 if leave_at.is_some_and(|at| at <= now) {
-                    Some(self.leave(Why::Age, now))
+                    Some(self.leave(Why::Age, now, open))
                 } else if self.quiet.is_some_and(|since| since + self.idle <= now) {
-                    Some(self.leave(Why::Idle, now))
+                    Some(self.leave(Why::Idle, now, open))
                 } else {
                     None
                 }
             }
-            Stage::Leaving { why, settled_at, cut_at } => {
-                // A stream that is open and not yet, or no longer, counted has bytes on the way.
-                let waited_for = open && self.entry.seat().is_waited_for();
-                let over = cut_at <= now || (settled_at <= now && !waited_for);
+            Stage::Leaving { why, settled_at, cut_at, ref mut calm } => {
+                let was_calm = std::mem::replace(calm, !self.entry.is_waited_for(open));
+                let over = cut_at <= now || (settled_at <= now && was_calm && *calm);
                 over.then(|| {
                     self.stage = Stage::Gone;
                     Sentence::Cut(why)
@@ -215,11 +222,12 @@ impl Life {
         }
     }
 
-    fn leave(&mut self, why: Why, now: Instant) -> Sentence {
+    fn leave(&mut self, why: Why, now: Instant, open: bool) -> Sentence {
         // The drain ends by its own clock, the same for all.
         let cut_at = now + if why == Why::Drain { FAR } else { self.grace };
         self.entry.tell();
-        self.stage = Stage::Leaving { why, settled_at: now + why.settles(), cut_at };
+        let calm = !self.entry.is_waited_for(open);
+        self.stage = Stage::Leaving { why, settled_at: now + why.settles(), cut_at, calm };
         let next = self.next(now);
         self.timer.as_mut().reset(next);
         Sentence::Leave(why)
@@ -232,7 +240,7 @@ impl Life {
                 let idle = self.quiet.unwrap_or(now) + self.idle;
                 leave_at.map_or(idle, |at| at.min(idle))
             }
-            Stage::Leaving { why, settled_at, cut_at } => {
+            Stage::Leaving { why, settled_at, cut_at, .. } => {
                 let look = if settled_at > now { settled_at } else { now + why.settles() };
                 look.min(cut_at)
             }

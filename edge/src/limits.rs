@@ -77,8 +77,9 @@ impl Limits {
         let shard = &self.shards[token.as_bytes()[0] as usize % SHARDS];
         // A poisoned shard is still consistent enough to count with.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let full_at = shard.full_at.get(token).copied().unwrap_or(now).max(now);
         let rate = self.rate.load();
+        // Under numbers that were tighter before, an empty bucket took longer to fill than it may now.
+        let full_at = shard.full_at.get(token).copied().unwrap_or(now).clamp(now, now + rate.burst);
         let next = full_at + rate.cost;
         match next.checked_sub(now + rate.burst) {
             Some(early) if !early.is_zero() => Err(Refusal { retry_after: early }),
@@ -156,6 +157,23 @@ mod tests {
             .count();
         // 599.999 s at 40000 per minute, and the burst on top.
         assert!((400_098..=400_101).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn other_numbers_hold_at_once_and_refill_nothing() {
+        let (limits, begin) = limits(60, 60, 100);
+        let token = key("a");
+        (0..60).for_each(|_| assert!(limits.decide(&token, begin).is_ok()));
+        let more = |value| NonZeroU32::new(value).unwrap();
+        limits.set(&config::Limits {
+            per_minute: more(6000),
+            burst: more(100),
+            tracked_tokens: 100,
+            connections: 1,
+        });
+        let refusal = limits.decide(&token, begin).unwrap_err();
+        assert_eq!(refusal.retry_after, Duration::from_millis(10));
+        assert!(limits.decide(&token, begin + refusal.retry_after).is_ok());
     }
 
     #[test]

@@ -61,11 +61,6 @@ impl Seat {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// Of a connection that has streams: whether any of them is more than an idle tunnel.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0 || self.parked.load(Ordering::Relaxed) == 0
-    }
-
     pub(super) fn verdict(&self) -> Verdict {
         match self.verdict.load(Ordering::SeqCst) {
             0 => Verdict::Stay,
@@ -177,6 +172,13 @@ impl Roll {
 impl Entry {
     pub(super) fn seat(&self) -> &Seat {
         &self.seat
+    }
+
+    /// Whether any stream is more than an idle tunnel. `open`: whether there is a stream at all; one that is not yet, or
+    /// no longer, counted has bytes on the way.
+    pub(super) fn is_waited_for(&self, open: bool) -> bool {
+        let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        open && (count(&self.seat.busy) > 0 || count(&self.seat.parked) == 0)
     }
 
     /// The connection was told, by the drain or by its own clock.

@@ -64,7 +64,7 @@ async fn started(agents: &Agents, api: &KubernetesApi, more: &'static str) -> Ed
     Edge::start(Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more }).await
 }
 
-/// Waits until the edge closed, and returns what it had sent.
+/// Waits for the Close.
 async fn closed(read: &Mutex<Vec<u8>>) {
     let closed = async {
         while !read.lock().unwrap().ends_with(GOING_AWAY) {
