@@ -116,6 +116,7 @@ where
 }
 
 /// What happens to a connection.
+#[allow(clippy::large_enum_variant, reason = "it lives for a moment, on the stack")]
 enum Event {
     Accepted(Option<Result<(Request<RecvStream>, SendResponse<bytes::Bytes>), h2::Error>>),
     Sentence(Sentence),

@@ -137,7 +137,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
         }
     };
 
-    let ended = control.block_on(async {
+    control.block_on(async {
         let forever = CancellationToken::new();
         for port in &ports {
             if let Some(tls) = &port.tls {
@@ -212,8 +212,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             () = second(&mut signals, signalled, &shared.handle) => Ok(Ended::Interrupted(shared.streams.under_way())),
             ended = drained => Ok(ended),
         }
-    });
-    ended
+    })
 }
 
 /// Returns at the second signal. The first one asks for an end, also where a drain runs already: an orchestrator may

@@ -39,7 +39,7 @@ impl Giver {
             return Err(HandoverError::Taken { path: path.to_owned() });
         }
         // Made aside and moved, so that it is never there with other rights than it should have.
-        let aside = path.with_extension(format!("{}", std::process::id()));
+        let aside = path.with_extension(std::process::id().to_string());
         let _ = std::fs::remove_file(&aside);
         let listener = UnixListener::bind(&aside).map_err(failed("cannot be made"))?;
         let rights = std::fs::Permissions::from_mode(0o600);
