@@ -78,8 +78,13 @@ impl Limits {
         // A poisoned shard is still consistent enough to count with.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         let rate = self.rate.load();
-        // Under numbers that were tighter before, an empty bucket took longer to fill than it may now.
-        let full_at = shard.full_at.get(token).copied().unwrap_or(now).clamp(now, now + rate.burst);
+        let mut full_at = shard.full_at.get(token).copied().unwrap_or(now).max(now);
+        // Emptied under numbers that were tighter: it fills from now on as the present ones say.
+        let fullest = now + rate.burst;
+        if full_at > fullest {
+            full_at = fullest;
+            shard.set(*token, full_at);
+        }
         let next = full_at + rate.cost;
         match next.checked_sub(now + rate.burst) {
             Some(early) if !early.is_zero() => Err(Refusal { retry_after: early }),
