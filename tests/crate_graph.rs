@@ -8,7 +8,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("postern-certs", &[]),
     ("postern-policies", &[]),
     ("postern-redis", &["postern-certs"]),
-    ("postern-edge", &["postern-certs", "postern-redis", "postern-wire"]),
+    ("postern-edge", &["postern-certs", "postern-policies", "postern-redis", "postern-wire"]),
     ("postern-broker", &["postern-certs", "postern-redis", "postern-wire"]),
     ("postern-agent", &["postern-certs", "postern-wire"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),

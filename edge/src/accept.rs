@@ -7,6 +7,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::life::{Farewell, Life, Terms};
 use crate::limits::ConnectionPermit;
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
@@ -24,6 +25,7 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +47,7 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
+    pub life: Terms,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -213,6 +216,7 @@ impl Worker {
         let tls = far.tls;
         let mut carried = None;
         let mut counted = None;
+        let mut life = None;
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
@@ -250,9 +254,10 @@ impl Worker {
                             return None;
                         }
                     };
+                    let connection = Arc::new(connection);
                     return Some(Open {
-                        io: Box::new(tunnel),
-                        connection: Arc::new(connection),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        connection,
                         socket: facts,
                         _counted: self.metrics().connection("websocket", tls),
                         _room: room,
@@ -262,8 +267,11 @@ impl Worker {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     let connection = Connection::opened_by(&far, &head.headers, None);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
-                    socket = self.http1(transport, &mut carried).await?;
-                    socket = self.next_request(socket).await?;
+                    // Idleness is the keepalive's business.
+                    let life =
+                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
+                    socket = self.http1(transport, &mut carried, life).await?;
+                    socket = self.next_request(socket, life).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -294,13 +302,15 @@ impl Worker {
         &self,
         transport: Transport<Rewound<Socket>>,
         carried: &mut Option<HttpPersistentSettings>,
+        life: &Life,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
         if let Some(settings) = carried.take() {
             settings.apply_to_session(&mut session);
         }
         // Last, because the settings carry the keepalive of the time before a drain.
-        session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
+        let stays = !*self.shutdown.borrow() && !life.is_leaving();
+        session.set_keepalive(stays.then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
         let reused = silence::unless_silent(served).await??;
         let (stream, settings) = reused.consume();
@@ -309,13 +319,12 @@ impl Worker {
         Some(transport.into_inner())
     }
 
-    /// Waits for the first byte of another request; `None` when none comes in time, or the edge drains.
-    async fn next_request(&self, mut socket: Rewound<Socket>) -> Option<Rewound<Socket>> {
+    /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
+    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
-        let mut shutdown = self.shutdown.clone();
         tokio::select! {
             biased;
-            () = async { shutdown.wait_for(|shutting| *shutting).await.map(drop).unwrap_or(()) } => {
+            _ = poll_fn(|cx| life.poll(cx, false)) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;

@@ -6,6 +6,7 @@
 pub mod life;
 pub mod limits;
 pub mod listen;
+pub mod policies;
 pub mod telemetry;
 pub mod upstreams;
 
@@ -15,7 +16,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use life::{Drain, Timeouts};
+pub use life::{Connections, Drain, Timeouts};
 pub use limits::Limits;
 pub use listen::{Listen, Tls};
 pub use telemetry::Telemetry;
@@ -32,7 +33,12 @@ pub struct Config {
     pub kubernetes_api: Upstream,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub connections: Connections,
     pub drain: Drain,
+    /// Where a successor asks for the listening sockets.
+    pub handover: Option<PathBuf>,
+    /// Policies that override `limits`, re-read when they change.
+    pub policies: Option<PathBuf>,
     /// How often the edge pings a WebSocket that says nothing. `None`: never.
     pub websocket_ping: Option<Duration>,
     pub telemetry: Telemetry,
@@ -95,7 +101,13 @@ pub struct File {
     #[serde(default)]
     timeouts: life::FileTimeouts,
     #[serde(default)]
+    connections: life::FileConnections,
+    #[serde(default)]
     drain: life::FileDrain,
+    #[serde(default)]
+    handover: life::FileHandover,
+    #[serde(default)]
+    policies: policies::FilePolicies,
     #[serde(default)]
     websocket: life::FileWebSocket,
     #[serde(default)]
@@ -129,7 +141,10 @@ impl Config {
         let (agents, kubernetes_api) = file.upstreams.meant(base, &mut found);
         let limits = file.limits.meant(base, &mut found);
         let timeouts = file.timeouts.meant(&mut found);
+        let connections = file.connections.meant(&mut found);
         let drain = file.drain.meant(&mut found);
+        let handover = file.handover.meant(base, &mut found);
+        let policies = file.policies.meant(base);
         let websocket_ping = file.websocket.meant(&mut found);
         let telemetry = file.telemetry.meant(base, &mut found);
         let admin = found.socket("admin.listen", file.admin.listen.as_deref().unwrap_or(DEFAULT_ADMIN));
@@ -145,7 +160,10 @@ impl Config {
                 kubernetes_api,
                 limits,
                 timeouts,
+                connections,
                 drain,
+                handover,
+                policies,
                 websocket_ping,
                 telemetry,
                 admin,
@@ -228,7 +246,16 @@ mod tests {
         assert_eq!((config.limits.per_ip.rate, config.limits.per_agent.rate), (None, None));
         assert_eq!((config.limits.header_bytes, config.limits.body_bytes), (64 * 1024, 0));
         assert_eq!(config.websocket_ping, Some(Duration::from_secs(30)));
-        assert_eq!(config.drain, Drain { pre: Duration::ZERO, grace: Duration::from_secs(60) });
+        assert_eq!(
+            config.drain,
+            Drain { pre: Duration::ZERO, grace: Duration::from_secs(60), connections_per_second: 500 }
+        );
+        let hour = Duration::from_secs(3600);
+        assert_eq!(
+            config.connections,
+            Connections { max_age: Some(2 * hour), jitter_percent: 10, grace: hour }
+        );
+        assert_eq!((&config.handover, &config.policies), (&None, &None));
         assert_eq!(config.admin, "127.0.0.1:8181".parse().unwrap());
         assert!(config.kubernetes_api.is_empty());
         assert_eq!(config.agents, Upstream { source: config.agents.source.clone(), ..Upstream::default() });
@@ -241,6 +268,8 @@ mod tests {
         assert_eq!(example.limits, defaults.limits);
         assert_eq!(example.timeouts, defaults.timeouts);
         assert_eq!(example.drain, defaults.drain);
+        assert_eq!(example.connections, defaults.connections);
+        assert_eq!((example.handover, example.policies), (defaults.handover, defaults.policies));
         assert_eq!(
             (example.websocket_ping, example.admin, example.workers),
             (defaults.websocket_ping, defaults.admin, defaults.workers)
@@ -264,7 +293,9 @@ listen: [{address: localhost}, {address: '127.0.0.1:1', tls: {certificates: []}}
 upstreams: {agents: {addresses: ['http://kas:8150']}}
 limits: {burst: 0, header_bytes: 1, per_ip: {burst: 0, scope: fleet}, redis: {address: 'redis://u:p@r:1', tls: {key_file: k}}}
 timeouts: {head: 0s}
+connections: {max_age: 2d, max_age_jitter_percent: 101}
 drain: {grace: soon}
+handover: {socket: /xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}
 admin: {listen: nowhere}
 workers: 0";
         let at: Vec<String> = parse(text).unwrap_err().into_iter().map(|problem| problem.at).collect();
@@ -282,7 +313,10 @@ workers: 0";
                 "limits.redis.address",
                 "limits.redis.tls",
                 "timeouts.head",
+                "connections.max_age",
+                "connections.max_age_jitter_percent",
                 "drain.grace",
+                "handover.socket",
                 "admin.listen",
                 "workers",
             ]

@@ -5,17 +5,20 @@
 
 use crate::accept::Worker;
 use crate::decide::{self, Route};
+use crate::life::{Life, Sentence};
 use crate::transport::{Connection, SocketFacts};
 use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::{bridge, relay};
 use h2::server::{Builder, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// Streams that one connection may have open: an agent's pool grows to hundreds.
 const STREAMS: u32 = 1000;
@@ -23,9 +26,12 @@ const STREAMS: u32 = 1000;
 /// agent that sends a few thousand small messages in one go.
 const SMALL_FRAMES: usize = 64 * 1024 * 1024;
 pub(crate) const SEND_BUFFER: usize = 256 * 1024;
-/// Below the 60 s after which load balancers drop a silent connection. A WebSocket has a ping of its own beneath.
-const PING_EVERY: Duration = Duration::from_secs(45);
-const PONG_WITHIN: Duration = Duration::from_secs(20);
+/// Below the 60 s after which load balancers drop a silent connection, so that a peer that vanished is found in less
+/// than a minute. A WebSocket has a ping of its own beneath.
+const PING_EVERY: Duration = Duration::from_secs(40);
+const PONG_WITHIN: Duration = Duration::from_secs(15);
+/// How long GOAWAY and Close may take on their way to a client that is cut.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// One stream, as the HTTP/2 server hands it out.
 pub struct Stream {
@@ -35,7 +41,7 @@ pub struct Stream {
     pub socket: SocketFacts,
 }
 
-/// Serves until the connection closes. After the worker's shutdown it says GOAWAY and finishes what runs.
+/// Serves until the connection closes. When [`Life`] says so it sends GOAWAY, and finishes what runs.
 pub async fn serve<S>(worker: Arc<Worker>, io: S, connection: Arc<Connection>, socket: SocketFacts)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -50,64 +56,72 @@ where
     };
     let ping = server.ping_pong().expect("asked for once");
     let alive = keepalive(ping, PING_EVERY, PONG_WITHIN);
-    let mut shutdown = worker.shutdown.clone();
-    let idle = sleep(worker.timeouts.idle);
-    tokio::pin!(alive, idle);
+    let mut life = Life::new(&worker.life, connection.seat.clone());
+    tokio::pin!(alive);
     // h2 frees a stream's slot when the client resets it; what serves it may take longer to notice.
     let slots = Arc::new(Semaphore::new(STREAMS as usize));
-    let mut closing = false;
     let mut mute = false;
     loop {
-        tokio::select! {
-            accepted = server.accept() => match accepted {
-                Some(Ok((request, mut respond))) => {
-                    let Ok(slot) = slots.clone().try_acquire_owned() else {
-                        respond.send_reset(Reason::REFUSED_STREAM);
-                        continue;
-                    };
-                    let stream =
-                        Stream { request, respond, connection: connection.clone(), socket: socket.clone() };
-                    let served = part(worker.clone(), stream);
-                    tokio::spawn(async move {
-                        served.await;
-                        drop(slot);
-                    });
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(client = %connection.client, %error, "connection ended");
-                    return;
-                }
-                None => return,
-            },
-            () = wait(&mut shutdown), if !closing => {
-                closing = true;
-                server.graceful_shutdown();
-                idle.as_mut().reset(Instant::now() + PONG_WITHIN);
+        let event = poll_fn(|cx| {
+            if let Poll::Ready(sentence) = life.poll(cx, server.has_streams()) {
+                return Poll::Ready(Event::Sentence(sentence));
             }
-            () = &mut idle => {
-                if server.has_streams() {
-                    idle.as_mut().reset(Instant::now() + worker.timeouts.idle);
-                } else if closing {
-                    // It was told, and never said that it heard.
-                    tracing::debug!(client = %connection.client, "closed: idle, and no answer to GOAWAY");
-                    return;
-                } else {
-                    closing = true;
-                    server.graceful_shutdown();
-                    idle.as_mut().reset(Instant::now() + PONG_WITHIN);
-                }
+            if let Poll::Ready(accepted) = server.poll_accept(cx) {
+                return Poll::Ready(Event::Accepted(accepted));
             }
-            () = &mut alive, if !mute => {
-                if !connection.is_agent() {
-                    // A kubectl that was suspended answers nothing, and may go on later.
-                    mute = true;
+            if !mute && alive.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Silent);
+            }
+            // The last stream may have ended just now.
+            life.poll(cx, server.has_streams()).map(Event::Sentence)
+        });
+        match event.await {
+            Event::Accepted(Some(Ok((request, mut respond)))) => {
+                let Ok(slot) = slots.clone().try_acquire_owned() else {
+                    respond.send_reset(Reason::REFUSED_STREAM);
                     continue;
-                }
+                };
+                let stream =
+                    Stream { request, respond, connection: connection.clone(), socket: socket.clone() };
+                let served = part(worker.clone(), stream);
+                tokio::spawn(async move {
+                    served.await;
+                    drop(slot);
+                });
+            }
+            Event::Accepted(Some(Err(error))) => {
+                tracing::debug!(client = %connection.client, %error, "connection ended");
+                return;
+            }
+            Event::Accepted(None) => return,
+            Event::Sentence(Sentence::Leave(why)) => {
+                tracing::debug!(client = %connection.client, why = why.name(), "told to leave");
+                worker.shared.metrics.departure(why.name());
+                server.graceful_shutdown();
+            }
+            Event::Sentence(Sentence::Cut(why)) => {
+                tracing::debug!(client = %connection.client, why = why.name(), "closed");
+                server.abrupt_shutdown(Reason::NO_ERROR);
+                let _ = timeout(FAREWELL, poll_fn(|cx| server.poll_closed(cx))).await;
+                return;
+            }
+            Event::Silent if connection.is_agent() => {
                 tracing::debug!(client = %connection.client, "closed: no answer to an HTTP/2 ping");
                 return;
             }
+            // A kubectl that was suspended answers nothing, and may go on later.
+            Event::Silent => mute = true,
         }
     }
+}
+
+/// What happens to a connection.
+#[allow(clippy::large_enum_variant, reason = "it lives for a moment, on the stack")]
+enum Event {
+    Accepted(Option<Result<(Request<RecvStream>, SendResponse<bytes::Bytes>), h2::Error>>),
+    Sentence(Sentence),
+    /// It does not answer pings.
+    Silent,
 }
 
 async fn handshake<S>(
@@ -134,11 +148,6 @@ where
     }
 }
 
-async fn wait(shutdown: &mut tokio::sync::watch::Receiver<bool>) {
-    // A closed channel means that the process ends anyway.
-    let _ = shutdown.wait_for(|shutting| *shutting).await;
-}
-
 async fn part(worker: Arc<Worker>, stream: Stream) {
     let head = &stream.request;
     let decision = decide::decide(head.version(), head.uri().path(), head.headers());
@@ -147,7 +156,10 @@ async fn part(worker: Arc<Worker>, stream: Stream) {
             stream.connection.note_agent();
             relay::serve(&worker.shared, &worker.pool, decision, stream).await;
         }
-        Route::KubernetesApi => bridge::serve(&worker, stream).await,
+        Route::KubernetesApi => {
+            let _busy = stream.connection.seat.busy();
+            bridge::serve(&worker, stream).await;
+        }
     }
 }
 

@@ -5,9 +5,12 @@
 //! agents, Rails or Kubernetes beyond the shape of an error reply and the EndpointSlices that name brokers.
 
 pub mod config;
+pub mod handover;
+pub mod policy;
 pub mod server;
 
 pub mod accept;
+pub mod life;
 pub mod listen;
 pub mod tls;
 pub mod transport;

@@ -9,6 +9,7 @@ pub mod proxy_protocol;
 pub mod socket;
 
 use crate::config;
+use crate::handover::{Inherited, Offer};
 use crate::tls::Terminator;
 use anyhow::Context;
 use forwarded::Trust;
@@ -94,6 +95,8 @@ pub struct Port {
     pub bound: Bound,
     /// As it stands in the log, with the port that the system chose.
     pub name: String,
+    /// What a successor with the same configuration asks for.
+    asked_for: String,
     pub rules: Arc<Rules>,
     /// Of a Unix socket, to be dropped when the process ends.
     pub file: Option<SocketFile>,
@@ -153,19 +156,25 @@ impl Rules {
 }
 
 impl Port {
-    /// Reads the certificates and binds.
+    /// Reads the certificates and binds, unless the socket was inherited.
     ///
     /// # Errors
     /// About the start: a port that is taken, a file that cannot be read.
-    pub fn bind(listen: &config::Listen) -> anyhow::Result<Self> {
+    pub fn open(listen: &config::Listen, inherited: &mut Inherited) -> anyhow::Result<Self> {
         let context = || format!("listen {}", listen.place);
         let rules = Arc::new(Rules::load(listen).with_context(context)?);
-        let (bound, file) = Bound::bind(&listen.place).with_context(context)?;
+        let asked_for = listen.place.to_string();
+        let (bound, file) = Bound::open(&asked_for, &listen.place, inherited).with_context(context)?;
         let name = match bound.local_addr().with_context(context)? {
             Some(address) => address.to_string(),
-            None => listen.place.to_string(),
+            None => asked_for.clone(),
         };
-        Ok(Self { bound, name, rules, file })
+        Ok(Self { bound, name, asked_for, rules, file })
+    }
+
+    /// Offers a duplicate of the socket to a successor.
+    pub fn offer(&self, offer: &Offer) -> anyhow::Result<()> {
+        self.bound.offer(self.asked_for.clone(), offer).context("offer a listener to a successor")
     }
 }
 

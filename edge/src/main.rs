@@ -23,6 +23,9 @@ struct Flags {
     /// Reads and checks the configuration, says what is wrong with it, and exits.
     #[arg(long)]
     check: bool,
+    /// Takes the listening sockets over from the edge whose `handover.socket` this is; starts without where none runs.
+    #[arg(long, value_name = "SOCKET")]
+    upgrade_from: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry();
-    match server::run(config) {
+    match server::run(config, flags.upgrade_from.as_deref()) {
         Ok(Ended::Drained) => {
             tracing::info!("drained");
             ExitCode::SUCCESS

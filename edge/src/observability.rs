@@ -151,6 +151,14 @@ impl Collector for Now {
         gauge("postern_edge_streams_busy", "Open streams that somebody waits for", under_way.busy as i64)?;
         gauge("postern_edge_streams_parked", "Idle tunnels and subscriptions", under_way.parked as i64)?;
         gauge("postern_edge_tracked_tokens", "Tokens with a bucket", self.0.limits.tracked() as i64)?;
+        let policies = &self.0.policies;
+        gauge(
+            "postern_edge_policy_generation",
+            "Policy changes put in force; 1: the start",
+            policies.generation() as i64,
+        )?;
+        gauge("postern_edge_policy_age_seconds", "Since the last of them", policies.age().as_secs() as i64)?;
+        gauge("postern_edge_policy_problems", "Why the files are not in force", policies.problems() as i64)?;
         let up = self.0.upstreams.all().filter(|(_, broker)| broker.is_up()).count();
         gauge("postern_edge_upstreams_up", "Broker listeners that take connections", up as i64)?;
         gauge("postern_edge_upstreams", "Broker listeners configured", self.0.upstreams.all().count() as i64)

@@ -7,10 +7,11 @@
 use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
-use crate::drain::{StreamGuard, Streams};
+use crate::drain::{Handle, StreamGuard, Streams};
 use crate::limits::{Limits, Permit};
 use crate::listen::page;
 use crate::observability::metrics::Metrics;
+use crate::policy::Policies;
 use crate::reply::{self, Reason};
 use crate::silence;
 use crate::transport::Connection;
@@ -42,6 +43,9 @@ pub struct Shared {
     pub limits: Limits,
     pub metrics: Metrics,
     pub streams: Arc<Streams>,
+    pub policies: Arc<Policies>,
+    /// Starts the drain from within.
+    pub handle: Handle,
 }
 
 /// The phases.

@@ -44,7 +44,8 @@ pub async fn serve(shared: &Shared, pool: &Pool, decision: Decision, stream: Str
     if let Some(counting) = counting {
         verdict = counting.await.and(verdict);
     }
-    let mut exchange = Exchange::new(body, respond, shared.streams.open(), decision.purpose);
+    let mut exchange =
+        Exchange::new(body, respond, shared.streams.open_on(&connection.seat), decision.purpose);
     let mut upstream = None;
     let ended = match verdict {
         Err(reason) => Ended::Refused(reason),

@@ -3,6 +3,7 @@
 //! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
 use crate::decide::Purpose;
+use crate::life::Seat;
 use crate::listen::forwarded::{Origin, Trust};
 use crate::listen::socket::Raw;
 use crate::tls::TlsStream;
@@ -59,6 +60,8 @@ pub struct Connection {
     counted: Mutex<Option<TokenKey>>,
     /// An agent is at the far end, which answers pings as long as it lives.
     agent: AtomicBool,
+    /// What its streams count in.
+    pub seat: Arc<Seat>,
 }
 
 impl Connection {
@@ -94,6 +97,7 @@ impl Connection {
             denied,
             counted: Mutex::new(None),
             agent: AtomicBool::new(false),
+            seat: Arc::default(),
         }
     }
 

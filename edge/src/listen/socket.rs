@@ -3,6 +3,7 @@
 //! From `config`, through `server` which shares them between workers, to `accept`. Knows no protocol.
 
 use super::Place;
+use crate::handover::{Inherited, Offer};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -57,6 +58,46 @@ impl Bound {
                 Ok((Self::Unix(listener), Some(file)))
             }
         }
+    }
+
+    /// The same, unless the socket was inherited, under the name `asked_for` or with this address.
+    pub fn open(
+        asked_for: &str,
+        place: &Place,
+        inherited: &mut Inherited,
+    ) -> io::Result<(Self, Option<SocketFile>)> {
+        let socket = match place {
+            Place::Ip { address, .. } => inherited.bound_to(asked_for, *address),
+            Place::Unix { .. } => inherited.named(asked_for),
+        };
+        let Some(socket) = socket else { return Self::bind(place) };
+        tracing::info!(name = asked_for, "listening socket inherited");
+        match place {
+            Place::Ip { .. } => {
+                let listener = std::net::TcpListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Ok((Self::Tcp(listener), None))
+            }
+            Place::Unix { path, .. } => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                // systemd removes its own; removing it twice does no harm.
+                let file = std::fs::metadata(path)
+                    .ok()
+                    .map(|about| SocketFile { path: path.clone(), id: (about.dev(), about.ino()) });
+                Ok((Self::Unix(listener), file))
+            }
+        }
+    }
+
+    /// Offers a duplicate to a successor.
+    pub fn offer(&self, asked_for: String, offer: &Offer) -> io::Result<()> {
+        let socket = match self.try_clone()? {
+            Self::Tcp(listener) => listener.into(),
+            Self::Unix(listener) => listener.into(),
+        };
+        offer.add(asked_for, socket);
+        Ok(())
     }
 
     pub fn try_clone(&self) -> io::Result<Self> {

@@ -32,6 +32,7 @@ pub struct Metrics {
     accepted: Family<Kind, Counter>,
     requests: Family<Outcome, Counter>,
     refusals: Family<Why, Counter>,
+    departures: Family<Why, Counter>,
 }
 
 /// Counts a connection as open while it is held.
@@ -57,6 +58,11 @@ impl Metrics {
             "What the edge answered or closed itself",
             self.refusals.clone(),
         );
+        registry.register(
+            "postern_edge_departures",
+            "Connections that the edge told to leave",
+            self.departures.clone(),
+        );
     }
 
     /// A connection turned out to be `http2`, `websocket` or `http1`.
@@ -81,6 +87,11 @@ impl Metrics {
             (None, _) => "5xx",
         };
         self.requests.get_or_create(&Outcome { route: route.name(), class }).inc();
+    }
+
+    /// A connection was told to leave.
+    pub fn departure(&self, reason: &'static str) {
+        self.departures.get_or_create(&Why { reason }).inc();
     }
 
     /// The edge itself said no.

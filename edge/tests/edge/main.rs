@@ -11,8 +11,12 @@ mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
 mod upstreams;
 
+/// Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
+mod ages;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
+/// Handover: listening sockets from the edge before and from systemd.
+mod handover;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
 mod life;
 /// Limits: each in both languages with its hints, tokens that nobody knows, several edges with one Redis.
