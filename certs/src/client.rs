@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_native_certs::CertificateResult;
@@ -93,6 +94,8 @@ impl ClientTrust {
         let mut config = self.current.load().config.clone();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.client_auth_cert_resolver = identity.resolver();
+        // A resumed session keeps what was shown when it began: a certificate that was replaced would live on in it.
+        config.resumption = Resumption::disabled();
         Arc::new(config)
     }
 

@@ -98,7 +98,7 @@ impl Secure {
 
 impl Dressed {
     fn new(bundle: Arc<Vec<CertificateDer<'static>>>, material: Option<Arc<Material>>, version: u64) -> Self {
-        let wrap = |der: &CertificateDer<'_>| WrappedX509::new(der.to_vec(), |raw| parse_x509(raw));
+        let wrap = |der: &CertificateDer<'_>| WrappedX509::new(der.to_vec(), parse_x509);
         let ca = (!bundle.is_empty()).then(|| bundle.iter().map(wrap).collect());
         let shown = material.as_ref().map(|material| {
             let chain = material.chain().iter().map(|der| der.to_vec()).collect();

@@ -206,7 +206,7 @@ async fn a_kas_that_listens_with_websockets_is_spoken_to_through_one() {
     for protocol in ["ws", "wss"] {
         let private = Private::new(&[]);
         let acceptor = (protocol == "wss").then(|| private.acceptor.clone());
-        let asked = Arc::default();
+        let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
         let (listener, address) = listener().await;
         tokio::spawn({
             let asked = Arc::clone(&asked);
@@ -526,7 +526,7 @@ async fn brokers_of_a_service_are_followed_and_those_that_go_finish_what_they_ha
     let directory = TempDir::new().unwrap();
     let kubeconfig = cluster.kubeconfig(directory.path());
     let upstreams = "agents: {kubernetes: {namespace: postern, service: broker, port: agents}}";
-    let edge = Edge::start_with(upstreams, "", &[("KUBECONFIG", &kubeconfig)]).await;
+    let edge = Edge::start_with(upstreams, "", &[("KUBECONFIG", kubeconfig.as_path())]).await;
     edge.probe("/readiness", 200).await;
     let client = h2(tcp(edge.plain).await).await;
     let token = token("agent");

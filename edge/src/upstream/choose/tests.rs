@@ -271,7 +271,7 @@ fn brokers_come_and_go_and_those_that_stay_are_the_same() {
     assert_eq!(shares(&group, 0..100)[&2], 100);
     let back = group.update(vec![found(2), found(3)]);
     assert_ne!(back[0].id, goes.id);
-    drop((load, goes));
+    drop((load, goes, new));
     let gone = group.gone().iter().map(|broker| broker.address.port()).collect::<Vec<_>>();
     assert!(gone.is_empty(), "{gone:?}");
     group.update(Vec::new());
