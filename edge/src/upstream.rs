@@ -8,12 +8,14 @@ pub mod broker;
 pub mod choose;
 pub mod dial;
 mod discover;
+pub mod eject;
 mod health;
 mod report;
 mod secure;
 
-pub use broker::{Broker, Load, Outcome};
+pub use broker::{Broker, Load};
 pub use choose::Group;
+pub use eject::Outcome;
 
 use crate::config::{self, Config};
 use crate::decide::Route;
