@@ -34,10 +34,12 @@ pub(super) struct Table<K, R> {
 
 #[derive(Debug)]
 struct Shard<K, R> {
-    /// Made when the first of their keys comes.
-    sets: Box<[Option<Box<Set<K, R>>>]>,
+    sets: Box<[Lazy<K, R>]>,
     used: usize,
 }
+
+/// Made when the first of its keys comes.
+type Lazy<K, R> = Option<Box<Set<K, R>>>;
 
 #[derive(Debug)]
 struct Set<K, R> {
