@@ -45,6 +45,15 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn start(setup: Setup) -> Self {
+        Self::start_with(setup, "trace").await
+    }
+
+    /// Without a log below `info`, which would be most of the work of a test that sends much.
+    pub(crate) async fn start_quietly(setup: Setup) -> Self {
+        Self::start_with(setup, "info,access=warn").await
+    }
+
+    async fn start_with(setup: Setup, log: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let ca = Ca::new();
         ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
@@ -63,13 +72,13 @@ impl Edge {
         let mut child = Command::new(env!("CARGO_BIN_EXE_postern-edge"))
             .arg("--config")
             .arg(&file)
-            .env("POSTERN_LOG", "trace")
+            .env("POSTERN_LOG", log)
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let stderr = child.stderr.take().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (count, lines) = watch::channel(0);
         tokio::spawn({
             let log = log.clone();
@@ -153,6 +162,14 @@ impl Edge {
     pub(crate) fn descriptors(&self) -> usize {
         let id = self.child.id().expect("the edge runs");
         std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count()
+    }
+
+    /// KiB of memory that the edge has resident.
+    pub(crate) fn resident(&self) -> u64 {
+        let id = self.child.id().expect("the edge runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     pub(crate) fn signal(&self, name: &str) {

@@ -11,6 +11,8 @@ mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
 mod upstreams;
 
+/// Strangers who mean harm.
+mod attacks;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
