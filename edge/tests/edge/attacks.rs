@@ -1,14 +1,19 @@
 //! Strangers who mean harm, one way at a time, beside honest callers: the edge's memory stays within what its limits
 //! admit, and nobody else's call fails. How long the others wait is printed here and judged by `make bench-attacks`.
 
+// With their paths, since the benchmark of the same name takes this file from elsewhere.
+#[path = "attacks/ground.rs"]
 pub(crate) mod ground;
+#[path = "attacks/kinds.rs"]
 pub(crate) mod kinds;
+#[path = "attacks/tenants.rs"]
 pub(crate) mod tenants;
 
 use crate::harness::{Edge, Setup};
 use crate::upstreams::{Agents, KubernetesApi};
 use ground::Ground;
-use kinds::{ATTACKS, Attack};
+use kinds::Attack;
+use std::collections::HashSet;
 use std::time::Duration;
 use tenants::{Tenants, Waits};
 
@@ -28,16 +33,54 @@ pub(crate) struct Outcome {
 pub(crate) struct Field {
     pub(crate) edge: Edge,
     tenants: Tenants,
-    _brokers: (Agents, KubernetesApi),
+    brokers: [Agents; 2],
+    _api: KubernetesApi,
 }
 
 impl Field {
     pub(crate) async fn begin(more: &'static str) -> Self {
-        let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
-        let setup = Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more };
-        let edge = Edge::start_quietly(setup).await;
+        let brokers = [Agents::start().await, Agents::start().await];
+        let api = KubernetesApi::start().await;
+        let agents = brokers.iter().map(|broker| broker.address).collect();
+        let edge = Edge::start_quietly(Setup { agents, kubernetes_api: vec![api.address], more }).await;
+        edge.probe("/readiness", 200).await;
         let tenants = Tenants::begin(&edge).await;
-        Self { edge, tenants, _brokers: (agents, api) }
+        Self { edge, tenants, brokers, _api: api }
+    }
+
+    /// Measures the tenants of one broker while the other one answers nothing any more, and those of that one as well.
+    pub(crate) async fn lose_a_broker(&self, each: Duration) -> [Outcome; 2] {
+        let before = self.edge.resident();
+        let [lost, _] = &self.brokers;
+        lost.seen.lock().unwrap().clear();
+        self.tenants.take_all();
+        tokio::time::sleep(each).await;
+        let quiet = self.tenants.take_all();
+        let tokens: HashSet<_> = lost
+            .seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|request| request.headers().get("authorization")?.to_str().ok().map(str::to_owned))
+            .collect();
+        let theirs = |tenant: usize| tokens.contains(&tenants::name(tenant));
+        lost.hang();
+        tokio::time::sleep(each).await;
+        let under = self.tenants.take_all();
+        let peak = self.edge.resident();
+        let outcome = |name, of: &dyn Fn(usize) -> bool| Outcome {
+            name,
+            quiet: Waits::of(&quiet, of),
+            under: Waits::of(&under, of),
+            before,
+            peak: peak.max(before),
+            connections: 0,
+            bytes: 0,
+        };
+        [
+            outcome("a dead broker, agents of others", &|tenant| !theirs(tenant)),
+            outcome("a dead broker, its own agents", &theirs),
+        ]
     }
 
     /// Measures the tenants for `each`, once alone and once beside the attack.
@@ -119,7 +162,7 @@ pub(crate) const SHORT: &str = "timeouts: {head: 1s, handshake: 1s}\nworkers: 1"
 async fn no_stranger_takes_memory_or_fails_the_calls_of_others() {
     let field = Field::begin(SHORT).await;
     println!("{}", Outcome::HEAD);
-    for attack in ATTACKS {
+    for attack in kinds::ATTACKS {
         let outcome = field.suffer(attack, Duration::from_millis(1500)).await;
         println!("{}", outcome.row());
         let name = outcome.name;
@@ -131,4 +174,14 @@ async fn no_stranger_takes_memory_or_fails_the_calls_of_others() {
         assert_eq!(outcome.under.failed, 0, "{name}: calls of others failed");
         assert!(outcome.growth() <= attack.memory, "{name}: took {} KiB", outcome.growth());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_hangs_costs_the_agents_of_others_nothing() {
+    let field = Field::begin("workers: 1").await;
+    println!("{}", Outcome::HEAD);
+    let [others, own] = field.lose_a_broker(Duration::from_secs(2)).await;
+    println!("{}\n{}", others.row(), own.row());
+    assert!(others.under.calls > 0 && own.quiet.calls > 0, "all agents are at one broker");
+    assert_eq!(others.under.failed, 0, "calls of others failed");
 }

@@ -49,6 +49,8 @@ pub(crate) const ATTACKS: &[Attack] = attacks![
     "compressed WebSocket messages", 8, 32_768, compressed;
     "bodies nobody reads", 8, 65_536, unread_bodies;
     "tokens nobody knows", 8, 49_152, unknown_tokens;
+    "a reader that stopped", 1, 32_768, stopped_reader;
+    "a greedy token", 1, 32_768, greedy_token;
     "connections that say nothing", 400, 32_768, silent;
 ];
 
@@ -350,17 +352,21 @@ async fn unread_bodies(ground: Ground) -> Option<()> {
 
 /// Each request with another token, as fast as they are answered.
 async fn unknown_tokens(ground: Ground) -> Option<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    ask(&ground, "/unknown", || format!("Bearer unknown-{}", COUNT.fetch_add(1, Ordering::Relaxed))).await
+}
+
+/// Eight calls at a time on one connection, one after the other.
+async fn ask(ground: &Ground, path: &str, token: impl Fn() -> String) -> Option<()> {
     let tcp = ground.tcp().await?;
     let (client, connection) = h2::client::handshake(tcp).await.ok()?;
     let driven = tokio::spawn(connection);
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let asked = async {
+    let one = || async {
         loop {
-            let token = format!("Bearer unknown-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-            let request = http::Request::post("http://kas.example.com/unknown")
+            let request = http::Request::post(format!("http://kas.example.com{path}"))
                 .header("content-type", "application/grpc")
                 .header("te", "trailers")
-                .header("authorization", token)
+                .header("authorization", token())
                 .body(())
                 .unwrap();
             let mut ready = client.clone().ready().await.ok()?;
@@ -369,9 +375,39 @@ async fn unknown_tokens(ground: Ground) -> Option<()> {
             response.await.ok()?;
         }
     };
-    let ended = asked.await;
+    let ended: Option<()> = futures::future::select_all((0..8).map(|_| Box::pin(one()))).await.0;
     driven.abort();
     ended
+}
+
+/// Sends as much as it may, and reads none of the echo.
+async fn stopped_reader(ground: Ground) -> Option<()> {
+    let tls = ground.tls().await?;
+    let (client, connection) = h2::client::handshake(tls).await.ok()?;
+    let driven = tokio::spawn(connection);
+    let request = http::Request::post("http://kas.example.com/echo.Echo/Echo")
+        .header("content-type", "application/grpc")
+        .header("authorization", "Bearer stopped")
+        .body(())
+        .unwrap();
+    let (response, mut out) = client.clone().ready().await.ok()?.send_request(request, false).ok()?;
+    let sending = async {
+        let _unread = response.await.ok()?;
+        loop {
+            out.reserve_capacity(16_384);
+            let admitted = std::future::poll_fn(|cx| out.poll_capacity(cx)).await?.ok()?;
+            out.send_data(bytes::Bytes::from(vec![0; admitted]), false).ok()?;
+            ground.sent(admitted);
+        }
+    };
+    let ended = sending.await;
+    driven.abort();
+    ended
+}
+
+/// One good token that asks as fast as it is answered.
+async fn greedy_token(ground: Ground) -> Option<()> {
+    ask(&ground, "/echo.Echo/Echo", || "Bearer greedy".to_owned()).await
 }
 
 async fn silent(ground: Ground) -> Option<()> {

@@ -15,9 +15,12 @@ const PAUSE: Duration = Duration::from_millis(4);
 /// Later is the same as never.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// One call: whose, and how long it took if it went well.
+pub(crate) type Taken = (usize, Option<Duration>);
+
 /// Calls that go on in the background until this is dropped.
 pub(crate) struct Tenants {
-    taken: Arc<Mutex<Vec<Option<Duration>>>>,
+    taken: Arc<Mutex<Vec<Taken>>>,
     _calling: JoinSet<()>,
 }
 
@@ -33,7 +36,7 @@ pub(crate) struct Waits {
 impl Tenants {
     /// Each with a connection and a token of its own.
     pub(crate) async fn begin(edge: &Edge) -> Self {
-        let taken: Arc<Mutex<Vec<Option<Duration>>>> = Arc::default();
+        let taken: Arc<Mutex<Vec<Taken>>> = Arc::default();
         let mut calling = JoinSet::new();
         for index in 0..TENANTS {
             let client = match index % 3 {
@@ -41,13 +44,13 @@ impl Tenants {
                 1 => h2(websocket(tls(edge, &[b"http/1.1"]).await).await).await,
                 _ => h2(tcp(edge.plain).await).await,
             };
-            let (taken, token) = (taken.clone(), token(&format!("tenant-{index}")));
+            let (taken, token) = (taken.clone(), name(index));
             calling.spawn(async move {
                 loop {
                     let begin = Instant::now();
                     let called = tokio::time::timeout(DEADLINE, echo(&client, &token)).await;
                     let took = matches!(called, Ok(Some(()))).then(|| begin.elapsed());
-                    taken.lock().unwrap().push(took);
+                    taken.lock().unwrap().push((index, took));
                     tokio::time::sleep(PAUSE).await;
                 }
             });
@@ -57,15 +60,32 @@ impl Tenants {
 
     /// What was measured since the last time this was asked.
     pub(crate) fn take(&self) -> Waits {
-        let all = std::mem::take(&mut *self.taken.lock().unwrap());
+        Waits::of(&self.take_all(), &|_| true)
+    }
+
+    /// The same, call by call.
+    pub(crate) fn take_all(&self) -> Vec<Taken> {
+        std::mem::take(&mut *self.taken.lock().unwrap())
+    }
+}
+
+impl Waits {
+    /// Of these tenants only.
+    pub(crate) fn of(taken: &[Taken], whose: &dyn Fn(usize) -> bool) -> Self {
+        let all: Vec<_> = taken.iter().filter(|(tenant, _)| whose(*tenant)).map(|(_, took)| *took).collect();
         let mut waits: Vec<_> = all.iter().flatten().copied().collect();
         waits.sort_unstable();
         let at = |share: f64| {
             let index = (waits.len() as f64 * share) as usize;
             waits.get(index.min(waits.len().saturating_sub(1))).copied().unwrap_or_default()
         };
-        Waits { calls: all.len(), failed: all.len() - waits.len(), p99: at(0.99), max: at(1.0) }
+        Self { calls: all.len(), failed: all.len() - waits.len(), p99: at(0.99), max: at(1.0) }
     }
+}
+
+/// The token of one tenant.
+pub(crate) fn name(tenant: usize) -> String {
+    token(&format!("tenant-{tenant}"))
 }
 
 /// One unary call, as far as it comes.
