@@ -19,5 +19,7 @@ mod brokers;
 mod life;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
+/// The relay of gRPC streams: deadlines, brokers that turn a stream away, clients that flood.
+mod relay;
 /// Roads: every way in, and what arrives at the broker.
 mod roads;
