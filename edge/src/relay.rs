@@ -91,13 +91,15 @@ fn method(path: &str) -> Cow<'static, str> {
 struct Relay {
     exchange: Exchange,
     /// Only while a connection to a broker is made.
-    opening: Option<Pin<Box<dyn Future<Output = Result<Opened, Ended>> + Send>>>,
+    opening: Option<Opening>,
     deadline: Option<Deadline>,
     account: Account,
     /// Held until the stream is over.
     permit: Permit,
     peer: Arc<Peer>,
 }
+
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, Ended>> + Send>>;
 
 /// What the log line will need.
 struct Account {

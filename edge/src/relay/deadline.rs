@@ -2,13 +2,14 @@
 //!
 //! Under `relay`. Costs nothing for streams that have none, as tunnels.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The broker knows the deadline too, and its answer says more than ours.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -17,7 +18,7 @@ pub(super) struct Deadline(Pin<Box<Sleep>>);
 impl Deadline {
     /// Begins now. `None` without a limit, or with one that nobody can read: the broker will refuse that.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        let limit = parse(headers.get("grpc-timeout")?.as_bytes())?;
+        let limit = parse(headers.get(&GRPC_TIMEOUT)?.as_bytes())?;
         Some(Self(Box::pin(sleep(limit + GRACE))))
     }
 

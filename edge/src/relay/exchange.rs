@@ -11,11 +11,13 @@ use crate::reply::Reason;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason as Reset, RecvStream, SendStream};
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+/// As a name, for a text would be parsed at every look.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Chunks copied before other streams of the thread get their turn.
 const TURN: usize = 32;
 /// Chunks below this many bytes are joined with what follows them at once, up to [`JOINED`] bytes.
@@ -237,7 +239,7 @@ impl Exchange {
     fn send_head(&mut self, head: Response<()>, end: bool) -> Result<(), Ended> {
         let Down::Head(respond) = &mut self.down else { return Ok(()) };
         self.status = head.status().as_u16();
-        let status = head.headers().get("grpc-status").cloned();
+        let status = head.headers().get(&GRPC_STATUS).cloned();
         let body = respond.send_response(head, end).map_err(|_| Ended::Left)?;
         self.down = Down::Body(body);
         self.grpc_status = status.and_then(|status| status.to_str().ok()?.parse().ok());
@@ -245,7 +247,7 @@ impl Exchange {
     }
 
     pub(super) fn note_grpc_status(&mut self, trailers: &HeaderMap) {
-        let status = trailers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+        let status = trailers.get(&GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse().ok());
         self.grpc_status = status.or(self.grpc_status);
     }
 
