@@ -73,10 +73,10 @@ struct Room {
 }
 
 impl Open {
-    /// Serves until the connection closes; counts as open until then.
+    /// Begins to serve; what counts the connection goes along.
     async fn serve(self, worker: Arc<Worker>) {
         let Self { io, connection, socket, _counted, _room } = self;
-        http2::serve(worker, io, connection, socket).await;
+        http2::serve(worker, io, connection, socket, (_counted, _room)).await;
     }
 }
 

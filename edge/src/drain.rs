@@ -1,11 +1,11 @@
-//! Counts what is under way, so that the process can end as soon as nothing is; and lets others ask for a drain.
+//! Counts what is under way, so that the process can end as soon as nothing is.
 //!
 //! Every stream holds a [`StreamGuard`] from its head to its log line. A stream that only waits (an idle tunnel, a
 //! subscription) is parked: its agent takes it up elsewhere without loss, so a drain does not wait for it.
 
 use crate::life::Seat;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Notify, watch};
 
 /// How many streams are open, by whether somebody waits for them.
@@ -15,21 +15,30 @@ pub struct UnderWay {
     pub parked: usize,
 }
 
-/// The count of one process.
+/// A busy stream in the word that counts both; a parked one is 1.
+const BUSY: u64 = 1 << 32;
+
+/// The count of one process. Every stream changes it two to four times, on every worker: one word, no lock.
 #[derive(Debug, Default)]
 pub struct Streams {
-    busy: AtomicUsize,
-    parked: AtomicUsize,
-    /// The last busy stream is gone.
-    idle: Notify,
+    word: AtomicU64,
+    /// Told whenever the last busy stream, or the last stream, is gone.
+    fewer: Notify,
 }
 
 /// One open stream.
 #[derive(Debug)]
 pub struct StreamGuard {
     streams: Arc<Streams>,
+    /// Its connection's count.
     seat: Option<Arc<Seat>>,
     parked: bool,
+}
+
+impl UnderWay {
+    fn of(word: u64) -> Self {
+        Self { busy: (word / BUSY) as usize, parked: (word % BUSY) as usize }
+    }
 }
 
 impl Streams {
@@ -39,7 +48,7 @@ impl Streams {
 
     /// Counts a stream as busy until the guard is parked or dropped.
     pub fn open(self: &Arc<Self>) -> StreamGuard {
-        self.busy.fetch_add(1, Ordering::SeqCst);
+        self.word.fetch_add(BUSY, Ordering::AcqRel);
         StreamGuard { streams: self.clone(), seat: None, parked: false }
     }
 
@@ -52,26 +61,36 @@ impl Streams {
     }
 
     pub fn under_way(&self) -> UnderWay {
-        UnderWay { busy: self.busy.load(Ordering::SeqCst), parked: self.parked.load(Ordering::SeqCst) }
+        UnderWay::of(self.word.load(Ordering::Acquire))
     }
 
     /// Returns when no stream is busy.
     pub async fn idle(&self) {
+        self.until(|now| now.busy == 0).await;
+    }
+
+    /// Returns when no stream is open at all.
+    pub async fn empty(&self) {
+        self.until(|now| now == UnderWay::default()).await;
+    }
+
+    async fn until(&self, reached: impl Fn(UnderWay) -> bool) {
         loop {
-            // Registered before the look, so that the last stream's end between the two is not missed.
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.busy.load(Ordering::SeqCst) == 0 {
+            let fewer = self.fewer.notified();
+            tokio::pin!(fewer);
+            // From here on nothing is missed.
+            fewer.as_mut().enable();
+            if reached(self.under_way()) {
                 return;
             }
-            idle.await;
+            fewer.await;
         }
     }
 
-    fn no_longer_busy(&self) {
-        if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.idle.notify_waiters();
+    fn subtract(&self, part: u64) {
+        let now = UnderWay::of(self.word.fetch_sub(part, Ordering::AcqRel) - part);
+        if now.busy == 0 && (part >= BUSY - 1 || now.parked == 0) {
+            self.fewer.notify_waiters();
         }
     }
 }
@@ -80,8 +99,7 @@ impl StreamGuard {
     /// From now on nobody waits for this stream.
     pub fn park(&mut self) {
         if !std::mem::replace(&mut self.parked, true) {
-            self.streams.parked.fetch_add(1, Ordering::SeqCst);
-            self.streams.no_longer_busy();
+            self.streams.subtract(BUSY - 1);
             if let Some(seat) = &self.seat {
                 seat.park();
             }
@@ -91,8 +109,7 @@ impl StreamGuard {
     /// The stream carries a request now.
     pub fn wake(&mut self) {
         if std::mem::replace(&mut self.parked, false) {
-            self.streams.busy.fetch_add(1, Ordering::SeqCst);
-            self.streams.parked.fetch_sub(1, Ordering::SeqCst);
+            self.streams.word.fetch_add(BUSY - 1, Ordering::AcqRel);
             if let Some(seat) = &self.seat {
                 seat.wake();
             }
@@ -106,11 +123,7 @@ impl StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        if self.parked {
-            self.streams.parked.fetch_sub(1, Ordering::SeqCst);
-        } else {
-            self.streams.no_longer_busy();
-        }
+        self.streams.subtract(if self.parked { 1 } else { BUSY });
         if let Some(seat) = &self.seat {
             seat.close(self.parked);
         }
@@ -188,15 +201,6 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(tunnel);
         waiting.await.unwrap();
-        assert_eq!(streams.under_way(), UnderWay::default());
-    }
-
-    #[tokio::test]
-    async fn a_drain_may_only_become_more() {
-        let handle = Handle::default();
-        assert!(handle.drain(Asked::Stay) && !handle.drain(Asked::Stay));
-        assert_eq!(handle.wait(Asked::Stay).await, Asked::Stay);
-        assert!(handle.drain(Asked::Exit) && !handle.drain(Asked::Stay));
-        assert_eq!((handle.wait(Asked::Stay).await, handle.asked()), (Asked::Exit, Asked::Exit));
+        streams.empty().await;
     }
 }

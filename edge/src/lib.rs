@@ -22,6 +22,7 @@ pub mod limits;
 pub mod token;
 
 pub mod bridge;
+pub mod coalesce;
 pub mod http2;
 pub mod proxy;
 pub mod relay;

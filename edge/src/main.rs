@@ -6,7 +6,7 @@ use postern_edge::server::{self, Ended};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing::Level;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::prelude::*;
 
 /// Its background thread gives memory back after a storm of connections; glibc keeps it for good.
@@ -71,7 +71,9 @@ fn telemetry() {
     // Below info, libraries print whole request heads, and with them tokens. No setting may turn that on.
     let ours = filter_fn(|about| {
         *about.level() <= Level::INFO || about.target().starts_with("postern") || about.target() == "access"
-    });
+    })
+    // A filter without a hint keeps every debug and trace call of every library awake.
+    .with_max_level_hint(LevelFilter::TRACE);
     let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(json.with_filter(asked.and(ours))).init();
 }

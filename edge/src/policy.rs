@@ -119,7 +119,8 @@ impl Policies {
                         apply(&limits);
                         tracing::info!(
                             generation = self.generation(),
-                            requests_per_token_per_minute = limits.per_token.rate.map(|rate| rate.per_minute.get()),
+                            requests_per_token_per_minute =
+                                limits.per_token.rate.map(|rate| rate.per_minute.get()),
                             burst = limits.per_token.rate.map(|rate| rate.burst.get()),
                             "policies reloaded"
                         );

@@ -75,9 +75,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
     let offer = Offer::default();
     if config.handover.is_some() {
         ports.iter().try_for_each(|port| port.offer(&offer))?;
-        admin_listener
-            .offer(ADMIN.to_owned(), &offer)
-            .context("offer the admin listener to a successor")?;
+        admin_listener.offer(ADMIN.to_owned(), &offer).context("offer the admin listener to a successor")?;
     }
 
     let policies = Policies::load(config.policies.as_deref(), &config.limits)?;

@@ -3,16 +3,22 @@
 //! Under `relay`. Never opens more streams on a connection than its server admits: those would wait for ever behind
 //! tunnels that last for hours. However many streams want a connection at once, one is dialled.
 
+use crate::coalesce::{self, Collected, Emptied, Outlet};
 use crate::http2::SEND_BUFFER;
 use crate::upstream::dial::Io;
 use crate::upstream::{Broker, CONNECTION_WINDOW, STREAM_WINDOW};
 use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong};
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, SendStream};
+use http::Request;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 /// Times the stream window this is the connection's window, and a broker admits 1024.
@@ -23,9 +29,12 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PONG_WITHIN: Duration = Duration::from_secs(5);
 const HEADER_LIST: u32 = 64 * 1024;
 
-/// Connections by broker: by its id, since another one may come up at the same address.
+/// Connections by broker's id, since another one may come up at the same address.
+type Slots = HashMap<u64, Slot>;
+
+/// Connections by broker.
 pub struct Pool {
-    slots: Arc<Mutex<HashMap<u64, Slot>>>,
+    slots: Arc<Mutex<Slots>>,
     connect: Duration,
 }
 
@@ -55,11 +64,37 @@ pub enum Unopened {
     Failed(&'static str),
 }
 
+/// Counts as a stream of the connection until it is dropped.
+pub type Place = Arc<()>;
+
 /// The right to open one stream.
 pub struct Lease {
-    pub send: SendRequest<Bytes>,
-    /// Counts as a stream of the connection until it is dropped.
-    pub held: Arc<()>,
+    send: SendRequest<Bytes>,
+    held: Place,
+}
+
+/// A stream whose head is on its way to the broker.
+pub struct Opened {
+    pub response: ResponseFuture,
+    pub body: SendStream<Bytes>,
+    pub held: Place,
+}
+
+/// What came of opening a stream at once.
+pub enum Now {
+    Opened(Opened),
+    /// It cannot be said in HTTP/2.
+    Failed(h2::Error),
+    /// No connection has room: here is the head again, for [`Pool::lease`] and [`Lease::open`].
+    Wait(Request<()>),
+}
+
+impl Lease {
+    /// Sends the head; `end`: there is no body.
+    pub fn open(mut self, head: Request<()>, end: bool) -> Result<Opened, h2::Error> {
+        let (response, body) = self.send.send_request(head, end)?;
+        Ok(Opened { response, body, held: self.held })
+    }
 }
 
 impl Pool {
@@ -68,10 +103,23 @@ impl Pool {
         Self { slots: Arc::default(), connect }
     }
 
+    /// Opens a stream where that needs no waiting.
+    pub fn open_now(&self, broker: &Broker, head: Request<()>, end: bool) -> Now {
+        let mut slots = lock(&self.slots);
+        let slot = slots.get_mut(&broker.id);
+        let Some(upstream) = slot.and_then(|slot| slot.open.iter_mut().find_map(Upstream::if_ready)) else {
+            return Now::Wait(head);
+        };
+        match upstream.send.send_request(head, end) {
+            Ok((response, body)) => Now::Opened(Opened { response, body, held: upstream.held.clone() }),
+            Err(error) => Now::Failed(error),
+        }
+    }
+
     /// A place on a connection to this broker.
-    pub async fn open(&self, broker: &Arc<Broker>) -> Result<Lease, Unopened> {
+    pub async fn lease(&self, broker: &Arc<Broker>) -> Result<Lease, Unopened> {
         loop {
-            let mut outcome = match self.lease(broker) {
+            let mut outcome = match self.place(broker) {
                 Ok(Lease { send, held }) => match send.ready().await {
                     Ok(send) => return Ok(Lease { send, held }),
                     // Going away, as its task will notice soon.
@@ -94,10 +142,10 @@ impl Pool {
     }
 
     /// A connection with room, or the outcome of the dial to wait for.
-    fn lease(&self, broker: &Arc<Broker>) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+    fn place(&self, broker: &Arc<Broker>) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
+        let mut slots = lock(&self.slots);
         let slot = slots.entry(broker.id).or_default();
-        slot.open.retain(|upstream| upstream.alive.has_changed().is_ok());
+        slot.open.retain(Upstream::is_alive);
         if let Some(upstream) = slot.open.iter().find(|upstream| upstream.has_room()) {
             return Ok(Lease { send: upstream.send.clone(), held: upstream.held.clone() });
         }
@@ -111,14 +159,14 @@ impl Pool {
         // A task of its own: the stream that asked first may leave while others wait.
         tokio::spawn(async move {
             let dialled = timeout(limit, dial(&broker)).await.unwrap_or(Err("connect timed out"));
-            let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = lock(&slots);
             let slot = slots.entry(broker.id).or_default();
             slot.dialling = None;
             let dialled = dialled.map(|upstream| slot.open.push(upstream));
-            // Brokers come and go; those that went leave nothing here.
+            // Brokers come and go; what is left of those that went goes with the next dial.
             slots.retain(|_, slot| {
-                slot.open.retain(|upstream| upstream.alive.has_changed().is_ok());
-                !slot.open.is_empty() || slot.dialling.is_some()
+                slot.open.retain(Upstream::is_alive);
+                slot.dialling.is_some() || !slot.open.is_empty()
             });
             outcome.send_replace(Some(dialled));
         });
@@ -126,7 +174,7 @@ impl Pool {
     }
 
     fn forget(&self, broker: u64, held: &Arc<()>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = lock(&self.slots);
         if let Some(slot) = slots.get_mut(&broker) {
             slot.open.retain(|upstream| !Arc::ptr_eq(&upstream.held, held));
         }
@@ -134,14 +182,32 @@ impl Pool {
 }
 
 impl Upstream {
+    fn is_alive(&self) -> bool {
+        self.alive.has_changed().is_ok()
+    }
+
     fn has_room(&self) -> bool {
         Arc::strong_count(&self.held) <= STREAMS.min(self.send.current_max_send_streams())
     }
+
+    /// Itself, if it takes a stream right now. Whoever must wait for it does so with a handle of its own.
+    fn if_ready(&mut self) -> Option<&mut Self> {
+        let mut now = Context::from_waker(Waker::noop());
+        let ready = self.is_alive()
+            && self.has_room()
+            && matches!(self.send.poll_ready(&mut now), Poll::Ready(Ok(())));
+        ready.then_some(self)
+    }
+}
+
+fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether HTTP/2 is spoken there, now. Takes as long as it takes.
 pub async fn answers(broker: &Broker) -> bool {
-    let Ok((_send, mut connection)) = connect(broker).await else { return false };
+    let Ok(io) = broker.dial().await else { return false };
+    let Ok((_send, mut connection)) = builder().handshake::<_, Bytes>(io).await else { return false };
     let mut ping = connection.ping_pong().expect("asked for once");
     tokio::select! {
         answered = ping.ping(Ping::opaque()) => answered.is_ok(),
@@ -149,51 +215,82 @@ pub async fn answers(broker: &Broker) -> bool {
     }
 }
 
-async fn connect(broker: &Broker) -> Result<(SendRequest<Bytes>, Connection<Io, Bytes>), &'static str> {
-    let io = broker.dial().await?;
-    let handshake = Builder::new()
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_LIST)
-        .enable_push(false)
-        .handshake(io);
-    handshake.await.map_err(|_| "HTTP/2 handshake failed")
+        // Agents leave by the thousand, and each cancels its streams at the broker.
+        .max_concurrent_reset_streams(STREAMS)
+        .max_local_error_reset_streams(None)
+        .enable_push(false);
+    builder
 }
 
 async fn dial(broker: &Broker) -> Result<Upstream, &'static str> {
     let (address, standing) = (broker.address, broker.standing());
-    let (send, mut connection) = connect(broker).await?;
+    let (io, outlet) = coalesce::collect(broker.dial().await?, false);
+    let (send, mut connection) = builder().handshake(io).await.map_err(|_| "HTTP/2 handshake failed")?;
     let mut ping = connection.ping_pong().expect("asked for once");
     let (ended, alive) = watch::channel(());
-    let (settled, settings) = tokio::sync::oneshot::channel();
+    let (settled, settings) = oneshot::channel();
+    let (silent, watched) = oneshot::channel();
+    tokio::spawn(Driven { connection, outlet, watched, address, _ended: ended });
     tokio::spawn(async move {
-        let watched = async {
-            // The answer comes behind the server's settings, so afterwards its limit of streams is known; and it
-            // proves that HTTP/2 is spoken there at all.
-            if ping.ping(Ping::opaque()).await.is_ok() {
-                let _ = settled.send(());
-                return Some(unwatched(ping, standing).await);
-            }
-            None
-        };
-        tokio::select! {
-            ended = connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(upstream = %address, %error, "connection to the broker ended");
-                }
-            }
-            why = watched => match why {
-                Some(Unwatched::Mute) => {
-                    tracing::warn!(upstream = %address, "closed: the broker does not answer HTTP/2 pings");
-                }
-                _ => tracing::debug!(upstream = %address, "closed: nobody has any use for the broker"),
-            },
+        // The answer comes behind the server's settings, so afterwards its limit of streams is known; and it proves
+        // that HTTP/2 is spoken there at all.
+        if ping.ping(Ping::opaque()).await.is_ok() {
+            let _ = settled.send(());
+            let why = unwatched(ping, standing).await;
+            // Nobody hears it when the connection is over already.
+            let _ = silent.send(why);
         }
-        drop(ended);
     });
     settings.await.map_err(|_| "HTTP/2 handshake failed")?;
     Ok(Upstream { send, held: Arc::new(()), alive })
+}
+
+/// One connection to a broker, until it is over or nobody answers there.
+struct Driven {
+    connection: Connection<Collected<Io>, Bytes>,
+    outlet: Outlet<Io>,
+    watched: oneshot::Receiver<Unwatched>,
+    address: SocketAddr,
+    _ended: watch::Sender<()>,
+}
+
+impl Future for Driven {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if let Poll::Ready(Ok(why)) = Pin::new(&mut this.watched).poll(cx) {
+            match why {
+                Unwatched::Mute => {
+                    tracing::warn!(upstream = %this.address, "closed: the broker does not answer HTTP/2 pings");
+                }
+                Unwatched::Gone => {
+                    tracing::debug!(upstream = %this.address, "closed: nobody has any use for the broker");
+                }
+            }
+            return Poll::Ready(());
+        }
+        loop {
+            let polled = Pin::new(&mut this.connection).poll(cx);
+            let emptied = this.outlet.poll(cx);
+            let error = match (polled, emptied) {
+                (Poll::Ready(Ok(())), _) => return Poll::Ready(()),
+                (Poll::Ready(Err(error)), _) => error.to_string(),
+                (Poll::Pending, Ok(Emptied::Again)) => continue,
+                (Poll::Pending, Ok(_)) => return Poll::Pending,
+                (Poll::Pending, Err(error)) => error.to_string(),
+            };
+            tracing::debug!(upstream = %this.address, error, "connection to the broker ended");
+            return Poll::Ready(());
+        }
+    }
 }
 
 /// Why a connection is closed from here.

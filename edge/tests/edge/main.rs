@@ -13,6 +13,8 @@ mod upstreams;
 
 /// Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
 mod ages;
+/// Strangers who mean harm.
+mod attacks;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
 /// Handover: listening sockets from the edge before and from systemd.
@@ -25,6 +27,8 @@ mod limits;
 mod listeners;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
+/// The relay of gRPC streams: deadlines, brokers that turn a stream away, clients that flood.
+mod relay;
 /// Roads: every way in, and what arrives at the broker.
 mod roads;
 /// Upstreams of every kind: TLS, WebSockets, DNS, EndpointSlices, readiness, limits of streams.
