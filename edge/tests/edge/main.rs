@@ -6,6 +6,8 @@
 
 /// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
 mod clients;
+/// An HTTP/2 client that writes its own frames, sound or not.
+mod frames;
 /// Starts the edge on ports of the system's choice, reads its log, stops it.
 mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
@@ -17,6 +19,10 @@ mod ages;
 mod attacks;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
+/// The page that lists the cases of the tables below.
+mod conformance_docs;
+/// HTTP/2 by the RFCs, case by case.
+mod h2_conformance;
 /// Handover: listening sockets from the edge before and from systemd.
 mod handover;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
@@ -33,3 +39,5 @@ mod relay;
 mod roads;
 /// Upstreams of every kind: TLS, WebSockets, DNS, EndpointSlices, readiness, limits of streams.
 mod upstream_kinds;
+/// WebSockets by RFC 6455, case by case.
+mod ws_conformance;
