@@ -67,7 +67,7 @@ async fn run() {
         }
     } else {
         Scale {
-            time: Duration::from_secs(2),
+            time: Duration::from_millis(1500),
             tunnels: 2000,
             connections: 400,
             patience: Duration::from_secs(6),

@@ -125,29 +125,32 @@ async fn start(field: &Field, turn: &[Kind]) -> Vec<Peer> {
 }
 
 /// Microseconds of CPU for each of what `count` counts.
-fn each(used: Duration, count: u64) -> f64 {
+fn each(peer: &Peer, used: Duration, count: u64, scale: &Scale) -> f64 {
+    let rate = count as f64 / scale.time.as_secs_f64();
+    let share = used.as_secs_f64() / scale.time.as_secs_f64() * 100.0;
+    eprintln!("    {:<8} {rate:>10.0} 1/s  with {share:.0} % of a processor", peer.kind.name());
     used.as_secs_f64() * 1e6 / count as f64
 }
 
 async fn requests(field: &Field, peer: &Peer, call: Call, scale: &Scale) -> f64 {
-    process::place(&peer.family, Place::Apart);
+    process::place(&peer.family, Place::Anywhere);
     let pool = Pool::open(&field.dialler, Road::Tls, peer.port, REQUESTS).await;
     let message = message(64);
     pool.requests(call, &message, scale.time / 8).await;
     let before = peer.cpu();
     let count = pool.requests(call, &message, scale.time).await;
-    each(peer.cpu() - before, count)
+    each(peer, peer.cpu() - before, count, scale)
 }
 
 async fn messages(field: &Field, peer: &Peer, shape: Shape, scale: &Scale) -> f64 {
-    process::place(&peer.family, Place::Apart);
+    process::place(&peer.family, Place::Anywhere);
     let pool = Pool::open(&field.dialler, Road::Wss, peer.port, shape).await;
     let message = message(64);
     let mut echoes = pool.echoes(&message).await;
     load::messages(&mut echoes, &message, scale.time / 8).await;
     let before = peer.cpu();
     let count = load::messages(&mut echoes, &message, scale.time).await;
-    each(peer.cpu() - before, count)
+    each(peer, peer.cpu() - before, count, scale)
 }
 
 async fn handshakes(field: &Field, peer: &Peer, scale: &Scale) -> f64 {

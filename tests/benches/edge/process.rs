@@ -62,12 +62,12 @@ fn memory(pid: i32) -> (u64, u64) {
 /// Which processors may run what.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Place {
-    /// The proxy has the last processor, client and origin have the others.
-    Apart,
-    /// Everything shares the last one: no wake-up crosses processors, which costs more than any proxy does.
-    Together,
     /// As the system likes.
     Anywhere,
+    /// The proxy has the last processor, client and origin have the others.
+    Apart,
+    /// Everything shares the last one: no wake-up crosses processors, which takes longer than any proxy does.
+    Together,
 }
 
 /// Puts a proxy and ourselves in their places. A machine with one processor has but one place.
