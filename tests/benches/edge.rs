@@ -92,6 +92,7 @@ async fn run() {
         origin: origin::start(),
         dialler: Dialler::new(&ca.pem()),
     };
+    println!("{}", process::machine());
     for line in field.programs.versions() {
         println!("{line}");
     }

@@ -73,9 +73,9 @@ impl Programs {
         let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let cache =
             home("XDG_CACHE_HOME").unwrap_or_else(|| home("HOME").expect("HOME is set").join(".cache"));
-        let target = home("CARGO_TARGET_DIR").unwrap_or_else(|| {
-            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").join("target")
-        });
+        // This program is in target/PROFILE/deps.
+        let this = std::env::current_exe().expect("this program has a path");
+        let target = this.ancestors().nth(3).expect("target folder").to_owned();
         let ours = home("BENCH_EDGE").unwrap_or_else(|| target.join("release/postern-edge"));
         let paths = [
             ours,
@@ -96,10 +96,13 @@ impl Programs {
     /// One line for each, as the program says it.
     pub(crate) fn versions(&self) -> Vec<String> {
         let version = |kind: Kind, flag: &str| {
-            let output = Command::new(self.path(kind)).arg(flag).output().expect("it runs");
+            let path = self.path(kind);
+            let output = Command::new(path).arg(flag).output().expect("it runs");
             let text = [output.stdout, output.stderr].concat();
             let text = String::from_utf8_lossy(&text).into_owned();
-            text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+            let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            // Envoy begins with the path it was called by.
+            line.trim().replace(path.to_str().expect("a path in UTF-8"), kind.name())
         };
         let flags = ["--version", "-v", "-v", "--version"];
         Kind::ALL.iter().zip(flags).map(|(kind, flag)| version(*kind, flag)).collect()

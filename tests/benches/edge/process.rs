@@ -90,11 +90,20 @@ pub(crate) fn place(family: &[i32], place: Place) {
 }
 
 /// All of the machine's, whatever this process may use now.
-fn processors() -> usize {
+pub(crate) fn processors() -> usize {
     let read = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_one =
         |line: &&str| line.starts_with("cpu") && line.as_bytes().get(3).is_some_and(u8::is_ascii_digit);
     read.lines().filter(is_one).count().max(1)
+}
+
+/// What this machine is, in a line.
+pub(crate) fn machine() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{} x {}, Linux {}", processors(), model.unwrap_or("unknown"), kernel.trim())
 }
 
 fn pin(pid: i32, set: &CpuSet) {
