@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench bench-attacks bench-storm bench-redis build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis build setup setup-build
 
 menu: ## this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,12 @@ fmt: ## format the code
 gen: ## regenerate wire/src/gen from wire/proto
 	POSTERN_GEN=write cargo test -p postern-wire --test gen
 
-bench: setup-build ## measure the road through edge, broker and agent against a direct connection
+bench: setup-build ## measure the edge beside HAProxy, nginx and Envoy: CPU, memory and latency, as ratios
+	@tests/setup/peers.sh
+	cargo build --release -p postern-edge
+	cargo bench -p postern-tests --bench edge
+
+bench-road: setup-build ## measure the road through edge, broker and agent against a direct connection
 	cargo build --release --workspace --bins
 	cargo bench -p postern-tests --bench road
 
