@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench bench-redis build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis build setup setup-build
 
 menu: ## this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,22 @@ fmt: ## format the code
 gen: ## regenerate wire/src/gen from wire/proto
 	POSTERN_GEN=write cargo test -p postern-wire --test gen
 
-bench: setup-build ## measure the road through edge, broker and agent against a direct connection
+bench: setup-build ## measure the edge beside HAProxy, nginx and Envoy: CPU, memory and latency, as ratios
+	@tests/setup/peers.sh
+	cargo build --release -p postern-edge
+	cargo bench -p postern-tests --bench edge
+
+bench-road: setup-build ## measure the road through edge, broker and agent against a direct connection
 	cargo build --release --workspace --bins
 	cargo bench -p postern-tests --bench road
+
+bench-attacks: setup-build ## how long callers wait while strangers attack the edge, and what memory it takes
+	cargo build --release -p postern-edge
+	POSTERN_EDGE=$(CARGO_TARGET_DIR)/release/postern-edge cargo bench --profile dev -p postern-edge --bench attacks
+
+bench-storm: setup-build ## 20,000 idle tunnels: new certificate, new policy, new edge; nobody may be lost
+	cargo build --release -p postern-edge
+	POSTERN_EDGE=$(CARGO_TARGET_DIR)/release/postern-edge cargo bench --profile dev -p postern-edge --bench storm
 
 bench-redis: setup-build build ## count what brokers and agents at rest cost Redis; whether refreshing delays requests
 	@command -v redis-server >/dev/null || tests/setup/tests.sh

@@ -26,6 +26,8 @@ mod hostile;
 mod kubectl;
 /// A caller's requests through edge, broker, tunnel and agent: streaming, upgrades, cancellation, load.
 mod kubernetes_api;
+/// The edge behind HAProxy, nginx and Envoy, with the files that operators get.
+mod load_balancers;
 /// Brokers restarted one after the other under load.
 mod rolling;
 /// What a request costs Redis, here and through another broker, and what is asked of Redis beside it.

@@ -39,13 +39,14 @@ pub mod status_text;
 pub mod gitaly;
 pub mod gitlab;
 pub mod rate;
-pub mod redis;
 pub mod repositories;
 
 pub mod error;
 pub mod observability;
 pub mod spans;
 pub mod yaml;
+
+use postern_redis as redis;
 
 #[cfg(test)]
 mod stage;

@@ -4,6 +4,7 @@
 //! turn verification off.
 
 mod explain;
+mod identity;
 #[cfg(test)]
 mod tests;
 
@@ -13,16 +14,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::client::ResolvesClientCert;
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
-use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_native_certs::CertificateResult;
 use tokio_util::sync::CancellationToken;
 
 pub use self::explain::explain;
+pub use self::identity::{ClientIdentity, Material};
 use crate::CertError;
-use crate::files::{self, CertFiles, Holds};
+use crate::files::{self, Holds};
 use crate::reload::{self, Outcome};
 
 /// The CAs that a dialler trusts.
@@ -32,29 +33,8 @@ pub struct ClientTrust {
     current: ArcSwap<Current>,
 }
 
-/// A certificate and its key, for servers that want to know who dials. Read once.
-#[derive(Clone)]
-pub struct ClientIdentity(Arc<dyn ResolvesClientCert>);
-
-impl ClientIdentity {
-    /// Reads both files.
-    ///
-    /// # Errors
-    /// What is wrong with one of them, or that they do not belong together.
-    pub fn load(files: &CertFiles) -> Result<Self, CertError> {
-        let pair = files::load_pair(files)?;
-        Ok(Self(Arc::new(SingleCertAndKey::from(pair.certified))))
-    }
-}
-
-impl fmt::Debug for ClientIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClientIdentity")
-    }
-}
-
 struct Current {
-    bundle: Vec<CertificateDer<'static>>,
+    bundle: Arc<Vec<CertificateDer<'static>>>,
     /// Clones share one store of TLS sessions, so that dials with different ALPN lists still resume.
     config: ClientConfig,
 }
@@ -68,6 +48,16 @@ impl ClientTrust {
     /// to trust.
     pub fn load(ca_file: Option<PathBuf>) -> Result<Arc<ClientTrust>, CertError> {
         Self::with_system(rustls_native_certs::load_native_certs(), ca_file)
+    }
+
+    /// Trusts the certificates of `ca_file` and nobody else: for servers of one's own.
+    ///
+    /// # Errors
+    /// A `ca_file` that cannot be read or holds no certificate.
+    pub fn only(ca_file: PathBuf) -> Result<Arc<ClientTrust>, CertError> {
+        let system = RootCertStore::empty();
+        let current = Current::build(&system, Some(&ca_file))?;
+        Ok(Arc::new(ClientTrust { ca_file: Some(ca_file), system, current: ArcSwap::from_pointee(current) }))
     }
 
     fn with_system(
@@ -103,8 +93,16 @@ impl ClientTrust {
     pub fn config_as(&self, identity: &ClientIdentity, alpn: &[&[u8]]) -> Arc<ClientConfig> {
         let mut config = self.current.load().config.clone();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        config.client_auth_cert_resolver = Arc::clone(&identity.0);
+        config.client_auth_cert_resolver = identity.resolver();
+        // A resumed session keeps what was shown when it began: a certificate that was replaced would live on in it.
+        config.resumption = Resumption::disabled();
         Arc::new(config)
+    }
+
+    /// The certificates of the CA file as they are now, for TLS that is not ours. The same `Arc` as before means that
+    /// nothing changed.
+    pub fn bundle(&self) -> Arc<Vec<CertificateDer<'static>>> {
+        Arc::clone(&self.current.load().bundle)
     }
 
     /// Whether a CA file was given: what [`explain`] asks for.
@@ -158,7 +156,7 @@ impl Current {
             .expect("ring has cipher suites for TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Current { bundle, config })
+        Ok(Current { bundle: Arc::new(bundle), config })
     }
 }
 

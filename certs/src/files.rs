@@ -217,7 +217,7 @@ pub(crate) fn load_certificates(path: &Path, holds: Holds) -> Result<Vec<Found>,
     Ok(found)
 }
 
-fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
+pub(crate) fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
     let bytes = read(path, Holds::Key)?;
     let blocks = blocks(&bytes, path, Holds::Key)?;
     let key = blocks.iter().find_map(|block| PrivateKeyDer::from_pem(block.kind?, block.der.clone()));

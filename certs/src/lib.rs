@@ -7,6 +7,7 @@ pub mod client;
 #[cfg(any(test, feature = "dev-ca"))]
 pub mod dev;
 mod files;
+pub mod mutual;
 mod reload;
 pub mod server;
 #[cfg(test)]

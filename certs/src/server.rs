@@ -17,16 +17,30 @@ use rustls::{ServerConfig, SignatureScheme};
 use tokio_util::sync::CancellationToken;
 
 use crate::files::{self, Pair, Validity};
+use crate::mutual::ClientCas;
 use crate::reload::{self, Outcome};
 use crate::{CertError, CertFiles};
 
 #[cfg(test)]
 mod tests;
+mod tickets;
+
+pub use tickets::Tickets;
+
+/// The oldest version of TLS that a listener speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MinVersion {
+    /// Agents and load balancers of the 14.1 generation may not speak anything newer.
+    #[default]
+    Tls12,
+    Tls13,
+}
 
 /// The certificates that a server can present. The first one is the default: for clients that send no name
 /// (they dialled an IP address) and for names that no certificate is for.
 pub struct ServerIdentity {
     slots: Vec<Slot>,
+    tickets: Arc<Tickets>,
 }
 
 struct Slot {
@@ -51,7 +65,7 @@ impl ServerIdentity {
             warn_of_dates(&files, &pair);
             slots.push(Slot { files, current: ArcSwap::from_pointee(pair) });
         }
-        Ok(Arc::new(ServerIdentity { slots }))
+        Ok(Arc::new(ServerIdentity { slots, tickets: Tickets::new() }))
     }
 
     /// A rustls configuration for TLS 1.2 and 1.3 without client certificates. `alpn` is in order of
@@ -65,6 +79,39 @@ impl ServerIdentity {
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
+    }
+
+    /// As [`ServerIdentity::config`], for a listener that strangers dial by the thousand: sessions are resumed by
+    /// ticket, and `clients` says whose certificates are asked for.
+    pub fn listener_config(
+        self: &Arc<Self>,
+        alpn: &[&[u8]],
+        min_version: MinVersion,
+        clients: Option<Arc<ClientCas>>,
+    ) -> Arc<ServerConfig> {
+        let versions = match min_version {
+            MinVersion::Tls12 => crate::VERSIONS,
+            MinVersion::Tls13 => &[&rustls::version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(crate::provider())
+            .with_protocol_versions(versions)
+            .expect("ring has cipher suites for TLS 1.2 and 1.3");
+        let builder = match clients {
+            Some(cas) => builder.with_client_cert_verifier(cas),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config.ticketer = Arc::clone(&self.tickets) as Arc<dyn rustls::server::ProducesTickets>;
+        // Each connection comes back as one. What is kept here instead would outlive a reload.
+        config.send_tls13_tickets = 1;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Arc::new(config)
+    }
+
+    /// The tickets of this listener, for [`ClientCas::load`].
+    pub fn tickets(&self) -> &Arc<Tickets> {
+        &self.tickets
     }
 
     /// Reloads changed files until `stop`. Each pair stands for itself: one that cannot be used is logged as
@@ -94,6 +141,10 @@ impl ServerIdentity {
                 }
                 Err(error) => outcome.failures.push(error),
             }
+        }
+        if outcome.replaced {
+            // A client that resumed would go on without ever seeing the new certificate.
+            self.tickets.renew();
         }
         outcome
     }

@@ -1,36 +1,40 @@
-//! One accepted connection: TLS, first bytes, and the road it takes from there.
+//! One accepted connection: who it is, TLS, first bytes, and the road it takes from there.
 //!
 //! The first thing that happens to a stranger; afterwards `http2` or `proxy` serve the requests. TLS, sniff and upgrade run in a
-//! task that ends, because an idle HTTP/2 connection would otherwise keep their memory for hours. Every step before
-//! the first whole head has a deadline.
+//! task that ends, because an idle HTTP/2 connection would otherwise keep their memory for hours. Addresses are judged
+//! before a task is made, or as soon as a PROXY header has said them. Every step before the first whole head has a
+//! deadline.
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::life::{Farewell, Life, Terms};
+use crate::limits::ConnectionPermit;
+use crate::listen::proxy_protocol::{self, ProxyError};
+use crate::listen::socket::{Listener, Raw};
+use crate::listen::{Arrival, Rules, UNIX_PEER};
 use crate::observability::connections::Guard;
 use crate::observability::metrics::{ConnectionGuard, Metrics};
 use crate::proxy::{Proxy, Shared};
 use crate::relay::pool::Pool;
+use crate::reply::{self, Reason};
 use crate::silence;
-use crate::tls::Terminator;
-use crate::transport::{Connection, Socket, SocketFacts, Transport};
+use crate::tls::{self, TlsError};
+use crate::transport::{Connection, Far, Socket, SocketFacts, Transport};
 use crate::websocket::{self, Asked};
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
-use socket2::{SockRef, TcpKeepalive};
-use std::net::SocketAddr;
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// kubectl sends tokens of several KiB and some proxies add cookies; nobody needs more.
-const HEAD_BYTES: usize = 64 * 1024;
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -44,6 +48,7 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
+    pub life: Terms,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -59,32 +64,34 @@ struct Open {
     socket: SocketFacts,
     _entry: Guard,
     _counted: ConnectionGuard,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
+}
+
+/// What a connection takes as long as it is open.
+struct Room {
+    _process: OwnedSemaphorePermit,
+    /// `None` for a proxy: its clients are counted, not its connections.
+    client: Option<ConnectionPermit>,
 }
 
 impl Open {
-    /// Serves until the connection closes; counts as open until then.
+    /// Begins to serve; what counts the connection goes along.
     async fn serve(self, worker: Arc<Worker>) {
-        let Self { io, connection, socket, _counted, _entry, _room } = self;
-        http2::serve(worker, io, connection, socket).await;
+        let Self { io, connection, socket, _entry, _counted, _room } = self;
+        http2::serve(worker, io, connection, socket, (_entry, _counted, _room)).await;
     }
 }
 
 /// Accepts until `stop`. Descriptors running out is survived.
-pub async fn run(
-    worker: Arc<Worker>,
-    listener: TcpListener,
-    tls: Option<Terminator>,
-    stop: CancellationToken,
-) {
+pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let (tcp, client) = match accepted {
-            Ok(accepted) => accepted,
+        let (raw, peer) = match accepted {
+            Ok((raw, peer)) => (raw, peer.unwrap_or(UNIX_PEER)),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 // Mostly EMFILE: it will not be better at once, and spinning helps nobody.
@@ -92,15 +99,26 @@ pub async fn run(
                 continue;
             }
         };
-        let Ok(room) = worker.room.clone().try_acquire_owned() else {
+        let Ok(process) = worker.room.clone().try_acquire_owned() else {
             worker.metrics().refusal("connections");
-            tracing::debug!(%client, "closed: limits.connections is reached");
+            tracing::debug!(client = %peer, "closed: limits.connections is reached");
             continue;
         };
+        let mut room = Room { _process: process, client: None };
+        let arrival = rules.arrival(peer.ip());
+        let known = match arrival {
+            Arrival::Direct => worker.judge(&rules, peer.ip(), &mut room),
+            Arrival::Header { .. } => Ok(()),
+            Arrival::Refused => Err(Reason::Denied),
+        };
+        if let Err(reason) = known {
+            worker.turn_away(peer, &reason);
+            continue;
+        }
         let worker = worker.clone();
-        let tls = tls.clone();
+        let rules = rules.clone();
         worker.tasks.clone().spawn(async move {
-            if let Some(open) = worker.open(tcp, client, tls, room).await {
+            if let Some(open) = worker.open(raw, peer, arrival, rules, room).await {
                 worker.tasks.clone().spawn(open.serve(worker));
             }
         });
@@ -112,21 +130,85 @@ impl Worker {
         &self.shared.metrics
     }
 
+    /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
+    fn judge(&self, rules: &Rules, client: IpAddr, room: &mut Room) -> Result<(), Reason> {
+        if rules.hop(client).is_some() {
+            return Ok(());
+        }
+        if !rules.access.admits(client) {
+            return Err(Reason::Denied);
+        }
+        room.client = Some(self.shared.limits.connection(client)?);
+        Ok(())
+    }
+
+    fn turn_away(&self, client: SocketAddr, reason: &Reason) {
+        self.metrics().refusal(reason.name());
+        tracing::debug!(%client, reason = reason.name(), "closed before its first byte");
+    }
+
+    /// Whose connection it is: the peer's, or that of whom its PROXY header names.
+    async fn arrive(
+        &self,
+        raw: &mut Raw,
+        read: &mut BytesMut,
+        peer: SocketAddr,
+        arrival: &Arrival,
+        rules: &Rules,
+        room: &mut Room,
+    ) -> Option<SocketAddr> {
+        let Arrival::Header { required } = *arrival else { return Some(peer) };
+        match proxy_protocol::take(raw, read, required, self.timeouts.head).await {
+            Ok(named) => {
+                let client = named.unwrap_or(peer);
+                match self.judge(rules, client.ip(), room) {
+                    Ok(()) => Some(client),
+                    Err(reason) => {
+                        self.turn_away(client, &reason);
+                        None
+                    }
+                }
+            }
+            Err(error) => {
+                if matches!(error, ProxyError::Missing) {
+                    rules.warn_of_missing_header(peer);
+                }
+                // Health checks of load balancers connect and say nothing.
+                if !matches!(error, ProxyError::Silent) {
+                    self.metrics().refusal("proxy_protocol");
+                    let cause = std::error::Error::source(&error).map(tracing::field::display);
+                    tracing::debug!(%peer, %error, cause, "closed");
+                }
+                None
+            }
+        }
+    }
+
     /// Finds out what the client speaks. HTTP/1.1 is served right here; HTTP/2 is handed back.
     async fn open(
         &self,
-        tcp: TcpStream,
-        client: SocketAddr,
-        tls: Option<Terminator>,
-        room: OwnedSemaphorePermit,
+        mut raw: Raw,
+        peer: SocketAddr,
+        arrival: Arrival,
+        rules: Arc<Rules>,
+        mut room: Room,
     ) -> Option<Open> {
-        tune(&tcp);
-        let facts = SocketFacts::of(&tcp, client);
-        let entry = self.shared.connections.enter(client, tcp.local_addr().ok());
-        let socket = match tls {
-            None => Socket::Plain(tcp),
-            Some(tls) => match tls.accept(tcp, self.timeouts.handshake).await {
-                Ok(stream) => Socket::Tls(Box::new(stream)),
+        raw.tune();
+        let mut read = BytesMut::new();
+        let client = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
+        let entry = self.shared.connections.enter(client, raw.local_addr());
+        let facts = SocketFacts::of(&raw, client);
+        let mut far =
+            Far { client, tls: rules.tls.is_some(), certificate: None, hop: rules.hop(client.ip()) };
+        let mut socket = match &rules.tls {
+            None => Rewound::new(Socket::Plain(raw), read),
+            Some(tls) => match tls.accept(Rewound::new(raw, read), self.timeouts.handshake).await {
+                Ok(stream) => {
+                    entry.note_tls(stream.get_ref().1.protocol_version());
+                    far.certificate = tls::client_certificate(&stream);
+                    Rewound::new(Socket::Tls(Box::new(stream)), BytesMut::new())
+                }
+                Err(TlsError::Silent) => return None,
                 Err(error) => {
                     self.metrics().refusal("tls");
                     self.metrics().handshake_failure("tls");
@@ -136,19 +218,19 @@ impl Worker {
                 }
             },
         };
-        let tls = socket.is_tls();
-        entry.note_tls(socket.tls_version());
-        let mut socket = Rewound::new(socket, BytesMut::new());
+        let tls = far.tls;
         let mut carried = None;
         let mut counted = None;
+        let mut life = None;
         loop {
-            let limits = Limits { head: HEAD_BYTES, deadline: self.timeouts.head };
+            let limits =
+                Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
             match sniff(&mut socket, limits).await {
                 Ok(Opening::Http2 { read }) => {
                     entry.note_kind("http2");
                     return Some(Open {
                         io: Box::new(put_back(socket, read)),
-                        connection: Arc::new(Connection::new(client, tls, None).known_as(entry.entry())),
+                        connection: Arc::new(Connection::from(far, None).known_as(entry.entry())),
                         socket: facts,
                         _entry: entry,
                         _counted: self.metrics().connection("http2", tls),
@@ -156,6 +238,14 @@ impl Worker {
                     });
                 }
                 Ok(Opening::Http1 { head, mut read }) if websocket::asked(&head) == Asked::Tunnel => {
+                    let host = head.host().filter(|host| is_authority(host)).unwrap_or("postern").to_owned();
+                    let connection = Connection::opened_by(&far, &head.headers, Some(host));
+                    if let Err(reason) = self.judge_tunnel(&connection, &head.headers, &mut room) {
+                        self.metrics().refusal(reason.name());
+                        tracing::debug!(client = %connection.client, reason = reason.name(), "WebSocket refused");
+                        answer(socket, reply::plain(&reason)).await;
+                        return None;
+                    }
                     read.advance(head.size());
                     let (socket, rest) = socket.into_inner();
                     read.extend_from_slice(&rest);
@@ -173,26 +263,28 @@ impl Worker {
                             return None;
                         }
                     };
-                    let host = head.host().filter(|host| is_authority(host)).unwrap_or("postern").to_owned();
                     entry.note_kind("websocket");
+                    let connection = Arc::new(connection.known_as(entry.entry()));
                     return Some(Open {
-                        io: Box::new(tunnel),
-                        connection: Arc::new(
-                            Connection::new(client, tls, Some(host)).known_as(entry.entry()),
-                        ),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        connection,
                         socket: facts,
                         _entry: entry,
                         _counted: self.metrics().connection("websocket", tls),
                         _room: room,
                     });
                 }
-                Ok(Opening::Http1 { read, .. }) => {
+                Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection = Connection::new(client, tls, None).known_as(entry.entry());
+                    let connection =
+                        Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
-                    socket = self.http1(transport, &mut carried).await?;
-                    socket = self.next_request(socket).await?;
+                    // Idleness is the keepalive's business.
+                    let life =
+                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
+                    socket = self.http1(transport, &mut carried, life).await?;
+                    socket = self.next_request(socket, life).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -202,33 +294,50 @@ impl Worker {
         }
     }
 
+    /// A tunnel has one client for all its life, so a proxy's word is asked for and judged once.
+    fn judge_tunnel(
+        &self,
+        connection: &Connection,
+        headers: &http::HeaderMap,
+        room: &mut Room,
+    ) -> Result<(), Reason> {
+        if !connection.admits(headers) {
+            return Err(Reason::Denied);
+        }
+        if room.client.is_none() {
+            room.client = Some(self.shared.limits.connection(connection.client.ip())?);
+        }
+        Ok(())
+    }
+
     /// Serves one request; the connection comes back when it may carry another one.
     async fn http1(
         &self,
         transport: Transport<Rewound<Socket>>,
         carried: &mut Option<HttpPersistentSettings>,
+        life: &Life,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
         if let Some(settings) = carried.take() {
             settings.apply_to_session(&mut session);
         }
         // Last, because the settings carry the keepalive of the time before a drain.
-        session.set_keepalive((!*self.shutdown.borrow()).then_some(self.timeouts.keepalive.as_secs().max(1)));
+        let stays = !*self.shutdown.borrow() && !life.is_leaving();
+        session.set_keepalive(stays.then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
-        let reused = silence::unless_silent(&self.shared.upstreams, served).await??;
+        let reused = silence::unless_silent(served).await??;
         let (stream, settings) = reused.consume();
         *carried = settings;
         let transport = stream.into_any().downcast::<Transport<Rewound<Socket>>>().ok()?;
         Some(transport.into_inner())
     }
 
-    /// Waits for the first byte of another request; `None` when none comes in time, or the edge drains.
-    async fn next_request(&self, mut socket: Rewound<Socket>) -> Option<Rewound<Socket>> {
+    /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
+    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
-        let mut shutdown = self.shutdown.clone();
         tokio::select! {
             biased;
-            () = async { shutdown.wait_for(|shutting| *shutting).await.map(drop).unwrap_or(()) } => {
+            _ = poll_fn(|cx| life.poll(cx, false)) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;
@@ -242,7 +351,7 @@ impl Worker {
         Some(put_back(socket, first))
     }
 
-    async fn refuse(&self, mut socket: Rewound<Socket>, client: SocketAddr, error: &SniffError) {
+    async fn refuse(&self, socket: Rewound<Socket>, client: SocketAddr, error: &SniffError) {
         // Health checks of load balancers connect and say nothing.
         if !matches!(error, SniffError::Silent) {
             self.metrics().refusal("opening");
@@ -250,25 +359,31 @@ impl Worker {
             let cause = std::error::Error::source(error).map(tracing::field::display);
             tracing::debug!(%client, %error, cause, "closed");
         }
-        let Some(answer) = error.answer() else { return };
-        let told = async {
-            socket.write_all(&answer).await?;
-            socket.shutdown().await?;
-            // Closing while the client's bytes lie unread would reset the connection before it has read the answer.
-            let mut rest = [0; 4096];
-            let mut left: usize = 256 * 1024;
-            while left > 0 {
-                let read = socket.read(&mut rest).await?;
-                if read == 0 {
-                    break;
-                }
-                left = left.saturating_sub(read);
-            }
-            std::io::Result::Ok(())
-        };
-        // It does not matter how far that came.
-        let _ = tokio::time::timeout(LINGER, told).await;
+        if let Some(words) = error.answer() {
+            answer(socket, words).await;
+        }
     }
+}
+
+/// Says a last word and closes.
+async fn answer(mut socket: Rewound<Socket>, words: Vec<u8>) {
+    let told = async {
+        socket.write_all(&words).await?;
+        socket.shutdown().await?;
+        // Closing while the client's bytes lie unread would reset the connection before it has read the answer.
+        let mut rest = [0; 4096];
+        let mut left: usize = 256 * 1024;
+        while left > 0 {
+            let read = socket.read(&mut rest).await?;
+            if read == 0 {
+                break;
+            }
+            left = left.saturating_sub(read);
+        }
+        std::io::Result::Ok(())
+    };
+    // It does not matter how far that came.
+    let _ = tokio::time::timeout(LINGER, told).await;
 }
 
 /// Puts bytes in front of what the socket still holds itself.
@@ -281,16 +396,4 @@ fn put_back(socket: Rewound<Socket>, mut read: BytesMut) -> Rewound<Socket> {
 /// pingora refuses what h2 would, and user names too.
 fn is_authority(host: &str) -> bool {
     !host.contains('@') && host.parse::<http::uri::Authority>().is_ok()
-}
-
-fn tune(tcp: &TcpStream) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    // No user timeout: it would also cut a client that is alive but reads nothing, as a suspended kubectl.
-    let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
-    if let Err(error) = tuned {
-        tracing::debug!(%error, "socket options were refused");
-    }
 }

@@ -6,6 +6,7 @@ use crate::decide::Route;
 use crate::observability::connections::Entry;
 use crate::proxy::Shared;
 use crate::trace::Ids;
+use postern_certs::mutual::ClientCertificate;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,6 +36,8 @@ impl Fault {
 pub struct Line<'a> {
     /// What it came on: its id, listener, kind and TLS version.
     pub connection: Option<&'a Entry>,
+    /// What the client showed in its TLS handshake.
+    pub certificate: Option<&'a ClientCertificate>,
     pub ids: Option<&'a Ids>,
     pub client: Option<SocketAddr>,
     pub route: Route,
@@ -79,6 +82,8 @@ pub fn write(line: &Line<'_>, quiet: bool) {
                 listener = line.connection.and_then(|connection| connection.listener).map(tracing::field::display),
                 transport = line.connection.map(|connection| connection.kind()),
                 tls = line.connection.and_then(Entry::tls),
+                certificate = line.certificate.map(|shown| shown.subject.as_str()),
+                certificate_serial = line.certificate.map(|shown| shown.serial.as_str()),
                 client = line.client.map(tracing::field::display),
                 route = line.route.name(),
                 method = line.method,

@@ -1,9 +1,10 @@
 //! Everything that can be said before a broker is asked, for both roads alike.
 //!
-//! After `decide`, before `relay` and `proxy`. Reads the head and the token's bucket; answers nothing itself.
+//! After `decide`, before `relay` and `proxy`. Reads the head and asks the limits; answers nothing itself.
 
 use crate::decide::{Decision, Route};
-use crate::limits::{Limits, Permit};
+use crate::limits::{Call, Counting, Limits, Permit};
+use crate::listen::forwarded::Origin;
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
@@ -11,14 +12,27 @@ use crate::upstream::Upstreams;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use postern_wire::metadata::{HOP_PREFIX, INTERNAL_PREFIX};
 use postern_wire::token::TokenKey;
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Instant;
 
 /// Who calls, and whether the request may go on.
-#[derive(Debug)]
 pub struct Admission {
     pub token: Option<TokenKey>,
     /// The permit is held until the stream is over.
     pub verdict: Result<Permit, Reason>,
+    /// To be awaited before a broker is asked: Redis' answer, where it decides.
+    pub counting: Option<Counting>,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("token", &self.token)
+            .field("verdict", &self.verdict)
+            .field("counting", &self.counting.is_some())
+            .finish()
+    }
 }
 
 /// Judges one request by its head.
@@ -29,39 +43,44 @@ pub fn admit(
     decision: Decision,
     version: Version,
     headers: &HeaderMap,
+    query: Option<&str>,
 ) -> Admission {
-    let token = Caller::of(headers).key();
-    let verdict = if decision.route == Route::Agents && version != Version::HTTP_2 {
+    let Caller { key: token, agent } = Caller::of(headers, query);
+    let verdict = if !connection.is_none_or(|connection| connection.admits(headers)) {
+        Err(Reason::Denied)
+    } else if decision.route == Route::Agents && version != Version::HTTP_2 {
         Err(Reason::NeedsHttp2)
     } else if upstreams.of(decision.route).is_empty() {
         Err(Reason::NotServed)
+    } else if token.is_none() && decision.route == Route::Agents {
+        // Who may do what at a cluster without a token is for the broker to say; agents may do nothing.
+        Err(Reason::NoToken)
     } else {
-        match token {
-            Some(token) => pay(limits, connection, decision, token),
-            // Who may do what without a token is for the broker and its cluster to say; agents may do nothing.
-            None if decision.route == Route::Agents => Err(Reason::NoToken),
-            None => Ok(Permit::free()),
-        }
+        let agent = agent.filter(|_| decision.route == Route::KubernetesApi);
+        let client = connection.map(|connection| connection.origin(headers).client.ip());
+        pay(limits, connection, client, decision, token, agent)
     };
-    Admission { token, verdict }
+    match verdict {
+        Ok((permit, counting)) => Admission { token, verdict: Ok(permit), counting },
+        Err(reason) => Admission { token, verdict: Err(reason), counting: None },
+    }
 }
 
 fn pay(
     limits: &Limits,
     connection: Option<&Connection>,
+    client: Option<IpAddr>,
     decision: Decision,
-    token: TokenKey,
-) -> Result<Permit, Reason> {
-    if !connection.is_none_or(|connection| connection.must_pay(decision.purpose, &token)) {
-        return Ok(Permit::free());
-    }
-    let permit = limits
-        .decide(&token, Instant::now())
-        .map_err(|refusal| Reason::TooMany { retry_after: refusal.retry_after })?;
-    if let Some(connection) = connection {
+    token: Option<TokenKey>,
+    agent: Option<u64>,
+) -> Result<(Permit, Option<Counting>), Reason> {
+    let must_pay = |token| connection.is_none_or(|connection| connection.must_pay(decision.purpose, token));
+    let call = Call { client, token, agent, pays: token.as_ref().is_none_or(must_pay) };
+    let admitted = limits.admit(&call, Instant::now())?;
+    if let (true, Some(connection), Some(token)) = (call.pays, connection, token) {
         connection.paid(decision.purpose, token);
     }
-    Ok(permit)
+    Ok(admitted)
 }
 
 /// Headers that only our own programs may set, and those that say who is in front of us.
@@ -73,12 +92,10 @@ pub fn is_ours(name: &HeaderName) -> bool {
         || matches!(name, "forwarded" | "x-real-ip")
 }
 
-/// What the broker shall know about the far end: `x-forwarded-for` and `x-forwarded-proto`.
-pub fn forwarded(connection: &Connection) -> [(&'static str, HeaderValue); 2] {
-    let client = connection.client.ip().to_canonical().to_string();
-    let client = HeaderValue::try_from(client).expect("an IP address is visible ASCII");
-    let proto = if connection.tls { "https" } else { "http" };
-    [("x-forwarded-for", client), ("x-forwarded-proto", HeaderValue::from_static(proto))]
+/// What the broker shall know about the far end, once all that [`is_ours`] is gone from the request: who asks, through
+/// which trusted proxies, and whether in the clear.
+pub fn forwarded(origin: &Origin) -> impl Iterator<Item = (&'static str, HeaderValue)> + use<> {
+    origin.headers()
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 //! From `http2`, to `proxy`: an HTTP/1.1 connection inside the process, so that one set of phases serves kubectl
 //! whatever it speaks. Decides nothing. Closing the stream closes the connection, which cancels at the cluster.
 
-use crate::accept::Worker;
-use crate::http2::Stream;
+use crate::http2::{Peer, Stream};
 use crate::silence;
-use crate::transport::{Connection, Transport};
+use crate::transport::Transport;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -19,7 +18,6 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Between the two protocols; a window's worth would only add delay.
@@ -41,8 +39,9 @@ enum BridgeError {
 }
 
 /// Serves one stream. `proxy` accounts for it.
-pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
-    let Stream { request, mut respond, connection, socket } = stream;
+pub async fn serve(stream: Stream) {
+    let Stream { request, mut respond, peer } = stream;
+    let Peer { worker, connection, socket, .. } = &*peer;
     if request.method() == Method::CONNECT {
         let mut refusal = Response::new(());
         *refusal.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -51,16 +50,14 @@ pub async fn serve(worker: &Arc<Worker>, stream: Stream) {
         return;
     }
     let (near, far) = tokio::io::duplex(PIPE);
-    let mut facts = Connection::new(connection.client, connection.tls, None);
-    facts.entry = connection.entry.clone();
-    let transport = Transport::new(far, &socket, facts);
+    let transport = Transport::new(far, socket, connection.of_request(request.headers()));
     let served = {
         let worker = worker.clone();
         tokio::spawn(async move {
             let mut session = ServerSession::new_http1(Box::new(transport));
             session.set_keepalive(None);
             let served = worker.proxy.process_new_http(session, &worker.shutdown);
-            silence::unless_silent(&worker.shared.upstreams, served).await;
+            silence::unless_silent(served).await;
         })
     };
     let mut out = None;

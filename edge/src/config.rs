@@ -6,6 +6,7 @@
 pub mod life;
 pub mod limits;
 pub mod listen;
+pub mod policies;
 pub mod telemetry;
 pub mod upstreams;
 
@@ -15,9 +16,9 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use life::{Drain, Timeouts};
+pub use life::{Connections, Drain, Timeouts};
 pub use limits::Limits;
-pub use listen::{Certificate, Listen};
+pub use listen::{Listen, Tls};
 pub use telemetry::Telemetry;
 pub use upstreams::{Address, Upstream};
 
@@ -32,7 +33,12 @@ pub struct Config {
     pub kubernetes_api: Upstream,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub connections: Connections,
     pub drain: Drain,
+    /// Where a successor asks for the listening sockets.
+    pub handover: Option<PathBuf>,
+    /// Policies that override `limits`, re-read when they change.
+    pub policies: Option<PathBuf>,
     /// How often the edge pings a WebSocket that says nothing. `None`: never.
     pub websocket_ping: Option<Duration>,
     pub telemetry: Telemetry,
@@ -95,7 +101,13 @@ pub struct File {
     #[serde(default)]
     timeouts: life::FileTimeouts,
     #[serde(default)]
+    connections: life::FileConnections,
+    #[serde(default)]
     drain: life::FileDrain,
+    #[serde(default)]
+    handover: life::FileHandover,
+    #[serde(default)]
+    policies: policies::FilePolicies,
     #[serde(default)]
     websocket: life::FileWebSocket,
     #[serde(default)]
@@ -127,9 +139,12 @@ impl Config {
         let mut found = Problems(Vec::new());
         let listen = listen::meant(file.listen, base, &mut found);
         let (agents, kubernetes_api) = file.upstreams.meant(base, &mut found);
-        let limits = file.limits.meant(&mut found);
+        let limits = file.limits.meant(base, &mut found);
         let timeouts = file.timeouts.meant(&mut found);
+        let connections = file.connections.meant(&mut found);
         let drain = file.drain.meant(&mut found);
+        let handover = file.handover.meant(base, &mut found);
+        let policies = file.policies.meant(base);
         let websocket_ping = file.websocket.meant(&mut found);
         let telemetry = file.telemetry.meant(base, &mut found);
         let admin = found.socket("admin.listen", file.admin.listen.as_deref().unwrap_or(DEFAULT_ADMIN));
@@ -145,7 +160,10 @@ impl Config {
                 kubernetes_api,
                 limits,
                 timeouts,
+                connections,
                 drain,
+                handover,
+                policies,
                 websocket_ping,
                 telemetry,
                 admin,
@@ -223,12 +241,24 @@ mod tests {
     #[test]
     fn a_small_file_gets_the_documented_defaults() {
         let config = parse(SMALL).unwrap();
-        assert_eq!(config.limits.per_minute.get(), 40_000);
-        assert_eq!(config.limits.burst.get(), 40_000);
+        let rate = config.limits.per_token.rate.unwrap();
+        assert_eq!((rate.per_minute.get(), rate.burst.get()), (40_000, 40_000));
+        assert_eq!((config.limits.per_ip.rate, config.limits.per_agent.rate), (None, None));
+        assert_eq!((config.limits.header_bytes, config.limits.body_bytes), (64 * 1024, 0));
         assert_eq!(config.websocket_ping, Some(Duration::from_secs(30)));
-        assert_eq!(config.drain, Drain { pre: Duration::ZERO, grace: Duration::from_secs(60) });
+        assert_eq!(
+            config.drain,
+            Drain { pre: Duration::ZERO, grace: Duration::from_secs(60), connections_per_second: 500 }
+        );
+        let hour = Duration::from_secs(3600);
+        assert_eq!(
+            config.connections,
+            Connections { max_age: Some(2 * hour), jitter_percent: 10, grace: hour }
+        );
+        assert_eq!((&config.handover, &config.policies), (&None, &None));
         assert_eq!(config.admin, "127.0.0.1:8181".parse().unwrap());
         assert!(config.kubernetes_api.is_empty());
+        assert_eq!(config.agents, Upstream { source: config.agents.source.clone(), ..Upstream::default() });
     }
 
     #[test]
@@ -238,6 +268,8 @@ mod tests {
         assert_eq!(example.limits, defaults.limits);
         assert_eq!(example.timeouts, defaults.timeouts);
         assert_eq!(example.drain, defaults.drain);
+        assert_eq!(example.connections, defaults.connections);
+        assert_eq!((example.handover, example.policies), (defaults.handover, defaults.policies));
         assert_eq!(
             (example.websocket_ping, example.admin, example.workers),
             (defaults.websocket_ping, defaults.admin, defaults.workers)
@@ -248,7 +280,8 @@ mod tests {
     fn relative_certificate_paths_start_at_the_file() {
         let text = "listen: [{address: '0.0.0.0:8443', tls: {certificates: [{certificate_file: a.pem, key_file: /b.key}]}}]
 upstreams: {agents: {addresses: ['kas:8150']}}";
-        let pair = &parse(text).unwrap().listen[0].certificates[0];
+        let listen = parse(text).unwrap().listen;
+        let pair = &listen[0].tls.as_ref().unwrap().certificates[0];
         assert_eq!(pair.certificate_file, Path::new("/etc/postern/a.pem"));
         assert_eq!(pair.key_file, Path::new("/b.key"));
     }
@@ -258,9 +291,11 @@ upstreams: {agents: {addresses: ['kas:8150']}}";
         let text = "
 listen: [{address: localhost}, {address: '127.0.0.1:1', tls: {certificates: []}}, {address: '127.0.0.1:1'}]
 upstreams: {agents: {addresses: ['http://kas:8150']}}
-limits: {burst: 0}
+limits: {burst: 0, header_bytes: 1, per_ip: {burst: 0, scope: fleet}, redis: {address: 'redis://u:p@r:1', tls: {key_file: k}}}
 timeouts: {head: 0s}
+connections: {max_age: 2d, max_age_jitter_percent: 101}
 drain: {grace: soon}
+handover: {socket: /xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}
 admin: {listen: nowhere}
 workers: 0";
         let at: Vec<String> = parse(text).unwrap_err().into_iter().map(|problem| problem.at).collect();
@@ -272,12 +307,52 @@ workers: 0";
                 "listen[2].address",
                 "upstreams.agents.addresses[0]",
                 "limits.burst",
+                "limits.per_ip.burst",
+                "limits.per_ip.scope",
+                "limits.header_bytes",
+                "limits.redis.address",
+                "limits.redis.tls",
                 "timeouts.head",
+                "connections.max_age",
+                "connections.max_age_jitter_percent",
                 "drain.grace",
+                "handover.socket",
                 "admin.listen",
                 "workers",
             ]
         );
+    }
+
+    #[test]
+    fn a_limit_of_the_fleet_names_its_redis() {
+        use postern_redis::Servers;
+        let limits = |redis: &str| {
+            parse(&format!("{SMALL}limits: {{per_token: {{scope: fleet}}, redis_lost: deny{redis}}}"))
+                .map(|config| config.limits)
+                .map_err(|problems| problems.into_iter().map(|problem| problem.at).collect::<Vec<_>>())
+        };
+        let servers = |redis: &str| limits(redis).unwrap().redis.unwrap().servers;
+        assert_eq!(servers(", redis: {address: 'r:6379'}"), Servers::Tcp("r:6379".to_owned()));
+        assert_eq!(servers(", redis: {address: 'unix:r.sock'}"), Servers::Unix("/etc/postern/r.sock".into()));
+        let cluster = Servers::Cluster(vec!["a:1".to_owned()]);
+        assert_eq!(servers(", redis: {cluster: {addresses: ['a:1']}}"), cluster);
+        let sentinel =
+            ", redis: {sentinel: {master_name: m, addresses: ['a:1'], password_file: s}, password_file: p}";
+        let redis = limits(sentinel).unwrap().redis.unwrap();
+        assert_eq!(redis.password_file.as_deref(), Some(Path::new("/etc/postern/p")));
+        assert!(
+            matches!(redis.servers, Servers::Sentinel { password_file: Some(file), .. } if file == Path::new("/etc/postern/s"))
+        );
+        for (redis, at) in [
+            ("", "limits.per_token.scope"),
+            (", redis: {}", "limits.redis"),
+            (", redis: {address: 'r:1', cluster: {addresses: ['a:1']}}", "limits.redis"),
+            (", redis: {cluster: {addresses: []}}", "limits.redis.cluster.addresses"),
+            (", redis: {cluster: {addresses: ['a']}}", "limits.redis.cluster.addresses[0]"),
+            (", redis: {cluster: {addresses: ['a:1']}, database: 1}", "limits.redis.database"),
+        ] {
+            assert_eq!(limits(redis), Err(vec![at.to_owned()]), "{redis}");
+        }
     }
 
     #[test]

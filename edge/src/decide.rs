@@ -9,6 +9,9 @@ const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
 const CONFIGURATION: &str = "/gitlab.agent.agent_configuration.rpc.AgentConfiguration/GetConfiguration";
 const MANIFESTS: &str = "/gitlab.agent.gitops.rpc.Gitops/GetObjectsToSynchronize";
 
+/// Methods whose streams last, mostly idle.
+pub(crate) const LASTING: [&str; 3] = [TUNNEL, CONFIGURATION, MANIFESTS];
+
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Route {

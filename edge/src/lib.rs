@@ -2,12 +2,16 @@
 //! limits it, and forwards to a broker.
 //!
 //! A connection passes the modules in the order below; [`server`] wires them. Deliberately absent: any knowledge of
-//! agents, Rails or Kubernetes beyond the shape of an error reply.
+//! agents, Rails or Kubernetes beyond the shape of an error reply and the EndpointSlices that name brokers.
 
 pub mod config;
+pub mod handover;
+pub mod policy;
 pub mod server;
 
 pub mod accept;
+pub mod life;
+pub mod listen;
 pub mod tls;
 pub mod transport;
 pub mod websocket;
@@ -18,6 +22,7 @@ pub mod limits;
 pub mod token;
 
 pub mod bridge;
+pub mod coalesce;
 pub mod http2;
 pub mod proxy;
 pub mod relay;

@@ -1,165 +1,367 @@
-//! How often one token may open a stream, counted in this process.
+//! How much one token, one address and one agent may use: how often, how many streams and connections at once, how large.
 //!
-//! After `token`, before `proxy`. Exact (GCRA), and bounded: a stranger can neither grow the table nor, by flooding it
-//! with invented tokens, make it forget a token that is over its limit. A limit of the whole fleet will join here.
+//! After `token`, before a broker is asked; `admit` asks for each request, `accept` for each connection. Bounded: a
+//! stranger can neither grow the tables nor, by flooding them with invented tokens, make them forget a token that is over
+//! its limit. Knows tokens by their hash only.
 
-use crate::config;
+mod bucket;
+mod fleet;
+mod permit;
+mod records;
+mod report;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use crate::config::limits::Limits as Config;
+use crate::decide::{Purpose, Route};
+use crate::reply::Reason;
+use arc_swap::ArcSwap;
+use bucket::{Bucket, Measure, Over, Pays};
+use fleet::Fleet;
+use permit::{ADDRESS, AGENT, TOKEN};
+pub use permit::{ConnectionPermit, Permit};
+use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use records::{Address, Agent, Network, Token};
+use std::future::Future;
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use table::Table;
 
-/// Enough that two workers rarely want the same lock.
-const SHARDS: usize = 16;
+/// When to come again for a place that somebody else has to leave.
+const LATER: Duration = Duration::from_secs(1);
 
-/// The buckets of all tokens.
+/// Redis is being asked whether a stream may go on.
+pub type Counting = Pin<Box<dyn Future<Output = Result<(), Reason>> + Send>>;
+
+/// What limits a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    TokenRate,
+    TokenStreams,
+    IpRate,
+    IpStreams,
+    IpConnections,
+    AgentRate,
+    AgentStreams,
+    /// Too many tokens from one address that brokers did not know.
+    FailedTokens,
+}
+
+/// Who wants what.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    pub client: Option<IpAddr>,
+    pub token: Option<TokenKey>,
+    /// Whom a caller of the Kubernetes API wants to reach.
+    pub agent: Option<u64>,
+    /// Whether it counts towards rates; streams are counted in any case.
+    pub pays: bool,
+}
+
+/// All limits of the process, and what was used of them. A clone is the same one.
+#[derive(Debug, Clone)]
+pub struct Limits(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Limits {
-    shards: Vec<Mutex<Shard>>,
-    /// One request pays this much time...
-    cost: Duration,
-    /// ...and may be paid this far ahead.
-    burst: Duration,
+struct Inner {
+    numbers: ArcSwap<Numbers>,
+    tokens: Table<TokenId, Token>,
+    addresses: Table<Network, Address>,
+    agents: Table<u64, Agent>,
+    fleet: Option<Fleet>,
     begin: Instant,
+    /// The latest moment until which an address is refused new tokens: mostly past, and then nobody looks for it.
+    blocked_until: AtomicU64,
 }
 
-/// Held by a request that may go on.
-#[derive(Debug, PartialEq)]
-pub struct Permit(());
-
-/// The token is over its limit.
-#[derive(Debug, PartialEq)]
-pub struct Refusal {
-    /// After this long one request will be allowed, if none is tried before.
-    pub retry_after: Duration,
+/// What is allowed.
+#[derive(Debug)]
+struct Numbers {
+    token: Measure,
+    ip: Measure,
+    agent: Measure,
+    failed: Option<Bucket>,
+    /// In nanoseconds.
+    remember: u64,
+    connections_per_ip: u32,
+    header_bytes: u32,
+    body_bytes: u64,
 }
 
-/// Tokens by the moment their bucket is full again, which is all that GCRA has to know.
-#[derive(Debug, Default)]
-struct Shard {
-    full_at: HashMap<TokenKey, Duration>,
-    order: BTreeSet<(Duration, TokenKey)>,
-    capacity: usize,
-}
+/// The 32 bytes of a [`TokenKey`].
+type TokenId = [u8; 32];
 
-impl Permit {
-    /// For what is not limited.
-    pub fn free() -> Self {
-        Self(())
+impl Numbers {
+    fn new(config: &Config) -> Self {
+        Self {
+            token: Measure::new(&config.per_token),
+            ip: Measure::new(&config.per_ip),
+            agent: Measure::new(&config.per_agent),
+            failed: config.failed_tokens.per_ip.map(Bucket::new),
+            remember: nanos(config.failed_tokens.remember),
+            connections_per_ip: config.connections_per_ip,
+            header_bytes: config.header_bytes,
+            body_bytes: config.body_bytes,
+        }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Limits {
     /// Buckets that start full at `begin`.
-    pub fn new(config: &config::Limits, begin: Instant) -> Self {
-        let capacity = config.tracked_tokens.div_ceil(SHARDS);
-        let cost = Duration::from_secs(60) / config.per_minute.get();
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(Shard { capacity, ..Shard::default() })).collect(),
-            cost,
-            burst: cost * config.burst.get(),
+    ///
+    /// # Errors
+    /// A file that `limits.redis` names cannot be used. Redis itself is not asked yet.
+    pub fn new(config: &Config, begin: Instant) -> Result<Self, RedisError> {
+        Ok(Self(Arc::new(Inner {
+            numbers: ArcSwap::from_pointee(Numbers::new(config)),
+            tokens: Table::new(config.per_token.tracked),
+            addresses: Table::new(config.per_ip.tracked),
+            agents: Table::new(config.per_agent.tracked),
+            fleet: Fleet::open(config)?,
             begin,
+            blocked_until: AtomicU64::new(0),
+        })))
+    }
+
+    /// Puts other numbers in force. What was used stays used, what is open stays open; `tracked` and `redis` stay what they
+    /// were at the start.
+    pub fn set(&self, config: &Config) {
+        self.0.numbers.store(Arc::new(Numbers::new(config)));
+        if let Some(fleet) = &self.0.fleet {
+            fleet.set(config);
         }
     }
 
-    /// Takes one request from the token's bucket, or says when there will be one. A refused request costs nothing.
-    pub fn decide(&self, token: &TokenKey, now: Instant) -> Result<Permit, Refusal> {
-        let now = now.saturating_duration_since(self.begin);
-        let shard = &self.shards[token.as_bytes()[0] as usize % SHARDS];
-        // A poisoned shard is still consistent enough to count with.
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let full_at = shard.full_at.get(token).copied().unwrap_or(now).max(now);
-        let next = full_at + self.cost;
-        match next.checked_sub(now + self.burst) {
-            Some(early) if !early.is_zero() => Err(Refusal { retry_after: early }),
-            _ => {
-                shard.set(*token, next);
-                Ok(Permit(()))
+    /// Connects to Redis, where there is one. The connection lives on the runtime that this is called on.
+    pub async fn connect(&self) {
+        if let Some(fleet) = &self.0.fleet {
+            fleet.connect().await;
+        }
+    }
+
+    /// Judges one stream, and counts it if it may go on. Where Redis decides, which is rare, there is something to wait for
+    /// first, a second at the most.
+    ///
+    /// # Errors
+    /// Which limit is reached, or that the token is known to be none.
+    pub fn admit(&self, call: &Call, now: Instant) -> Result<(Permit, Option<Counting>), Reason> {
+        let (permit, known) = self.decide(call, now)?;
+        let counting = match &self.0.fleet {
+            Some(fleet) if call.pays => fleet.admit(call, known)?,
+            _ => None,
+        };
+        Ok((permit, counting))
+    }
+
+    /// As [`Limits::admit`], by what this process has counted alone. Also says whether a broker has served the token before.
+    pub fn decide(&self, call: &Call, now: Instant) -> Result<(Permit, bool), Reason> {
+        let limits = &self.0;
+        let numbers = limits.numbers.load();
+        let now = limits.time(now);
+        let pays = if call.pays { Pays::Yes } else { Pays::No };
+        let mut permit = Permit::free();
+        let mut known = false;
+        if let Some(token) = &call.token {
+            let judge = |token: &mut Token, new: bool| {
+                let judged = limits.judge_token(&numbers, token, call, pays, now);
+                known = token.good;
+                // What is refused at once need not be remembered.
+                let keep = judged.is_ok() || !new;
+                (judged, keep)
+            };
+            if let Some((judged, place)) = limits.tokens.with(token.as_bytes(), judge) {
+                judged?;
+                permit.add(limits, TOKEN, place);
             }
+        }
+        if numbers.ip.is_set()
+            && let Some(client) = call.client
+        {
+            let judge = |address: &mut Address, _| {
+                (numbers.ip.open(&mut address.full_at, &mut address.streams, pays, now), true)
+            };
+            if let Some((judged, place)) = limits.addresses.with(&Network::of(client), judge) {
+                if let Err(over) = judged {
+                    limits.give_back(&numbers, &permit, pays);
+                    return Err(refusal(over, Limit::IpRate, Limit::IpStreams));
+                }
+                permit.add(limits, ADDRESS, place);
+            }
+        }
+        if numbers.agent.is_set()
+            && let Some(agent) = &call.agent
+        {
+            // Anybody can invent a token for this agent: what nobody knows yet takes nothing from those who are known.
+            let (paid, pays) = (pays, if pays == Pays::Yes && !known { Pays::Checked } else { pays });
+            let judge = |agent: &mut Agent, _| {
+                (numbers.agent.open(&mut agent.full_at, &mut agent.streams, pays, now), true)
+            };
+            if let Some((judged, place)) = limits.agents.with(agent, judge) {
+                if let Err(over) = judged {
+                    limits.give_back(&numbers, &permit, paid);
+                    return Err(refusal(over, Limit::AgentRate, Limit::AgentStreams));
+                }
+                permit.add(limits, AGENT, place);
+            }
+        }
+        Ok((permit, known))
+    }
+
+    /// A broker has answered a stream in full, or it ended early: what is known of the token by that. Not for what the edge
+    /// answered itself. `http` 401 means that the broker, not the cluster behind it, said so.
+    pub fn finished(&self, client: IpAddr, token: Option<TokenKey>, http: u16, grpc: Option<u16>) {
+        self.finished_at(client, token, http, grpc, Instant::now());
+    }
+
+    fn finished_at(
+        &self,
+        client: IpAddr,
+        token: Option<TokenKey>,
+        http: u16,
+        grpc: Option<u16>,
+        now: Instant,
+    ) {
+        let Some(token) = token else { return };
+        let limits = &self.0;
+        match (grpc, http) {
+            (Some(0), _) | (None, 101 | 200..=399) => {
+                let good = |record: &mut Token| !std::mem::replace(&mut record.good, true);
+                let first = limits.tokens.find(token.as_bytes(), good).unwrap_or(false);
+                if first && let Some(fleet) = &limits.fleet {
+                    fleet.proven(&token);
+                }
+            }
+            (Some(16), _) | (None, 401) => limits.failed(client, &token, limits.time(now)),
+            _ => {}
+        }
+    }
+
+    /// A connection may be opened from here.
+    ///
+    /// # Errors
+    /// There are too many of this address.
+    pub fn connection(&self, client: IpAddr) -> Result<ConnectionPermit, Reason> {
+        let most = self.0.numbers.load().connections_per_ip;
+        if most == 0 {
+            return Ok(ConnectionPermit::default());
+        }
+        let judge = |address: &mut Address, _| {
+            let free = address.connections < most;
+            address.connections += u32::from(free);
+            (free, true)
+        };
+        match self.0.addresses.with(&Network::of(client), judge) {
+            Some((false, _)) => Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER }),
+            Some((true, place)) => Ok(ConnectionPermit::new(&self.0, place)),
+            None => Ok(ConnectionPermit::default()),
+        }
+    }
+
+    /// The most bytes of a request's head.
+    pub fn header_bytes(&self) -> u32 {
+        self.0.numbers.load().header_bytes
+    }
+
+    /// The most bytes of a request's body. `None`: no limit. Tunnels have none, for they carry the bodies of others.
+    pub fn body_bytes(&self, route: Route, purpose: Purpose) -> Option<NonZeroU64> {
+        match (route, purpose) {
+            (Route::Agents, Purpose::Tunnel | Purpose::Subscription) => None,
+            _ => NonZeroU64::new(self.0.numbers.load().body_bytes),
         }
     }
 
     /// How many tokens are remembered.
     pub fn tracked(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).full_at.len()).sum()
+        self.0.tokens.len()
+    }
+
+    /// What is used of the limits, in numbers. Tokens by the first digits of their hash, addresses not at all.
+    pub fn report(&self) -> serde_json::Value {
+        report::of(&self.0, self.0.time(Instant::now()))
     }
 }
 
-impl Shard {
-    fn set(&mut self, token: TokenKey, full_at: Duration) {
-        if let Some(old) = self.full_at.insert(token, full_at) {
-            self.order.remove(&(old, token));
+impl Inner {
+    fn time(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.begin))
+    }
+
+    fn judge_token(
+        &self,
+        numbers: &Numbers,
+        token: &mut Token,
+        call: &Call,
+        pays: Pays,
+        now: u64,
+    ) -> Result<(), Reason> {
+        if now < token.failed_until {
+            return Err(Reason::FailedToken);
         }
-        self.order.insert((full_at, token));
-        // The stalest bucket is the fullest: a full one is the same as none, so in the usual case nothing is lost.
-        while self.full_at.len() > self.capacity {
-            let Some((_, stalest)) = self.order.pop_first() else { break };
-            self.full_at.remove(&stalest);
+        token.good = token.is_good(now);
+        if !token.good
+            && let Some(wait) = self.blocked_for(call, now)
+        {
+            return Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after: wait });
+        }
+        token.begin(now);
+        numbers
+            .token
+            .open(&mut token.full_at, &mut token.streams, pays, now)
+            .map_err(|over| refusal(over, Limit::TokenRate, Limit::TokenStreams))
+    }
+
+    fn blocked_for(&self, call: &Call, now: u64) -> Option<Duration> {
+        if self.blocked_until.load(Ordering::Relaxed) <= now {
+            return None;
+        }
+        let until = self.addresses.find(&Network::of(call.client?), |address| address.blocked_until)?;
+        until.checked_sub(now).filter(|wait| *wait > 0).map(Duration::from_nanos)
+    }
+
+    fn failed(&self, client: IpAddr, token: &TokenKey, now: u64) {
+        let numbers = self.numbers.load();
+        let until = if numbers.remember == 0 { 0 } else { now.saturating_add(numbers.remember) };
+        self.tokens.find(token.as_bytes(), |token| {
+            token.good = false;
+            token.failed_until = until;
+        });
+        let Some(bucket) = numbers.failed else { return };
+        let judged =
+            self.addresses.with(&Network::of(client), |address, _| (address.failed(bucket, now), true));
+        if let Some((Some(until), _)) = judged {
+            self.blocked_until.fetch_max(until, Ordering::Relaxed);
+            let seconds = until.saturating_sub(now) / 1_000_000_000;
+            tracing::info!(%client, seconds, "too many tokens from here that no broker knows; new ones are refused");
+        }
+    }
+
+    /// A stream that another limit refused has taken nothing of the token's rate, nor of the address'.
+    fn give_back(&self, numbers: &Numbers, permit: &Permit, pays: Pays) {
+        if pays != Pays::Yes {
+            return;
+        }
+        if let (Some(place), Some(bucket)) = (permit.place(TOKEN), numbers.token.rate) {
+            self.tokens.at(place, |token| bucket.give_back(&mut token.full_at));
+        }
+        if let (Some(place), Some(bucket)) = (permit.place(ADDRESS), numbers.ip.rate) {
+            self.addresses.at(place, |address| bucket.give_back(&mut address.full_at));
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::num::NonZeroU32;
-
-    fn limits(per_minute: u32, burst: u32, tracked_tokens: usize) -> (Limits, Instant) {
-        let begin = Instant::now();
-        let config = config::Limits {
-            per_minute: NonZeroU32::new(per_minute).unwrap(),
-            burst: NonZeroU32::new(burst).unwrap(),
-            tracked_tokens,
-            connections: 1,
-        };
-        (Limits::new(&config, begin), begin)
-    }
-
-    fn key(name: &str) -> TokenKey {
-        TokenKey::of(name.as_bytes())
-    }
-
-    #[test]
-    fn exactly_the_burst_passes_at_once_and_then_one_per_interval() {
-        let (limits, begin) = limits(60, 5, 100);
-        let token = key("a");
-        assert_eq!((0..20).filter(|_| limits.decide(&token, begin).is_ok()).count(), 5);
-        let refusal = limits.decide(&token, begin).unwrap_err();
-        assert_eq!(refusal.retry_after, Duration::from_secs(1));
-        assert!(limits.decide(&token, begin + Duration::from_millis(999)).is_err());
-        assert!(limits.decide(&token, begin + Duration::from_millis(1000)).is_ok());
-        assert!(limits.decide(&token, begin + Duration::from_millis(1999)).is_err());
-    }
-
-    #[test]
-    fn over_ten_minutes_the_rate_is_exact() {
-        let (limits, begin) = limits(40_000, 100, 10);
-        let passed = (0..600_000)
-            .filter(|i| limits.decide(&key("a"), begin + Duration::from_millis(*i)).is_ok())
-            .count();
-        // 599.999 s at 40000 per minute, and the burst on top.
-        assert!((400_098..=400_101).contains(&passed), "{passed}");
-    }
-
-    #[test]
-    fn tokens_do_not_share_a_bucket() {
-        let (limits, begin) = limits(60, 1, 100);
-        assert!(limits.decide(&key("a"), begin).is_ok());
-        assert!(limits.decide(&key("b"), begin).is_ok());
-        assert!(limits.decide(&key("a"), begin).is_err());
-    }
-
-    #[test]
-    fn a_flood_of_invented_tokens_neither_grows_the_table_nor_refills_a_busy_bucket() {
-        let (limits, begin) = limits(60, 5, 160);
-        let busy = key("busy");
-        for _ in 0..5 {
-            limits.decide(&busy, begin).unwrap();
-        }
-        for i in 0..10_000 {
-            limits.decide(&key(&format!("invented {i}")), begin + Duration::from_millis(100)).unwrap();
-        }
-        assert!(limits.tracked() <= 160, "{}", limits.tracked());
-        assert!(limits.decide(&busy, begin + Duration::from_millis(200)).is_err());
+fn refusal(over: Over, rate: Limit, streams: Limit) -> Reason {
+    match over {
+        Over::Rate(wait) => Reason::TooMany { limit: rate, retry_after: Duration::from_nanos(wait) },
+        Over::Streams => Reason::TooMany { limit: streams, retry_after: LATER },
     }
 }

@@ -6,7 +6,7 @@ use postern_edge::server::{self, Ended};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing::Level;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::prelude::*;
 
 /// Its background thread gives memory back after a storm of connections; glibc keeps it for good.
@@ -23,6 +23,9 @@ struct Flags {
     /// Reads and checks the configuration, says what is wrong with it, and exits.
     #[arg(long)]
     check: bool,
+    /// Takes the listening sockets over from the edge whose `handover.socket` this is; starts without where none runs.
+    #[arg(long, value_name = "SOCKET")]
+    upgrade_from: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry();
-    match server::run(config) {
+    match server::run(config, flags.upgrade_from.as_deref()) {
         Ok(Ended::Drained) => {
             tracing::info!("drained");
             ExitCode::SUCCESS
@@ -68,7 +71,9 @@ fn telemetry() {
     // Below info, libraries print whole request heads, and with them tokens. No setting may turn that on.
     let ours = filter_fn(|about| {
         *about.level() <= Level::INFO || about.target().starts_with("postern") || about.target() == "access"
-    });
+    })
+    // A filter without a hint keeps every debug and trace call of every library awake.
+    .with_max_level_hint(LevelFilter::TRACE);
     let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(json.with_filter(asked.and(ours))).init();
 }

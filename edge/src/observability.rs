@@ -19,7 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -31,7 +31,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 /// Probes and scrapers need a handful. When one more comes, the oldest goes.
@@ -48,7 +47,6 @@ pub struct Admin {
     config: Value,
     began: Instant,
     draining: AtomicBool,
-    drain_asked: Notify,
 }
 
 impl Admin {
@@ -62,18 +60,12 @@ impl Admin {
             config: pages::config(config),
             began: Instant::now(),
             draining: AtomicBool::new(false),
-            drain_asked: Notify::new(),
         })
     }
 
     /// From now on not ready.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns once somebody has asked for a drain with `POST /drain`.
-    pub async fn drain_asked(&self) {
-        self.drain_asked.notified().await;
     }
 
     /// Serves until the process ends.
@@ -149,6 +141,14 @@ impl Collector for Now {
         gauge("postern_edge_streams_busy", "Open streams that somebody waits for", under_way.busy as i64)?;
         gauge("postern_edge_streams_parked", "Idle tunnels and subscriptions", under_way.parked as i64)?;
         gauge("postern_edge_tracked_tokens", "Tokens with a bucket", self.0.limits.tracked() as i64)?;
+        let policies = &self.0.policies;
+        gauge(
+            "postern_edge_policy_generation",
+            "Policy changes put in force; 1: the start",
+            policies.generation() as i64,
+        )?;
+        gauge("postern_edge_policy_age_seconds", "Since the last of them", policies.age().as_secs() as i64)?;
+        gauge("postern_edge_policy_problems", "Why the files are not in force", policies.problems() as i64)?;
         let up = self.0.upstreams.all().filter(|(_, broker)| broker.is_up()).count();
         gauge("postern_edge_upstreams_up", "Broker listeners that take connections", up as i64)?;
         gauge(
@@ -161,6 +161,15 @@ impl Collector for Now {
         for (route, broker) in self.0.upstreams.all() {
             let labels = Upstream { route: route.name(), upstream: broker.address.to_string() };
             up.encode_family(&labels)?.encode_gauge(&i64::from(broker.is_up()))?;
+        }
+        let help = "How often this listener of a broker was spared because requests failed there";
+        let name = "postern_edge_upstream_ejections";
+        let mut ejections = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (route, broker) in self.0.upstreams.all() {
+            let labels = Upstream { route: route.name(), upstream: broker.address.to_string() };
+            ejections
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&broker.ejections(), None)?;
         }
         self.0.metrics.flow.encode(&mut encoder)?;
         let Some(tracing) = &self.0.tracing else { return Ok(()) };

@@ -7,18 +7,22 @@
 use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
-use crate::drain::{StreamGuard, Streams};
+use crate::drain::{Handle, StreamGuard, Streams};
 use crate::limits::{Limits, Permit};
-use crate::observability::connections::{Entry, Register};
+use crate::listen::page;
+use crate::observability::connections::Register;
 use crate::observability::metrics::Metrics;
+use crate::policy::Policies;
 use crate::reply::{self, Reason};
 use crate::silence;
 use crate::trace::{Ids, Tracing};
 use crate::transport::Connection;
-use crate::upstream::Upstreams;
+use crate::upstream::{Load, Outcome, Upstreams};
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -26,8 +30,13 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use postern_wire::metadata::LEAVING;
 use postern_wire::token::TokenKey;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// The body is larger than it may be.
+const TOO_LARGE: ErrorType = ErrorType::HTTPStatus(413);
 
 /// What all requests of the process share.
 #[derive(Debug)]
@@ -39,6 +48,9 @@ pub struct Shared {
     pub connections: Arc<Register>,
     /// `None`: nothing is traced.
     pub tracing: Option<Tracing>,
+    pub policies: Arc<Policies>,
+    /// Starts the drain from within.
+    pub handle: Handle,
 }
 
 /// The phases.
@@ -52,15 +64,22 @@ pub type Proxy = HttpProxy<EdgeProxy>;
 pub struct Request {
     begin: Instant,
     ids: Option<Ids>,
-    entry: Option<Arc<Entry>>,
     decision: Option<Decision>,
     token: Option<TokenKey>,
     client: Option<SocketAddr>,
     upstream: Option<SocketAddr>,
     tried: Vec<SocketAddr>,
+    /// The broker that has it now, which counts it as long.
+    load: Option<Load>,
+    /// Its connection to that one.
+    connection: RawFd,
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
+    /// A broker said that the token is none.
+    unauthorized: bool,
+    /// Bytes of the body so far, and how many there may be.
+    body: (u64, Option<NonZeroU64>),
     /// What its limits granted, until the request is over.
     permit: Option<Permit>,
     /// Counts the request as under way until its log line.
@@ -87,14 +106,17 @@ impl ProxyHttp for EdgeProxy {
         Request {
             begin: Instant::now(),
             ids: None,
-            entry: None,
             decision: None,
             token: None,
             client: None,
             upstream: None,
             tried: Vec::new(),
+            load: None,
+            connection: -1,
             again: false,
             refused: None,
+            unauthorized: false,
+            body: (0, None),
             permit: None,
             _guard: self.0.streams.open(),
         }
@@ -109,20 +131,38 @@ impl ProxyHttp for EdgeProxy {
         session.set_read_timeout(None);
         let connection = Connection::of(session.digest());
         request.client = connection.map(|connection| connection.client);
-        request.entry = connection.and_then(|connection| connection.entry.clone());
         let head = session.req_header();
         let decision = decide::decide(head.version, head.uri.path(), &head.headers);
         request.decision = Some(decision);
         request.ids = Some(Ids::of(self.0.tracing.as_ref(), decision.purpose, &head.headers));
-        let Admission { token, verdict } = admit::admit(
+        if decision.route == Route::KubernetesApi
+            && Connection::of(session.digest()).is_none_or(|connection| connection.admits(&head.headers))
+            && let Some(page) = page::of(&head.method, head.uri.path(), &head.headers)
+        {
+            reply::show(session, page).await?;
+            return Ok(true);
+        }
+        let Admission { token, mut verdict, counting } = admit::admit(
             &self.0.upstreams,
             &self.0.limits,
             Connection::of(session.digest()),
             decision,
             head.version,
             &head.headers,
+            head.uri.query(),
         );
         request.token = token;
+        if let Some(counting) = counting {
+            verdict = counting.await.and(verdict);
+        }
+        // What follows an upgrade is no body.
+        if decision.upgrade == Upgrade::None {
+            request.body.1 = self.0.limits.body_bytes(decision.route, decision.purpose);
+        }
+        let verdict = verdict.and_then(|permit| match too_large(head, request.body.1) {
+            Some(reason) => Err(reason),
+            None => Ok(permit),
+        });
         match verdict {
             Ok(permit) => {
                 request.permit = Some(permit);
@@ -137,6 +177,21 @@ impl ProxyHttp for EdgeProxy {
         }
     }
 
+    /// Bodies whose length nobody announced.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.body.0 += body.as_ref().map_or(0, |body| body.len() as u64);
+        match request.body.1 {
+            Some(most) if request.body.0 > most.get() => Err(Error::new_down(TOO_LARGE)),
+            _ => Ok(()),
+        }
+    }
+
     async fn upstream_peer(
         &self,
         session: &mut Session,
@@ -144,13 +199,21 @@ impl ProxyHttp for EdgeProxy {
     ) -> pingora::Result<Box<HttpPeer>> {
         let decision = request.decision.ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
         let group = self.0.upstreams.of(decision.route);
-        let broker = match request.token {
-            Some(token) => group.choose(&token, &request.tried),
-            None => group
-                .choose(&session.client_addr().and_then(|a| a.as_inet()).map(SocketAddr::ip), &request.tried),
+        // What it had before has failed.
+        request.load = None;
+        let load = loop {
+            let broker = match request.token {
+                Some(token) => group.choose(&token, &request.tried),
+                None => group.choose(&request.client.map(|client| client.ip()), &request.tried),
+            };
+            let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
+            if let Some(load) = broker.enter() {
+                break load;
+            }
         };
-        let broker = broker.ok_or_else(|| Error::new_up(ErrorType::ConnectError))?;
-        request.upstream = Some(broker.address);
+        request.upstream = Some(load.address);
+        let broker = load.broker().clone();
+        request.load = Some(load);
         let head = session.req_header();
         let bodiless = !head.headers.contains_key(http::header::TRANSFER_ENCODING)
             && head.headers.get(http::header::CONTENT_LENGTH).is_none_or(|length| length == "0");
@@ -168,9 +231,10 @@ impl ProxyHttp for EdgeProxy {
     ) -> Box<Error> {
         let route = request.route();
         let group = self.0.upstreams.of(route);
-        if let Some(address) = request.upstream {
-            group.mark_down(route, address);
-            request.tried.push(address);
+        if let Some(load) = request.load.take() {
+            load.mark_down();
+            load.note(Outcome::Unreached);
+            request.tried.push(load.address);
         }
         let another = group.choose(&request.token, &request.tried).is_some();
         if another {
@@ -178,6 +242,19 @@ impl ProxyHttp for EdgeProxy {
         }
         error.set_retry(another);
         error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        connection: RawFd,
+        _digest: Option<&Digest>,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.connection = connection;
+        Ok(())
     }
 
     /// The broker closed the connection, or it broke. What certainly never was a request to the broker may be sent again;
@@ -190,6 +267,13 @@ impl ProxyHttp for EdgeProxy {
         request: &mut Request,
         reused: bool,
     ) -> Box<Error> {
+        silence::waits_no_more();
+        if let Some(load) = &request.load
+            && error.esource() == &ErrorSource::Upstream
+            && !reused
+        {
+            load.note(Outcome::Broken);
+        }
         let whole = session.response_written().is_none() && !session.as_ref().retry_buffer_truncated();
         let unsent = whole && error.etype() == &ErrorType::WriteError && is_about_head(&error);
         let head = session.req_header();
@@ -212,11 +296,15 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> pingora::Result<()> {
-        silence::waits_for(None);
+        silence::waits_no_more();
+        if let Some(load) = &request.load {
+            load.note(Outcome::Answered);
+        }
+        request.unauthorized = response.status == 401 && response.headers.contains_key(reply::UNAUTHORIZED);
         if response.remove_header(LEAVING).is_some()
-            && let Some(address) = request.upstream
+            && let Some(load) = &request.load
         {
-            self.0.upstreams.of(request.route()).mark_leaving(address);
+            load.mark_leaving();
         }
         Ok(())
     }
@@ -247,9 +335,12 @@ impl ProxyHttp for EdgeProxy {
                 None => drop(upstream.remove_header(&name)),
             }
         }
-        silence::waits_for(request.upstream);
+        if let Some(load) = &request.load {
+            silence::waits_for(load.broker(), request.connection);
+        }
         let Some(connection) = Connection::of(session.digest()) else { return Ok(()) };
-        for (name, value) in admit::forwarded(connection) {
+        let origin = connection.origin(&session.req_header().headers);
+        for (name, value) in admit::forwarded(&origin) {
             upstream.insert_header(name, value)?;
         }
         Ok(())
@@ -299,7 +390,11 @@ impl ProxyHttp for EdgeProxy {
         let route = request.route();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let refused = request.refused.as_ref().map(Reason::name);
+        let connection = Connection::of(session.digest());
+        let cut = connection.and_then(|connection| connection.seat.cut());
         let fault = match (error, &request.refused) {
+            // Nobody left: the edge ended the connection.
+            (Some(error), _) if cut.is_some() && error.esource() == &ErrorSource::Downstream => Fault::Internal,
             (Some(error), _) => match error.esource() {
                 ErrorSource::Upstream => Fault::Upstream,
                 ErrorSource::Downstream => Fault::Downstream,
@@ -309,7 +404,8 @@ impl ProxyHttp for EdgeProxy {
             (None, None) => Fault::None,
         };
         let line = Line {
-            connection: request.entry.as_deref(),
+            connection: connection.and_then(|connection| connection.entry.as_deref()),
+            certificate: connection.and_then(|connection| connection.certificate.as_deref()),
             ids: request.ids.as_ref(),
             client: request.client,
             route,
@@ -323,26 +419,49 @@ impl ProxyHttp for EdgeProxy {
             duration: request.begin.elapsed(),
             fault,
             refused,
-            error: error.map(what),
+            error: match cut {
+                Some(why) if fault == Fault::Internal => Some(why.name()),
+                _ => error.map(what),
+            },
         };
+        if let (None, None, Some(client), Some(_)) = (refused, error, request.client, request.upstream) {
+            // A cluster's own 401 says nothing about the token.
+            let told = if status == 401 && !request.unauthorized { 0 } else { status };
+            self.0.limits.finished(client.ip(), request.token, told, None);
+        }
         access_log::finish(&self.0, &line, false);
     }
 }
 
+/// A body that is announced as larger than it may be.
+fn too_large(head: &RequestHeader, most: Option<NonZeroU64>) -> Option<Reason> {
+    let most = most?.get();
+    let length = head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
+    (length > most).then_some(Reason::TooLarge { most })
+}
+
 /// What to tell the caller; `None` when the caller is gone.
 fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Reason> {
+    let broker = || format!("broker {}", upstreams.of(request.route()).addresses());
     match error.esource() {
-        ErrorSource::Upstream if is_connect(error.etype()) => Some(Reason::Unreachable {
-            upstream: format!("broker {}", upstreams.of(request.route()).addresses()),
-            what: what(error),
-        }),
+        ErrorSource::Upstream if is_connect(error.etype()) && upstreams.of(request.route()).is_full() => {
+            Some(Reason::Busy { upstream: broker() })
+        }
+        ErrorSource::Upstream if is_connect(error.etype()) => {
+            Some(Reason::Unreachable { upstream: broker(), what: what(error) })
+        }
         ErrorSource::Upstream => {
             let address = request.upstream.map_or_else(String::new, |address| address.to_string());
-            Some(Reason::Broken { upstream: format!("broker {address}"), what: what(error) })
+            let upstream = format!("broker {address}");
+            match &request.load {
+                Some(load) if load.is_silent() => Some(Reason::Silent { upstream }),
+                _ => Some(Reason::Broken { upstream, what: what(error) }),
+            }
         }
         ErrorSource::Downstream => match error.etype() {
             // A body in chunks that are none, which pingora names only so.
             ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk") => Some(Reason::Malformed),
+            kind if *kind == TOO_LARGE => Some(Reason::TooLarge { most: request.body.1?.get() }),
             _ => None,
         },
         ErrorSource::Internal | ErrorSource::Unset => Some(Reason::Internal),
@@ -364,6 +483,9 @@ fn is_connect(kind: &ErrorType) -> bool {
             | ErrorType::SocketError
             | ErrorType::BindError
             | ErrorType::HandshakeError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::InvalidCert
     )
 }
 
@@ -375,6 +497,9 @@ fn what(error: &Error) -> &'static str {
         ErrorType::ConnectNoRoute => "no route to host",
         ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => "connect failed",
         ErrorType::HandshakeError => "HTTP/2 handshake failed",
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => {
+            "TLS handshake failed"
+        }
         ErrorType::ReadError => "read failed",
         ErrorType::WriteError => "write failed",
         ErrorType::ConnectionClosed => "connection closed",
@@ -383,6 +508,7 @@ fn what(error: &Error) -> &'static str {
         ErrorType::H2Downgrade => "HTTP/2 refused",
         ErrorType::InvalidHTTPHeader => "invalid head",
         ErrorType::Custom("InvalidChunk") => "invalid chunk",
+        ErrorType::HTTPStatus(413) => "body too large",
         _ => "failed",
     }
 }

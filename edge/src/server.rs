@@ -1,21 +1,29 @@
-//! The wiring page: binds every port, starts the threads, and drains them on a signal.
+//! The wiring page: opens every port, starts the threads, and drains them when it is asked to.
 //!
 //! From `main` with a checked [`Config`]. Everything that can fail does so before the first connection is accepted.
 
+mod finish;
+
 use crate::accept::{self, Worker};
-use crate::config::{Config, Listen};
+use crate::config::Config;
+use crate::decide::Route;
+pub use crate::drain::{Asked, Handle};
 use crate::drain::{Streams, UnderWay};
+use crate::handover::{self, Giver, Offer};
+use crate::life::Terms;
 use crate::limits::Limits;
+use crate::listen::socket::{Bound, Listener, SocketFile};
+use crate::listen::{Place, Port, Rules};
 use crate::observability::Admin;
 use crate::observability::metrics::Metrics;
+use crate::policy::Policies;
 use crate::proxy::{self, Shared};
 use crate::relay::pool::Pool;
-use crate::tls::Terminator;
 use crate::trace::Tracing;
 use crate::upstream::Upstreams;
 use anyhow::Context;
-use socket2::{Domain, Socket, Type};
-use std::net::{SocketAddr, TcpListener};
+use finish::Open;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -24,10 +32,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A storm of agents that all come back at once must not overflow it.
-const BACKLOG: i32 = 4096;
-/// How long connections without work may take to say goodbye.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// The admin listener's name in a handover and among systemd's sockets.
+const ADMIN: &str = "admin";
+/// A successor that reaches no broker must not take over.
+const BROKERS: Duration = Duration::from_secs(20);
 
 /// How the process ended.
 #[derive(Debug, PartialEq)]
@@ -40,44 +48,66 @@ pub enum Ended {
     Interrupted(UnderWay),
 }
 
-/// One bound port.
-struct Port {
-    listener: TcpListener,
-    address: SocketAddr,
-    tls: Option<Terminator>,
-}
-
-/// Runs until a signal. Errors are about the start: a port that is taken, a certificate that cannot be read.
-pub fn run(config: Config) -> anyhow::Result<Ended> {
+/// Runs until it is drained. Errors are about the start: a port that is taken, a certificate that cannot be read, a
+/// policy that makes no sense. With `upgrade_from`, the edge that listens there hands over its ports, if there is one.
+pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended> {
     postern_certs::install_provider();
     let control = runtime("control")?;
     // Before anything is announced, so that a signal right after is not the end.
     let mut signals = control.block_on(async { Signals::new() })?;
 
-    let ports = config.listen.iter().map(Port::bind).collect::<anyhow::Result<Vec<_>>>()?;
-    let admin_listener = bind(config.admin).with_context(|| format!("admin.listen {}", config.admin))?;
+    let mut inherited = handover::systemd()?;
+    let taken = match upgrade_from {
+        None => None,
+        Some(path) => handover::take(path)?,
+    };
+    let taken = taken.map(|(taken, sockets)| {
+        inherited.extend(sockets);
+        taken
+    });
+    let open = |listen| Port::open(listen, &mut inherited);
+    let ports = config.listen.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let (admin_listener, _) =
+        Bound::open(ADMIN, &Place::Ip { address: config.admin, v6_only: false }, &mut inherited)
+            .with_context(|| format!("admin.listen {}", config.admin))?;
+    for name in inherited.rest() {
+        tracing::warn!(name, "closed an inherited socket that the configuration does not mention");
+    }
+    let offer = Offer::default();
+    if config.handover.is_some() {
+        ports.iter().try_for_each(|port| port.offer(&offer))?;
+        admin_listener.offer(ADMIN.to_owned(), &offer).context("offer the admin listener to a successor")?;
+    }
+
+    let policies = Policies::load(config.policies.as_deref(), &config.limits)?;
     let (tracing, keeper) = config.telemetry.otlp.as_ref().map(Tracing::new).transpose()?.unzip();
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
-        limits: Limits::new(&config.limits, Instant::now()),
+        limits: Limits::new(&policies.limits(), Instant::now()).context("limits.redis")?,
         metrics: Metrics::default(),
         streams: Streams::new(),
         connections: Arc::default(),
         tracing,
+        policies: Arc::new(policies),
+        handle: Handle::default(),
     });
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let (shutdown, watch_shutdown) = watch::channel(false);
+    let (go, watch_go) = watch::channel(false);
     let room = Arc::new(Semaphore::new(config.limits.connections));
+    let mut rolls = Vec::new();
     for index in 0..config.workers {
         let name = format!("worker-{index}");
         let runtime = runtime(&name)?;
         let mut accepting = Vec::new();
         for port in &ports {
-            let listener = port.listener.try_clone().context("share a listener between workers")?;
-            accepting.push((listener, port.tls.clone()));
+            let bound = port.bound.try_clone().context("share a listener between workers")?;
+            accepting.push((bound, port.rules.clone()));
         }
+        let life = Terms::new(&config.connections, config.timeouts.idle);
+        rolls.push(life.roll().clone());
         let worker = Worker {
             shared: shared.clone(),
             proxy: proxy::build(shared.clone()),
@@ -86,75 +116,118 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             websocket_ping: config.websocket_ping,
             room: room.clone(),
             tasks: tasks.clone(),
+            life,
             shutdown: watch_shutdown.clone(),
         };
-        let stop = stop.clone();
-        spawn(name, move || runtime.block_on(work(Arc::new(worker), accepting, stop)))?;
+        let (stop, go) = (stop.clone(), watch_go.clone());
+        spawn(name, move || runtime.block_on(work(Arc::new(worker), accepting, go, stop)))?;
     }
 
     let admin = Admin::new(shared.clone(), &config);
+    let Bound::Tcp(admin_listener) = admin_listener else { unreachable!("an address was bound, not a file") };
     let admin_address = admin_listener.local_addr().context("admin.listen has no address")?;
-    spawn("admin".to_owned(), {
-        let admin = admin.clone();
+    let admin_ends = CancellationToken::new();
+    let serve_admin = {
+        let (admin, ends) = (admin.clone(), admin_ends.clone());
         let runtime = runtime("admin")?;
         move || {
             runtime.block_on(async move {
                 match tokio::net::TcpListener::from_std(admin_listener) {
-                    Ok(listener) => admin.serve(listener).await,
+                    Ok(listener) => tokio::select! {
+                        () = admin.serve(listener) => {}
+                        // The successor answers there now.
+                        () = ends.cancelled() => {}
+                    },
                     Err(error) => tracing::error!(%error, "the admin listener cannot be used"),
                 }
             });
         }
-    })?;
+    };
 
-    for port in &ports {
-        tracing::info!(address = %port.address, tls = port.tls.is_some(), "listening");
-    }
-    tracing::info!(address = %admin_address, "admin listening");
-
-    let ended = control.block_on(async {
+    control.block_on(async {
         let exporting = CancellationToken::new();
         let keeper = keeper.map(|keeper| tokio::spawn(keeper.run(exporting.clone())));
-        let certificates = CancellationToken::new();
+        let forever = CancellationToken::new();
         for port in &ports {
-            if let Some(tls) = &port.tls {
-                tokio::spawn(tls.identity().keep_fresh(certificates.clone()));
+            if let Some(tls) = &port.rules.tls {
+                tokio::spawn(tls.keep_fresh(forever.clone()));
             }
         }
         tokio::spawn({
-            let shared = shared.clone();
-            let limit = config.timeouts.connect;
-            async move { shared.upstreams.clone().probe(limit).await }
+            let (shared, stop) = (shared.clone(), forever.clone());
+            async move { shared.policies.keep_fresh(|limits| shared.limits.set(limits), stop).await }
         });
-        drop(ports);
-        let signal = tokio::select! {
-            signal = signals.next() => signal,
-            () = admin.drain_asked() => "POST /drain",
+        tokio::spawn({
+            let shared = shared.clone();
+            async move { shared.upstreams.look_after().await }
+        });
+        tokio::spawn({
+            let limits = shared.limits.clone();
+            async move { limits.connect().await }
+        });
+        if taken.is_some() {
+            reach_a_broker(&shared).await?;
+        }
+        // A send fails only when no worker is left.
+        let _ = go.send(true);
+        spawn("admin".to_owned(), serve_admin)?;
+        for port in &ports {
+            tracing::info!(address = %port.name, tls = port.rules.tls.is_some(), "listening");
+        }
+        tracing::info!(address = %admin_address, "admin listening");
+        let files: Vec<_> = ports.into_iter().filter_map(|port| port.file).collect();
+        let upgraded = taken.is_some();
+        if let Some(taken) = taken {
+            match taken.ready() {
+                Ok(()) => tracing::info!("took over; the edge before drains"),
+                // It ended by itself, perhaps. The sockets are here either way.
+                Err(error) => tracing::warn!(%error, "the edge before may still accept connections"),
+            }
+        }
+        if let Some(path) = &config.handover {
+            give(path, upgraded, &offer, &shared.handle)?;
+        }
+
+        let mut signalled = false;
+        let asked = tokio::select! {
+            signal = signals.next() => {
+                signalled = true;
+                shared.handle.drain(Asked::Exit);
+                tracing::info!(signal, grace_seconds = config.drain.grace.as_secs(), "draining");
+                Asked::Exit
+            }
+            asked = shared.handle.wait(Asked::Stay) => {
+                tracing::info!(?asked, grace_seconds = config.drain.grace.as_secs(), "draining");
+                asked
+            }
         };
-        tracing::info!(signal, grace_seconds = config.drain.grace.as_secs(), "draining");
         admin.drain();
         let drained = async {
-            tokio::time::sleep(config.drain.pre).await;
+            if asked == Asked::HandedOver {
+                admin_ends.cancel();
+            } else {
+                tokio::time::sleep(config.drain.pre).await;
+            }
             stop.cancel();
+            if asked == Asked::HandedOver {
+                // The successor serves them.
+                files.into_iter().for_each(SocketFile::keep);
+            } else {
+                drop(files);
+            }
+            offer.withdraw();
             // A send fails only when no worker is left, and then there is nothing to tell.
             let _ = shutdown.send(true);
-            let deadline = tokio::time::Instant::now() + config.drain.grace;
-            tasks.close();
-            loop {
-                if tokio::time::timeout_at(deadline, shared.streams.idle()).await.is_err() {
-                    return Ended::Cut(shared.streams.under_way());
-                }
-                // Idle tunnels stay until the process ends; their agents dial again at once. What was sent before the
-                // client had read GOAWAY arrives meanwhile, and is served as well.
-                let _ = tokio::time::timeout(GOODBYE, tasks.wait()).await;
-                if shared.streams.under_way().busy == 0 {
-                    return Ended::Drained;
-                }
+            let ended = Open { streams: shared.streams.clone(), rolls, tasks }.finish(&config.drain).await;
+            if asked == Asked::Stay {
+                tracing::info!("drained; the process stays until it is told to exit");
+                shared.handle.wait(Asked::Exit).await;
             }
+            ended
         };
         let ended = tokio::select! {
             biased;
-            _ = signals.next() => Ended::Interrupted(shared.streams.under_way()),
+            () = second(&mut signals, signalled, &shared.handle) => Ended::Interrupted(shared.streams.under_way()),
             ended = drained => ended,
         };
         exporting.cancel();
@@ -162,54 +235,61 @@ pub fn run(config: Config) -> anyhow::Result<Ended> {
             // It has a deadline of its own.
             let _ = keeper.await;
         }
-        ended
-    });
-    Ok(ended)
+        Ok(ended)
+    })
+}
+
+/// Returns at the second signal. The first one asks for an end, also where a drain runs already: an orchestrator may
+/// have asked for that by other means just before.
+async fn second(signals: &mut Signals, signalled: bool, handle: &Handle) {
+    if !signalled {
+        signals.next().await;
+        handle.drain(Asked::Exit);
+    }
+    signals.next().await;
+}
+
+/// Before the edge that runs is sent away.
+async fn reach_a_broker(shared: &Shared) -> anyhow::Result<()> {
+    let reached = async {
+        while !shared.upstreams.of(Route::Agents).any_up() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(BROKERS, reached).await.with_context(|| {
+        format!("no broker takes connections within {BROKERS:?}; the edge that runs goes on")
+    })
+}
+
+/// Listens for a successor, on a thread of its own.
+fn give(path: &Path, upgraded: bool, offer: &Offer, handle: &Handle) -> anyhow::Result<()> {
+    let giver = Giver::bind(path, upgraded)?;
+    let (offer, handle) = (offer.clone(), handle.clone());
+    spawn("handover".to_owned(), move || {
+        giver.give(&offer);
+        handle.drain(Asked::HandedOver);
+    })
 }
 
 /// One worker's life.
 async fn work(
     worker: Arc<Worker>,
-    listeners: Vec<(TcpListener, Option<Terminator>)>,
+    listeners: Vec<(Bound, Arc<Rules>)>,
+    mut go: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
-    for (listener, tls) in listeners {
-        match tokio::net::TcpListener::from_std(listener) {
+    // Whoever would say so is gone: so is the process.
+    let _ = go.wait_for(|go| *go).await;
+    for (bound, rules) in listeners {
+        match Listener::of(bound) {
             Ok(listener) => {
-                tokio::spawn(accept::run(worker.clone(), listener, tls, stop.clone()));
+                tokio::spawn(accept::run(worker.clone(), listener, rules, stop.clone()));
             }
             Err(error) => tracing::error!(%error, "a listener cannot be used"),
         }
     }
     // Streams go on; the process ends, not the thread.
     std::future::pending::<()>().await;
-}
-
-impl Port {
-    fn bind(listen: &Listen) -> anyhow::Result<Self> {
-        let tls = if listen.certificates.is_empty() {
-            None
-        } else {
-            Some(
-                Terminator::load(&listen.certificates)
-                    .with_context(|| format!("listen {}", listen.address))?,
-            )
-        };
-        let listener = bind(listen.address).with_context(|| format!("listen {}", listen.address))?;
-        // The real one: port 0 asks the system to choose.
-        let address = listener.local_addr().with_context(|| format!("listen {}", listen.address))?;
-        Ok(Self { listener, address, tls })
-    }
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A restart must not wait for the connections of the one before.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// One thread, nothing stolen: a batch of streams is written in one go.

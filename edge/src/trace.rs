@@ -171,6 +171,7 @@ impl Tracing {
         more("postern.upstream", line.upstream.map(|upstream| upstream.to_string().into()));
         more("postern.token", line.token.map(|token| token.to_string().into()));
         more("rpc.grpc.status_code", line.grpc_status.map(Value::from));
+        more("postern.client_certificate", line.certificate.map(|shown| shown.subject.clone().into()));
         more("postern.refused", line.refused.map(Value::from));
         let Decided { context, parent } = traced.decided;
         // A client that leaves or is refused is no error of this server.

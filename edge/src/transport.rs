@@ -3,16 +3,22 @@
 //! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
 use crate::decide::Purpose;
+use crate::life::Seat;
+use crate::listen::forwarded::{Origin, Trust};
+use crate::listen::socket::Raw;
 use crate::observability::connections::Entry;
+use crate::tls::TlsStream;
 use async_trait::async_trait;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
+use postern_certs::mutual::ClientCertificate;
 use postern_wire::token::TokenKey;
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -22,12 +28,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+
+/// Who is at the far end of a transport, before anything was asked.
+#[derive(Debug, Clone)]
+pub struct Far {
+    /// Behind a PROXY header, whom it names.
+    pub client: SocketAddr,
+    pub tls: bool,
+    /// What the client showed in its handshake, for the log. It was verified.
+    pub certificate: Option<Arc<ClientCertificate>>,
+    /// The client is a proxy whose word about the real one counts.
+    pub hop: Option<Arc<Trust>>,
+}
 
 /// Facts about one connection that every stream on it can see.
 #[derive(Debug)]
 pub struct Connection {
+    /// The real client, as far as it is known for the whole connection; a proxy that multiplexes several clients over
+    /// HTTP/2 is itself. See [`Connection::origin`].
     pub client: SocketAddr,
     pub tls: bool,
     /// What the WebSocket handshake asked for, when the streams run inside one. The `:authority` of such streams
@@ -35,16 +53,84 @@ pub struct Connection {
     pub tunnelled_for: Option<String>,
     /// Its place among the connections that are open.
     pub entry: Option<Arc<Entry>>,
+    pub certificate: Option<Arc<ClientCertificate>>,
+    origin: Origin,
+    /// Its word is to be asked for with each request.
+    hop: Option<Arc<Trust>>,
+    /// The client behind the proxy may not be served; one without a proxy would not have come this far.
+    denied: bool,
     /// The token whose tunnels on this connection were already counted once.
     counted: Mutex<Option<TokenKey>>,
     /// An agent is at the far end, which answers pings as long as it lives.
     agent: AtomicBool,
+    /// What its streams count in.
+    pub seat: Arc<Seat>,
 }
 
 impl Connection {
+    /// Without proxies in between.
     pub fn new(client: SocketAddr, tls: bool, tunnelled_for: Option<String>) -> Self {
-        let (counted, agent) = (Mutex::new(None), AtomicBool::new(false));
-        Self { client, tls, tunnelled_for, entry: None, counted, agent }
+        Self::from(Far { client, tls, certificate: None, hop: None }, tunnelled_for)
+    }
+
+    /// A connection whose requests may each come from another client, if the far end is a trusted proxy.
+    pub fn from(far: Far, tunnelled_for: Option<String>) -> Self {
+        let origin = Origin::direct(far.client, far.tls);
+        Self::with(far, origin, false, tunnelled_for)
+    }
+
+    /// A connection that carries one client's requests, told by the head it began with: one request of HTTP/1.1, or
+    /// a tunnel. What its streams say of themselves is not believed any more.
+    pub fn opened_by(far: &Far, headers: &HeaderMap, tunnelled_for: Option<String>) -> Self {
+        let (origin, denied) = match &far.hop {
+            Some(hop) => judged(hop, far.client, hop.origin(far.client, far.tls, headers)),
+            None => (Origin::direct(far.client, far.tls), false),
+        };
+        Self::with(Far { hop: None, ..far.clone() }, origin, denied, tunnelled_for)
+    }
+
+    fn with(far: Far, origin: Origin, denied: bool, tunnelled_for: Option<String>) -> Self {
+        Self {
+            client: origin.client,
+            tls: far.tls,
+            tunnelled_for,
+            entry: None,
+            certificate: far.certificate,
+            origin,
+            hop: far.hop,
+            denied,
+            counted: Mutex::new(None),
+            agent: AtomicBool::new(false),
+            seat: Arc::default(),
+        }
+    }
+
+    /// Where a request on this connection comes from.
+    pub fn origin(&self, headers: &HeaderMap) -> Cow<'_, Origin> {
+        match &self.hop {
+            Some(hop) => Cow::Owned(hop.origin(self.client, self.tls, headers)),
+            None => Cow::Borrowed(&self.origin),
+        }
+    }
+
+    /// Whether the client of a request may be served at all.
+    pub fn admits(&self, headers: &HeaderMap) -> bool {
+        match &self.hop {
+            Some(hop) => !judged(hop, self.client, hop.origin(self.client, self.tls, headers)).1,
+            None => !self.denied,
+        }
+    }
+
+    /// One request of this connection, as a connection of its own.
+    pub fn of_request(&self, headers: &HeaderMap) -> Self {
+        let certificate = self.certificate.clone();
+        let far = Far { client: self.client, tls: self.tls, certificate, hop: self.hop.clone() };
+        let request = match self.hop {
+            Some(_) => Self::opened_by(&far, headers, None),
+            None => Self::with(far, self.origin.clone(), self.denied, None),
+        };
+        // Told to leave together: what is cut with the connection is cut by the edge.
+        Self { entry: self.entry.clone(), seat: self.seat.clone(), ..request }
     }
 
     /// With its place among the connections that are open.
@@ -85,31 +171,18 @@ impl Connection {
     }
 }
 
+/// Whether the listener of this proxy would not serve that client. One that asks for nobody asks for itself, as its
+/// health checks do, and is trusted.
+fn judged(hop: &Trust, peer: SocketAddr, origin: Origin) -> (Origin, bool) {
+    let denied = origin.client.ip() != peer.ip() && !hop.access.admits(origin.client.ip());
+    (origin, denied)
+}
+
 /// The transport as accepted.
 #[derive(Debug)]
 pub enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Socket {
-    pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-        }
-    }
-
-    pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
-    pub fn tls_version(&self) -> Option<tokio_rustls::rustls::ProtocolVersion> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Tls(tls) => tls.get_ref().1.protocol_version(),
-        }
-    }
+    Plain(Raw),
+    Tls(Box<TlsStream>),
 }
 
 /// A byte stream in the shape that pingora's HTTP/1.1 server wants.
@@ -121,14 +194,14 @@ pub struct Transport<S> {
 }
 
 impl<S> Transport<S> {
-    /// Wraps `io`, which runs over the TCP connection that `tcp` is about.
-    pub fn new(io: S, tcp: &SocketFacts, connection: Connection) -> Self {
+    /// Wraps `io`, which runs over the connection that `socket` is about.
+    pub fn new(io: S, socket: &SocketFacts, connection: Connection) -> Self {
         let response = ResponseHeader::build(StatusCode::OK, Some(0)).expect("200 is a status");
         Self {
             io,
             facts: Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(connection)))),
-            socket: tcp.digest.clone(),
-            id: tcp.id,
+            socket: socket.digest.clone(),
+            id: socket.id,
         }
     }
 
@@ -137,7 +210,7 @@ impl<S> Transport<S> {
     }
 }
 
-/// The addresses and descriptor of a TCP connection, read once.
+/// The addresses and descriptor of a connection, read once.
 #[derive(Debug, Clone)]
 pub struct SocketFacts {
     digest: Arc<SocketDigest>,
@@ -146,12 +219,12 @@ pub struct SocketFacts {
 }
 
 impl SocketFacts {
-    pub fn of(tcp: &TcpStream, client: SocketAddr) -> Self {
-        let id = tcp.as_raw_fd();
+    pub fn of(raw: &Raw, client: SocketAddr) -> Self {
+        let id = raw.as_raw_fd();
         let digest = SocketDigest::from_raw_fd(id);
         // Set now, because pingora would otherwise ask the descriptor later, when it may be somebody else's.
         let _ = digest.peer_addr.set(Some(client.into()));
-        let _ = digest.local_addr.set(tcp.local_addr().ok().map(Into::into));
+        let _ = digest.local_addr.set(raw.local_addr().map(Into::into));
         let _ = digest.original_dst.set(None);
         Self { digest: Arc::new(digest), id }
     }

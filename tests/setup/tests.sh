@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # What the tests need beside the build: Debian's kubectl, redis-server and ip, python with grpcio and websockets, node with
-# grpc-js, and the real control plane. All but system packages goes into the cache folder; nothing is left in the tree.
+# grpc-js, haproxy, nginx and envoy, and the real control plane. All but system packages goes into the cache folder; nothing is left in the tree.
 # Safe to run again and again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/postern
 mkdir -p "$cache"
+# The balancers that the edge is put behind. They wait for the same lock, and so come before it is taken.
+"$here/peers.sh"
 exec 9>"$cache/.setup.lock"
 flock 9
 

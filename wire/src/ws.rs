@@ -102,6 +102,8 @@ impl<S> WsStream<S> {
     }
 
     fn new(io: S, leftover: Bytes, masks: bool, ping: Option<Duration>) -> Self {
+        // Empty bytes may still hold the buffer that the head was read into, for as long as the stream lives.
+        let leftover = if leftover.is_empty() { Bytes::new() } else { leftover };
         Self {
             io,
             leftover,

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     auth::{Admission, Identities},
     identities::IdentitySource,
-    redis::{Config, Servers},
+    redis::{Config, Servers, lease::PATIENCE},
     tunnel::registry::Registry,
 };
 use futures::future::join_all;
@@ -14,8 +14,9 @@ use stand_ins::redis::{Options, RedisServer};
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    time::UNIX_EPOCH,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ fn at(socket: PathBuf) -> Arc<Redis> {
 }
 
 fn limit(server: &RedisServer, per_minute: u32, redis_lost: RedisLost) -> Arc<AgentLimit> {
-    with(at(server.socket()), per_minute, redis_lost, &Seconds::new(), Table::default())
+    with(at(server.socket()), per_minute, redis_lost, &Seconds::new(), ROOM)
 }
 
 fn with(
@@ -58,10 +59,10 @@ fn with(
     per_minute: u32,
     redis_lost: RedisLost,
     seconds: &Seconds,
-    table: Table,
+    room: Room,
 ) -> Arc<AgentLimit> {
     let policy = LimitPolicy { per_minute, redis_lost };
-    AgentLimit::with(redis, "gitlab-kas".to_owned(), policy, table, seconds.clock())
+    AgentLimit::with(redis, "gitlab-kas".to_owned(), policy, room, seconds.clock())
 }
 
 /// No such server; nobody may miss it.
@@ -94,7 +95,7 @@ async fn ran(server: &RedisServer, command: &str) -> u64 {
 
 async fn counts_again(limit: &Arc<AgentLimit>, token: &AgentToken) {
     let back = async {
-        while limit.outage.is_lost() {
+        while limit.leases.is_lost() {
             let _ = call(limit, token).await;
             tokio::task::yield_now().await;
         }
@@ -105,21 +106,21 @@ async fn counts_again(limit: &Arc<AgentLimit>, token: &AgentToken) {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_calls_now_and_then_needs_no_redis_in_any_minute() {
     let seconds = Seconds::new();
-    let limit = with(nowhere(), 40_000, RedisLost::Deny, &seconds, Table::default());
+    let limit = with(nowhere(), 40_000, RedisLost::Deny, &seconds, ROOM);
     let begin = Instant::now();
     for _ in 0..3 {
         assert_eq!(admitted(&limit, &token(1), 400).await, 400);
         seconds.advance(60);
     }
     assert_eq!(begin.elapsed(), Duration::ZERO);
-    assert!(!limit.outage.is_lost(), "nobody has asked");
-    assert_eq!(limit.table().sizes(), (0, 0));
+    assert!(!limit.leases.is_lost(), "nobody has asked");
+    assert_eq!(limit.leases.sizes(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_are_not_authenticated_are_refused_beyond_the_limit_and_told_when_to_come_again() {
     let seconds = Seconds::new();
-    let limit = with(nowhere(), 5, RedisLost::Local, &seconds, Table::default());
+    let limit = with(nowhere(), 5, RedisLost::Local, &seconds, ROOM);
     for _ in 0..5 {
         limit.begin(&token(1)).unwrap();
     }
@@ -137,7 +138,7 @@ async fn calls_that_are_not_authenticated_are_refused_beyond_the_limit_and_told_
 
 #[tokio::test]
 async fn a_refusal_reaches_the_agent_with_its_hint() {
-    let limit = with(nowhere(), 1, RedisLost::Local, &Seconds::new(), Table::default());
+    let limit = with(nowhere(), 1, RedisLost::Local, &Seconds::new(), ROOM);
     limit.begin(&token(1)).unwrap();
     let status = limit.begin(&token(1)).unwrap_err();
     let wanted = metadata::retry_pushback(status.metadata());
@@ -200,7 +201,12 @@ async fn ten_thousand_calls_of_one_token_are_few_commands_and_those_of_idle_agen
 async fn a_kas_that_counts_beside_is_seen() {
     let server = RedisServer::start(Options::default()).await.unwrap();
     let (limit, token) = (limit(&server, 100, RedisLost::Local), token(1));
-    let counted = limit.ledger.add(SOON, &token.half_key(), NOW / 60, 90).await.unwrap();
+    let mut key = b"gitlab-kas:agent_limit:".to_vec();
+    key.extend_from_slice(&token.half_key());
+    key.push(b':');
+    key.extend_from_slice(&((NOW / 60 % 60) as u16).to_le_bytes());
+    let mut told = ::redis::cmd("INCRBY");
+    let counted: u64 = at(server.socket()).command(told.arg(key).arg(90)).await.unwrap();
     assert_eq!(counted, 90);
     let sum = admitted(&limit, &token, 100).await;
     assert!((10..=11).contains(&sum), "{sum}");
@@ -231,10 +237,10 @@ async fn a_flood_of_tokens_that_nobody_issued_makes_no_key_and_takes_bounded_roo
     let mut most = 0;
     for n in 2..100_002 {
         assert_eq!(ask(&token(n)).await, Err(Code::Unauthenticated));
-        most = most.max(limit.table().sizes().1);
+        most = most.max(limit.leases.sizes().1);
     }
     assert_eq!(most, 16_384);
-    assert_eq!(limit.table().sizes().0, 0);
+    assert_eq!(limit.leases.sizes().0, 0);
     let keys: u64 = at(server.socket()).command(&::redis::cmd("DBSIZE")).await.unwrap();
     assert_eq!((keys, ran(&server, "incrby").await), (0, 0));
     // A good one is counted all the same, and one that is not good is not asked about for ever.
@@ -251,18 +257,23 @@ async fn a_flood_of_tokens_that_nobody_issued_makes_no_key_and_takes_bounded_roo
 #[tokio::test]
 async fn where_the_table_is_full_calls_are_counted_one_by_one() {
     let server = RedisServer::start(Options::default()).await.unwrap();
-    let limit = with(at(server.socket()), 50, RedisLost::Local, &Seconds::new(), Table::with_room(1, 100));
+    let limit = with(
+        at(server.socket()),
+        50,
+        RedisLost::Local,
+        &Seconds::new(),
+        Room { good: 1, strangers: 100, shards: 1 },
+    );
     assert_eq!(admitted(&limit, &token(1), 1).await, 1);
     assert_eq!(admitted(&limit, &token(2), 60).await, 50);
-    assert_eq!(limit.table().sizes().0, 1);
+    assert_eq!(limit.leases.sizes().0, 1);
 }
 
 #[tokio::test]
 async fn a_new_minute_is_a_new_count_and_leases_of_the_old_one_are_lost() {
     let server = RedisServer::start(Options::default()).await.unwrap();
     let (seconds, token) = (Seconds::new(), token(1));
-    let brokers =
-        [(); 2].map(|()| with(at(server.socket()), 100, RedisLost::Local, &seconds, Table::default()));
+    let brokers = [(); 2].map(|()| with(at(server.socket()), 100, RedisLost::Local, &seconds, ROOM));
     for _ in 0..3 {
         let sum = admitted(&brokers[0], &token, 150).await + admitted(&brokers[1], &token, 150).await;
         assert!((100..=102).contains(&sum), "{sum}");

@@ -173,3 +173,37 @@ async fn a_ca_that_is_added_to_the_file_is_trusted_from_the_next_dial_on() {
     stop.cancel();
     task.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_ca_alone_is_trusted_where_nobody_else_shall_be() {
+    let (ours, other) = (Ca::new(), Ca::new());
+    let directory = tempfile::tempdir().unwrap();
+    let trust = ClientTrust::only(ours.write(directory.path()).unwrap()).unwrap();
+    assert_eq!(trust.bundle().len(), 1);
+    handshake(trust.config(&[]), serve(&ours.issue(&["a.example"]), &[]), "a.example").await.unwrap();
+    handshake(trust.config(&[]), serve(&other.issue(&["a.example"]), &[]), "a.example").await.unwrap_err();
+    assert!(ClientTrust::only(directory.path().join("nowhere")).is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_shown_follows_its_files() {
+    let ca = Ca::new();
+    let directory = tempfile::tempdir().unwrap();
+    let files = ca.issue(&["dialler"]).write(directory.path()).unwrap();
+    let identity = ClientIdentity::load(&files).unwrap();
+    let before = identity.material();
+    assert_eq!(format!("{before:?} {identity:?}"), "Material ClientIdentity");
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(identity.keep_fresh(stop.clone()));
+    // The two files change one after the other; in between they do not belong together.
+    ca.issue(&["dialler"]).write(directory.path()).unwrap();
+    until(|| identity.material().chain() != before.chain()).await;
+    let resolver = identity.resolver();
+    let shown = resolver.resolve(&[], &[]).unwrap();
+    assert_eq!(shown.cert.as_slice(), identity.material().chain());
+    fs::write(&files.key, "gone").unwrap();
+    assert_eq!(identity.reload().failures.len(), 1);
+    assert!(Arc::ptr_eq(&shown, &resolver.resolve(&[], &[]).unwrap()));
+    stop.cancel();
+    task.await.unwrap();
+}

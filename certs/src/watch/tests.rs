@@ -90,8 +90,9 @@ async fn a_burst_is_one_change_and_an_endless_one_is_cut_after_a_second() {
     let start = Instant::now();
     let noise = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
-        loop {
+        for length in 0.. {
             ticks.tick().await;
+            fs::write(&file, vec![0; length]).unwrap();
             wake.notify_one();
         }
     };
@@ -104,6 +105,28 @@ async fn a_burst_is_one_change_and_an_endless_one_is_cut_after_a_second() {
         "{:?}",
         start.elapsed()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_directory_puts_no_change_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    let mut watch = FileWatch::polling(vec![file.clone()]).unwrap();
+    let wake = Arc::clone(&watch.wake);
+    fs::write(&file, "1").unwrap();
+    let start = Instant::now();
+    let noise = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            ticks.tick().await;
+            wake.notify_one();
+        }
+    };
+    tokio::select! {
+        () = watch.changed() => {}
+        () = noise => {}
+    }
+    assert!(start.elapsed() < 2 * SETTLE, "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

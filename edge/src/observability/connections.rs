@@ -46,7 +46,7 @@ pub struct Guard {
 
 /// Counts a stream as open on its connection.
 #[derive(Debug)]
-pub struct StreamGuard<'a>(&'a Entry);
+pub struct StreamGuard(Arc<Entry>);
 
 impl Register {
     pub fn enter(self: &Arc<Self>, client: SocketAddr, listener: Option<SocketAddr>) -> Guard {
@@ -126,9 +126,9 @@ impl Entry {
     }
 
     /// A stream was opened; it is open while the guard lives.
-    pub fn stream(&self) -> StreamGuard<'_> {
+    pub fn stream(self: &Arc<Self>) -> StreamGuard {
         self.streams.fetch_add(1, Ordering::Relaxed);
-        StreamGuard(self)
+        StreamGuard(self.clone())
     }
 
     pub(crate) fn note_finished(&self) {
@@ -169,7 +169,7 @@ impl Drop for Guard {
     }
 }
 
-impl Drop for StreamGuard<'_> {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
@@ -203,7 +203,7 @@ mod tests {
     fn streams_count_while_they_are_open() {
         let register = Arc::new(Register::default());
         let guard = register.enter("[2001:db8::1]:5".parse().unwrap(), Some("127.0.0.1:1".parse().unwrap()));
-        let stream = guard.stream();
+        let stream = guard.entry().stream();
         assert_eq!(register.list(0, 1)["connections"][0]["grpc_streams"], 1);
         drop(stream);
         guard.note_finished();

@@ -51,6 +51,7 @@ pub struct Metrics {
     requests: Family<Outcome, Counter>,
     faults: Family<Blame, Counter>,
     refusals: Family<Why, Counter>,
+    departures: Family<Why, Counter>,
     handshake_failures: Family<Stage, Counter>,
     retries: Family<To, Counter>,
     /// Bytes and durations.
@@ -94,6 +95,11 @@ impl Metrics {
             "postern_edge_retries",
             "Requests that were taken to another broker, or sent again",
             self.retries.clone(),
+        );
+        registry.register(
+            "postern_edge_departures",
+            "Connections that the edge told to leave",
+            self.departures.clone(),
         );
     }
 
@@ -142,6 +148,11 @@ impl Metrics {
     /// A broker did not take a request, and another one, or the same again, is asked.
     pub fn retry(&self, route: Route) {
         self.retries.get_or_create(&To { route: route.name() }).inc();
+    }
+
+    /// A connection was told to leave.
+    pub fn departure(&self, reason: &'static str) {
+        self.departures.get_or_create(&Why { reason }).inc();
     }
 
     /// The edge itself said no.

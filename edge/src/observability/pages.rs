@@ -6,6 +6,7 @@
 use super::Admin;
 use super::flow::ROUTES;
 use crate::config::Config;
+use crate::drain::Asked;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -27,7 +28,7 @@ GET  /config        the configuration as it was understood
 GET  /policies      the policies in force
 GET  /clusters      brokers, and what is known about them
 GET  /connections   open connections; ?limit=100&after=ID
-POST /drain         as SIGTERM; from this host only
+POST /drain         as SIGTERM; ?exit=false: the process stays; from this host only
 ";
 
 type Page = Response<Full<Bytes>>;
@@ -49,8 +50,7 @@ impl Admin {
             ("/metrics", _) => self.metrics(),
             ("/stats", _) => document(&self.stats()),
             ("/config", _) => document(&self.config),
-            // Nothing reads policies yet.
-            ("/policies", _) => document(&json!({ "generation": 0, "policies": [] })),
+            ("/policies", _) => document(&self.shared.policies.report()),
             ("/clusters", _) => document(&self.shared.upstreams.report()),
             ("/connections", _) => match page(request.uri().query().unwrap_or_default()) {
                 Some((after, limit)) => document(&self.shared.connections.list(after, limit)),
@@ -71,8 +71,13 @@ impl Admin {
         if request.headers().contains_key(header::ORIGIN) {
             return text(StatusCode::FORBIDDEN, "a browser cannot ask for a drain\n");
         }
-        tracing::info!("a drain was asked for on the admin listener");
-        self.drain_asked.notify_one();
+        let how = match request.uri().query() {
+            None | Some("" | "exit=true") => Asked::Exit,
+            Some("exit=false") => Asked::Stay,
+            Some(_) => return text(StatusCode::BAD_REQUEST, "exit is true or false\n"),
+        };
+        let begun = self.shared.handle.drain(how);
+        tracing::info!(?how, begun, "a drain was asked for on the admin listener");
         text(StatusCode::ACCEPTED, "draining\n")
     }
 
@@ -109,7 +114,7 @@ impl Admin {
             "connections": shared.connections.len(),
             "streams": { "busy": under_way.busy, "parked": under_way.parked },
             "routes": routes,
-            "tracked_tokens": shared.limits.tracked(),
+            "limits": shared.limits.report(),
             "upstreams": {
                 "configured": shared.upstreams.all().count(),
                 "up": shared.upstreams.all().filter(|(_, broker)| broker.is_up()).count(),

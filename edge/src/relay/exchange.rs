@@ -3,6 +3,7 @@
 //! Bytes are taken from one side as the other side's window admits them, so a stalled reader costs one window and
 //! nobody else. Hand-polled: an idle tunnel is this struct and nothing more.
 
+use super::pool::{Opened, Place};
 use super::{Respond, Trailers};
 use crate::decide::Purpose;
 use crate::drain::StreamGuard;
@@ -10,11 +11,13 @@ use crate::reply::Reason;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason as Reset, RecvStream, SendStream};
-use http::{HeaderMap, Response, StatusCode, header};
-use std::future::{Future, poll_fn};
+use http::{HeaderMap, HeaderName, Response, StatusCode, header};
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+/// As a name, for a text would be parsed at every look.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Chunks copied before other streams of the thread get their turn.
 const TURN: usize = 32;
 /// Chunks below this many bytes are joined with what follows them at once, up to [`JOINED`] bytes.
@@ -32,14 +35,20 @@ pub(super) enum Ended {
     Refused(Reason),
     /// The broker reset the stream; the client shall see the same.
     Reset(Reset),
+    /// The broker's connection closes, and it never looked at this stream.
+    Unprocessed,
     /// The connection to the broker failed.
     Broken(&'static str),
+    /// The caller's deadline passed, and a while.
+    Late,
 }
 
 /// What a failed upstream stream means.
 pub(super) fn broken(error: &h2::Error) -> Ended {
     match error.reason() {
         Some(reason) if error.is_reset() && error.is_remote() => Ended::Reset(reason),
+        // h2 tells this to streams above the last one that the GOAWAY names, and to no others.
+        _ if error.is_go_away() && error.is_remote() => Ended::Unprocessed,
         _ if error.is_go_away() => Ended::Broken("connection closing"),
         _ if error.is_io() => Ended::Broken("connection lost"),
         _ => Ended::Broken("HTTP/2 error"),
@@ -50,12 +59,24 @@ pub(super) fn broken(error: &h2::Error) -> Ended {
 pub(super) struct Exchange {
     body: RecvStream,
     down: Down,
+    to_broker: Option<SendStream<Bytes>>,
+    from_broker: Source,
     up: Half,
     back: Half,
     purpose: Purpose,
     pub(super) guard: StreamGuard,
     pub(super) status: u16,
     pub(super) grpc_status: Option<u16>,
+    /// The place on the connection to the broker.
+    held: Option<Place>,
+}
+
+/// The way from the broker.
+enum Source {
+    /// Not asked yet, or over.
+    None,
+    Head(ResponseFuture),
+    Body(RecvStream),
 }
 
 /// The way to the client.
@@ -93,13 +114,26 @@ impl Exchange {
         Self {
             body,
             down: Down::Head(respond),
+            to_broker: None,
+            from_broker: Source::None,
             up: Half::default(),
             back: Half::default(),
             purpose,
             guard,
             status: 0,
             grpc_status: None,
+            held: None,
         }
+    }
+
+    /// The broker has the head; from now on [`Exchange::poll`] copies.
+    pub(super) fn forward(&mut self, opened: Opened) {
+        if self.has_no_body() {
+            self.up.step = Step::Done;
+        }
+        self.to_broker = Some(opened.body);
+        self.from_broker = Source::Head(opened.response);
+        self.held = Some(opened.held);
     }
 
     pub(super) fn bytes_in(&self) -> usize {
@@ -114,64 +148,60 @@ impl Exchange {
         self.body.is_end_stream()
     }
 
-    /// Returns when the client gives the stream up.
-    pub(super) async fn client_left(&mut self) {
-        poll_fn(|cx| self.down.poll_reset(cx)).await;
+    pub(super) fn is_call(&self) -> bool {
+        self.purpose == Purpose::Call
     }
 
-    /// Copies both ways until the response ends or either side is gone.
-    pub(super) async fn run(&mut self, response: ResponseFuture, mut to_broker: SendStream<Bytes>) -> Ended {
-        if self.has_no_body() {
-            self.up.step = Step::Done;
-        }
-        let mut response = Some(response);
-        let mut from_broker = None;
-        let ended = poll_fn(|cx| self.poll(cx, &mut to_broker, &mut response, &mut from_broker)).await;
-        if matches!(ended, Ended::Left) {
-            to_broker.send_reset(Reset::CANCEL);
-        }
-        ended
+    /// Whether a broker let the caller in: it sent something that is no refusal.
+    pub(super) fn was_served(&self) -> bool {
+        self.status == 200 && self.back.bytes > 0
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        to_broker: &mut SendStream<Bytes>,
-        response: &mut Option<ResponseFuture>,
-        from_broker: &mut Option<RecvStream>,
-    ) -> Poll<Ended> {
+    /// Ready when the client gave the stream up.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.down.poll_reset(cx)
+    }
+
+    /// Copies both ways. Ready when the response ended or either side is gone.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if self.down.poll_reset(cx).is_ready() {
             return Poll::Ready(Ended::Left);
         }
         // One each, so that a busy direction does not starve the other.
         let (mut turn, mut turn_back) = (TURN, TURN);
-        match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn) {
-            Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
-            // The broker wants no more of it; its response says why.
-            Poll::Ready(Err(Failed::Writing)) => {
-                self.up.chunk.clear();
-                self.up.step = Step::Done;
+        if self.up.step != Step::Done
+            && let Some(to_broker) = &mut self.to_broker
+        {
+            match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn) {
+                Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
+                // The broker wants no more of it; its response says why.
+                Poll::Ready(Err(Failed::Writing)) => {
+                    self.up.chunk.clear();
+                    self.up.step = Step::Done;
+                }
+                Poll::Ready(Ok(_)) | Poll::Pending => {}
             }
-            Poll::Ready(Ok(_)) | Poll::Pending => {}
         }
-        if let Some(waiting) = response {
+        if let Source::Head(waiting) = &mut self.from_broker {
             match Pin::new(waiting).poll(cx) {
                 Poll::Ready(Ok(head)) => {
                     let (head, body) = head.into_parts();
-                    *response = None;
-                    if let Err(ended) = self.send_head(Response::from_parts(head, ()), body.is_end_stream()) {
+                    let end = body.is_end_stream();
+                    self.from_broker = if end { Source::None } else { Source::Body(body) };
+                    if let Err(ended) = self.send_head(Response::from_parts(head, ()), end) {
                         return Poll::Ready(ended);
                     }
-                    if body.is_end_stream() {
+                    if end {
                         return Poll::Ready(Ended::Answered);
                     }
-                    *from_broker = Some(body);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(broken(&error)),
                 Poll::Pending => return self.again(cx, turn),
             }
         }
-        let (Some(from), Down::Body(to)) = (from_broker, &mut self.down) else { return Poll::Pending };
+        let (Source::Body(from), Down::Body(to)) = (&mut self.from_broker, &mut self.down) else {
+            return Poll::Pending;
+        };
         let before = self.back.bytes;
         let copied = self.back.poll_copy(cx, from, to, &mut turn_back);
         // The first thing a broker sends down a tunnel is a request.
@@ -191,6 +221,13 @@ impl Exchange {
         }
     }
 
+    /// Tells the broker, if it still works on this, that nobody waits for it. The stream is over.
+    pub(super) fn cancel(&mut self) {
+        if let Some(mut to_broker) = self.to_broker.take() {
+            to_broker.send_reset(Reset::CANCEL);
+        }
+    }
+
     /// Pending; with a wake-up when only the turn was over.
     fn again(&self, cx: &Context<'_>, turn: usize) -> Poll<Ended> {
         if turn == 0 {
@@ -202,7 +239,7 @@ impl Exchange {
     fn send_head(&mut self, head: Response<()>, end: bool) -> Result<(), Ended> {
         let Down::Head(respond) = &mut self.down else { return Ok(()) };
         self.status = head.status().as_u16();
-        let status = head.headers().get("grpc-status").cloned();
+        let status = head.headers().get(&GRPC_STATUS).cloned();
         let body = respond.send_response(head, end).map_err(|_| Ended::Left)?;
         self.down = Down::Body(body);
         self.grpc_status = status.and_then(|status| status.to_str().ok()?.parse().ok());
@@ -210,7 +247,7 @@ impl Exchange {
     }
 
     pub(super) fn note_grpc_status(&mut self, trailers: &HeaderMap) {
-        let status = trailers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+        let status = trailers.get(&GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse().ok());
         self.grpc_status = status.or(self.grpc_status);
     }
 

@@ -169,7 +169,8 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
     }
     let config = page(&edge, "/config").await;
     assert_eq!(config["timeouts"]["head"], "15s", "{config}");
-    assert_eq!(page(&edge, "/policies").await["generation"], 0);
+    assert_eq!(config["listen"][0]["access"]["deny"], Value::Array(vec![]), "{config}");
+    assert_eq!(page(&edge, "/policies").await["generation"], 1);
     let clusters = page(&edge, "/clusters").await;
     assert!(clusters.to_string().contains(&agents.address.to_string()), "{clusters}");
 
@@ -183,6 +184,7 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
 
     let stats = page(&edge, "/stats").await;
     assert_eq!(stats["streams"]["busy"], 1, "{stats}");
+    assert_eq!(stats["limits"]["tokens"]["tracked"], 1, "{stats}");
     assert!(stats["memory_kib"].as_u64().unwrap() > 1000);
     drop((busy, client));
     edge.idle().await;
@@ -201,6 +203,7 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
         "postern_edge_bytes_total{route=\"agents\",direction=\"in\"} 1".to_owned(),
         "postern_edge_stream_duration_seconds_count{route=\"agents\"} 1".to_owned(),
         format!("postern_edge_upstream_up{{route=\"agents\",upstream=\"{}\"}} 1", agents.address),
+        format!("postern_edge_upstream_ejections_total{{route=\"agents\",upstream=\"{}\"}} 0", agents.address),
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
@@ -219,7 +222,7 @@ async fn a_drain_is_asked_for_by_post_and_not_by_a_web_page() {
     edge.assert_alive();
     assert_eq!(status(&exchange(edge.admin, ask("").as_bytes()).await), 202);
     assert_eq!(edge.ended().await.code(), Some(0));
-    edge.line(|line| line["message"] == "draining" && line["signal"] == "POST /drain").await;
+    edge.line(|line| line["message"] == "draining" && line["asked"] == "Exit").await;
 }
 
 #[tokio::test]

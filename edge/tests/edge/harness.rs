@@ -2,6 +2,7 @@
 
 use postern_certs::dev::Ca;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -39,37 +40,62 @@ pub(crate) struct Edge {
     pub(crate) plain: SocketAddr,
     pub(crate) tls: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// All listeners in their order, as the log names them.
+    pub(crate) ports: Vec<String>,
     lines: watch::Receiver<usize>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Edge {
     pub(crate) async fn start(setup: Setup) -> Self {
-        let directory = TempDir::new().unwrap();
+        Self::start_in(TempDir::new().unwrap(), setup).await
+    }
+
+    /// The same, with what is in the directory already.
+    pub(crate) async fn start_in(directory: TempDir, setup: Setup) -> Self {
+        Self::write(directory, LISTEN, &setup.upstreams(), setup.more).launch().await
+    }
+
+    /// With listeners of the test's own. `ca.crt` and the pair `tls.crt`, `tls.key` lie beside the configuration.
+    pub(crate) async fn listening(setup: Setup, listen: &str) -> Self {
+        Self::write(TempDir::new().unwrap(), listen, &setup.upstreams(), setup.more).launch().await
+    }
+
+    /// With a section `upstreams` as written, indented by two, and with more environment.
+    pub(crate) async fn start_with(upstreams: &str, more: &str, environment: &[(&str, &Path)]) -> Self {
+        let mut start = Self::write(TempDir::new().unwrap(), LISTEN, upstreams, more);
+        start.command.envs(environment.iter().copied());
+        start.launch().await
+    }
+
+    /// Without a log below `info`, which would be most of the work of a test that sends much.
+    pub(crate) async fn start_quietly(setup: Setup) -> Self {
+        let mut start = Self::write(TempDir::new().unwrap(), LISTEN, &setup.upstreams(), setup.more);
+        start.command.env("POSTERN_LOG", "info,access=warn");
+        start.launch().await
+    }
+
+    fn write(directory: TempDir, listen: &str, upstreams: &str, more: &str) -> Start {
         let ca = Ca::new();
         ca.issue(&["localhost", "127.0.0.1"]).write(directory.path()).unwrap();
+        ca.write(directory.path()).unwrap();
         let file = directory.path().join("edge.yaml");
-        std::fs::write(
-            &file,
-            format!(
-                "listen:\n- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {{certificates: [{{certificate_file: tls.crt, key_file: tls.key}}]}}\n\
-                 upstreams:\n  agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}\nadmin: {{listen: 127.0.0.1:0}}\n{}\n",
-                list(&setup.agents),
-                list(&setup.kubernetes_api),
-                setup.more
-            ),
-        )
-        .unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_postern-edge"))
-            .arg("--config")
-            .arg(&file)
-            .env("POSTERN_LOG", "trace")
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let document =
+            format!("listen:\n{listen}\nupstreams:\n  {upstreams}\nadmin: {{listen: 127.0.0.1:0}}\n{more}\n");
+        std::fs::write(&file, document).unwrap();
+        let mut command = Command::new(program());
+        command.arg("--config").arg(&file);
+        Start { command, directory, ca }
+    }
+
+    /// Starts a command that becomes the edge, and waits until it listens.
+    pub(crate) async fn launch(mut command: Command, directory: TempDir, ca: Ca) -> Self {
+        if command.as_std().get_envs().all(|(name, _)| name != "POSTERN_LOG") {
+            command.env("POSTERN_LOG", "trace");
+        }
+        let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (count, lines) = watch::channel(0);
         tokio::spawn({
             let log = log.clone();
@@ -82,11 +108,21 @@ impl Edge {
             }
         });
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut edge = Self { child, directory, ca, plain: any, tls: any, admin: any, lines, log };
-        let address = |line: &Value| line["address"].as_str().unwrap().parse().unwrap();
-        edge.plain = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == false).await);
-        edge.tls = address(&edge.line(|line| line["message"] == "listening" && line["tls"] == true).await);
-        edge.admin = address(&edge.line(|line| line["message"] == "admin listening").await);
+        let ports = Vec::new();
+        let mut edge = Self { child, directory, ca, plain: any, tls: any, admin: any, ports, lines, log };
+        let admin = edge.line(|line| line["message"] == "admin listening").await;
+        edge.admin = admin["address"].as_str().unwrap().parse().unwrap();
+        // Said last.
+        let log: Vec<Value> =
+            edge.log.lock().unwrap().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for line in log.iter().filter(|line| line["message"] == "listening") {
+            let address = line["address"].as_str().unwrap().to_owned();
+            let first = if line["tls"] == true { &mut edge.tls } else { &mut edge.plain };
+            if *first == any {
+                *first = address.parse().unwrap_or(any);
+            }
+            edge.ports.push(address);
+        }
         edge
     }
 
@@ -155,6 +191,14 @@ impl Edge {
         std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count()
     }
 
+    /// KiB of memory that the edge has resident.
+    pub(crate) fn resident(&self) -> u64 {
+        let id = self.child.id().expect("the edge runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().expect("the edge runs").to_string();
         assert!(std::process::Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
@@ -180,6 +224,36 @@ impl Drop for Edge {
             assert!(panic.is_none(), "{panic:?}");
         }
     }
+}
+
+const LISTEN: &str = "- address: 127.0.0.1:0\n- address: 127.0.0.1:0\n  tls: {certificates: [{certificate_file: tls.crt, key_file: tls.key}]}";
+
+/// An edge that is about to be.
+struct Start {
+    command: Command,
+    directory: TempDir,
+    ca: Ca,
+}
+
+impl Start {
+    async fn launch(self) -> Edge {
+        Edge::launch(self.command, self.directory, self.ca).await
+    }
+}
+
+impl Setup {
+    fn upstreams(&self) -> String {
+        format!(
+            "agents: {{addresses: {}}}\n  kubernetes_api: {{addresses: {}}}",
+            list(&self.agents),
+            list(&self.kubernetes_api)
+        )
+    }
+}
+
+/// `POSTERN_EDGE` names another build of it, for measurements.
+fn program() -> OsString {
+    std::env::var_os("POSTERN_EDGE").unwrap_or_else(|| env!("CARGO_BIN_EXE_postern-edge").into())
 }
 
 fn list(addresses: &[SocketAddr]) -> String {

@@ -6,6 +6,8 @@
 
 /// HTTP/2 clients: over TCP, TLS, WebSocket; one of them writes its own frames.
 mod clients;
+/// An HTTP/2 client that writes its own frames, sound or not.
+mod frames;
 /// Starts the edge on ports of the system's choice, reads its log, stops it.
 mod harness;
 /// A broker's agent listener (h2c) and Kubernetes API listener (HTTP/1.1).
@@ -13,11 +15,31 @@ mod upstreams;
 
 /// Accounts: access lines, ids that travel, traces, and the pages of the admin listener.
 mod accounts;
+/// Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
+mod ages;
+/// Strangers who mean harm.
+mod attacks;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
+/// The page that lists the cases of the tables below.
+mod conformance_docs;
+/// HTTP/2 by the RFCs, case by case.
+mod h2_conformance;
+/// Handover: listening sockets from the edge before and from systemd.
+mod handover;
 /// Life: drain, certificate reload, readiness, metrics, `--check`.
 mod life;
+/// Limits: each in both languages with its hints, tokens that nobody knows, several edges with one Redis.
+mod limits;
+/// Listeners: who may come, on whose behalf, and what their connections begin with.
+mod listeners;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
+/// The relay of gRPC streams: deadlines, brokers that turn a stream away, clients that flood.
+mod relay;
 /// Roads: every way in, and what arrives at the broker.
 mod roads;
+/// Upstreams of every kind: TLS, WebSockets, DNS, EndpointSlices, readiness, limits of streams.
+mod upstream_kinds;
+/// WebSockets by RFC 6455, case by case.
+mod ws_conformance;

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Echoes every message; `/stall` reads nothing. Limits as the broker sets them.
+/// Echoes every message; `/stall` reads nothing; `/unknown` knows no token. Limits as the broker sets them.
 #[derive(Clone)]
 pub(crate) struct Agents {
     pub(crate) address: SocketAddr,
@@ -122,6 +122,11 @@ async fn answer(path: &str, mut body: RecvStream, mut respond: SendResponse<Byte
         "/stall" => {
             let _held = respond.send_response(head(), false)?;
             std::future::pending().await
+        }
+        "/unknown" => {
+            let mut refused = head();
+            refused.headers_mut().insert("grpc-status", "16".parse().unwrap());
+            respond.send_response(refused, true)?;
         }
         "/trailers-only" => {
             let mut only = head();

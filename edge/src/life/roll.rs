@@ -1,0 +1,214 @@
+//! The connections of one worker, so that a drain can tell one after the other.
+//!
+//! `life` enters each; `pace` walks them. Bounded by `limits.connections`. The lock is taken when a connection begins and
+//! ends, never for a frame or a stream.
+
+use super::Why;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+/// What the drain decided about a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Stay,
+    Leave,
+    Cut,
+}
+
+/// One connection, as its streams and the drain see it.
+#[derive(Debug, Default)]
+pub struct Seat {
+    verdict: AtomicU8,
+    told: AtomicBool,
+    /// Why the edge ended it by force, plus one; 0: it did not.
+    cut: AtomicU8,
+    busy: AtomicU32,
+    parked: AtomicU32,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// Somebody waits for what this connection carries, while this is held.
+#[derive(Debug)]
+pub struct Busy(Arc<Seat>);
+
+impl Seat {
+    /// Counts something that must not be cut.
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// A stream that was busy only waits now.
+    pub(crate) fn park(&self) {
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        self.parked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A stream that only waited is busy now.
+    pub(crate) fn wake(&self) {
+        self.parked.fetch_sub(1, Ordering::Relaxed);
+        self.busy.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn open(&self) {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn close(&self, parked: bool) {
+        if parked { &self.parked } else { &self.busy }.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether the client was told to leave.
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// Why the edge ended the connection by force, if it did.
+    pub fn cut(&self) -> Option<Why> {
+        [Why::Age, Why::Idle, Why::Drain].into_iter().find(|why| *why as u8 + 1 == self.cut.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn note_cut(&self, why: Why) {
+        self.cut.store(why as u8 + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        match self.verdict.load(Ordering::SeqCst) {
+            0 => Verdict::Stay,
+            1 => Verdict::Leave,
+            _ => Verdict::Cut,
+        }
+    }
+
+    pub(super) fn wake_by(&self, waker: Waker) {
+        *self.waker() = Some(waker);
+    }
+
+    fn decide(&self, verdict: Verdict) {
+        self.verdict.fetch_max(verdict as u8, Ordering::SeqCst);
+        if let Some(waker) = &*self.waker() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connections of one worker.
+#[derive(Debug, Default)]
+pub struct Roll(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    seats: Vec<Option<Arc<Seat>>>,
+    free: Vec<usize>,
+    /// Where the walk goes on.
+    cursor: usize,
+    /// How many were not told yet.
+    untold: usize,
+}
+
+/// A place on the roll.
+#[derive(Debug)]
+pub(super) struct Entry {
+    roll: Arc<Roll>,
+    seat: Arc<Seat>,
+    index: usize,
+}
+
+impl Roll {
+    pub(super) fn enter(roll: &Arc<Self>, seat: Arc<Seat>) -> Entry {
+        let mut book = roll.book();
+        let index = book.free.pop().unwrap_or(book.seats.len());
+        if index == book.seats.len() {
+            book.seats.push(None);
+        }
+        book.seats[index] = Some(seat.clone());
+        book.untold += 1;
+        drop(book);
+        Entry { roll: roll.clone(), seat, index }
+    }
+
+    /// How many connections there are, and how many of them were not told to leave.
+    pub fn count(&self) -> (usize, usize) {
+        let book = self.book();
+        (book.seats.len() - book.free.len(), book.untold)
+    }
+
+    /// Tells one connection to leave; `false` if there is none that does not know.
+    pub fn tell_next(&self) -> bool {
+        let mut book = self.book();
+        if book.untold == 0 {
+            return false;
+        }
+        let length = book.seats.len();
+        for step in 0..length {
+            let index = (book.cursor + step) % length;
+            let Some(seat) = &book.seats[index] else { continue };
+            if seat.told.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            let seat = seat.clone();
+            book.cursor = index + 1;
+            book.untold -= 1;
+            drop(book);
+            seat.decide(Verdict::Leave);
+            return true;
+        }
+        false
+    }
+
+    /// Cuts every connection.
+    pub fn cut_all(&self) {
+        // Woken tasks want this lock.
+        let seats: Vec<_> = self.book().seats.iter().flatten().cloned().collect();
+        for seat in seats {
+            seat.decide(Verdict::Cut);
+        }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// Whether any stream is more than an idle tunnel. `open`: whether there is a stream at all; one that is not yet, or
+    /// no longer, counted has bytes on the way.
+    pub(super) fn is_waited_for(&self, open: bool) -> bool {
+        let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        open && (count(&self.seat.busy) > 0 || count(&self.seat.parked) == 0)
+    }
+
+    /// The connection was told, by the drain or by its own clock.
+    pub(super) fn tell(&self) {
+        let mut book = self.roll.book();
+        if !self.seat.told.swap(true, Ordering::Relaxed) {
+            book.untold -= 1;
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut book = self.roll.book();
+        book.seats[self.index] = None;
+        book.free.push(self.index);
+        if !self.seat.told.load(Ordering::Relaxed) {
+            book.untold -= 1;
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The drain, once it was asked for: not ready, no more connections, tell those that are open, wait, cut.
+//!
+//! From `server`. Whatever hangs, it is over when `drain.pre` and `drain.grace` are, and what a goodbye takes.
+
+use super::Ended;
+use crate::config;
+use crate::drain::Streams;
+use crate::life::Roll;
+use crate::life::pace::{Pace, tell_off};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
+
+/// How long connections without work may take to say goodbye.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// One that was told last and holds idle tunnels has as long as all others until it is cut, and then says goodbye.
+const LAST: Duration = Duration::from_millis(1200);
+
+/// What a drain has to end.
+pub(super) struct Open {
+    pub(super) streams: Arc<Streams>,
+    pub(super) rolls: Vec<Arc<Roll>>,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Open {
+    /// After the listeners were closed. Returns when everything that somebody waits for is done and every connection was
+    /// told, at the end of `drain.grace` at the latest.
+    pub(super) async fn finish(&self, drain: &config::Drain) -> Ended {
+        let deadline = Instant::now() + drain.grace;
+        self.tasks.close();
+        let count = self.rolls.iter().map(|roll| roll.count().1).sum();
+        let pace = Pace::new(drain.connections_per_second, count, drain.grace * 2 / 3);
+        tracing::info!(
+            connections = count,
+            per_second = pace.per_second(),
+            streams_busy = self.streams.under_way().busy,
+            "telling connections to leave"
+        );
+        let (all_told, told) = watch::channel(false);
+        let telling = tell_off(&self.rolls, pace, &all_told);
+        tokio::select! {
+            ended = self.wait(told, deadline) => ended,
+            () = telling => unreachable!("it goes on for as long as it is polled"),
+        }
+    }
+
+    async fn wait(&self, mut told: watch::Receiver<bool>, deadline: Instant) -> Ended {
+        loop {
+            let waited = timeout_at(deadline, async {
+                // Fails only where nobody tells any more.
+                let _ = told.wait_for(|told| *told).await;
+                self.streams.idle().await;
+            });
+            if waited.await.is_err() {
+                let left = self.streams.under_way();
+                self.cut().await;
+                return Ended::Cut(left);
+            }
+            // Idle tunnels are cut a moment after their connection was told; their agents dial again at once. What was
+            // sent before the client had read GOAWAY arrives meanwhile, and is served as well.
+            if timeout(LAST, self.tasks.wait()).await.is_ok() {
+                return Ended::Drained;
+            }
+            if self.streams.under_way().busy == 0 {
+                self.cut().await;
+                return Ended::Drained;
+            }
+        }
+    }
+
+    async fn cut(&self) {
+        for roll in &self.rolls {
+            roll.cut_all();
+        }
+        let _ = timeout(GOODBYE, self.tasks.wait()).await;
+    }
+}

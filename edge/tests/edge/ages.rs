@@ -1,0 +1,230 @@
+//! Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
+
+use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
+use crate::harness::{DEADLINE, Edge, Setup, get, token};
+use crate::upstreams::{Agents, KubernetesApi};
+use bytes::Bytes;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
+/// A whole frame: Close 1001 "Shutting down".
+const GOING_AWAY: &[u8] = b"\x88\x0f\x03\xe9Shutting down";
+
+/// Keeps what was read.
+struct Tap<S> {
+    io: S,
+    read: Arc<Mutex<Vec<u8>>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.read.lock().unwrap().extend_from_slice(&buf.filled()[before..]);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+async fn started(agents: &Agents, api: &KubernetesApi, more: &'static str) -> Edge {
+    Edge::start(Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more }).await
+}
+
+/// Waits for the Close.
+async fn closed(read: &Mutex<Vec<u8>>) {
+    let closed = async {
+        while !read.lock().unwrap().ends_with(GOING_AWAY) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let tail = || read.lock().unwrap().iter().rev().take(40).rev().copied().collect::<Vec<_>>();
+    tokio::time::timeout(DEADLINE, closed).await.unwrap_or_else(|_| panic!("no Close 1001: {:?}", tail()));
+}
+
+#[tokio::test]
+async fn an_old_websocket_is_told_goes_on_with_what_runs_and_is_closed_with_1001() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let more = "connections: {max_age: 1s, max_age_jitter_percent: 0, grace: 2s}";
+    let mut edge = started(&agents, &api, more).await;
+    let read = Arc::default();
+    let io = Tap { io: tls(&edge, &[]).await, read: Arc::clone(&read) };
+    let client = h2(websocket(io).await).await;
+    let mut busy = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
+    let begin = Instant::now();
+    edge.line(|line| line["message"] == "told to leave" && line["why"] == "age").await;
+    // New streams go elsewhere, this one goes on.
+    let refused = async {
+        while client.clone().ready().await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(DEADLINE, refused).await.expect("no GOAWAY");
+    busy.send(b"still here").await;
+    assert_eq!(busy.read(10).await, b"still here");
+    closed(&read).await;
+    assert!(begin.elapsed() >= Duration::from_millis(2500), "cut before its grace was over");
+    // The client did not leave: it was sent away.
+    let line = edge.access(|line| line["method"] == "/echo.Echo/Echo").await;
+    assert_eq!((line["fault"].as_str(), line["error"].as_str()), (Some("internal"), Some("age")), "{line}");
+    edge.assert_alive();
+    // Whoever dials again is welcome.
+    echo(&h2(tcp(edge.plain).await).await, &token("agent")).await;
+    assert!(get(edge.admin, "/metrics").await.1.contains("postern_edge_departures_total{reason=\"age\"} "));
+}
+
+#[tokio::test]
+async fn a_drain_closes_a_websocket_with_1001_and_does_not_wait_for_its_idle_tunnels() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let mut edge = started(&agents, &api, "").await;
+    let read = Arc::default();
+    let client = h2(websocket(Tap { io: tcp(edge.plain).await, read: Arc::clone(&read) }).await).await;
+    let _tunnel = call(&client, grpc(TUNNEL, Some(&token("agent")))).await;
+    let begin = Instant::now();
+    edge.signal("TERM");
+    closed(&read).await;
+    assert_eq!(edge.ended().await.code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn an_old_http1_connection_is_closed_between_two_requests() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = started(&agents, &api, "connections: {max_age: 1s, max_age_jitter_percent: 0}").await;
+    let mut tcp = tcp(edge.plain).await;
+    let begin = Instant::now();
+    tcp.write_all(b"GET /nowhere HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer ci:1:x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut answer)).await;
+    ended.expect("the connection stays").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
+    assert!(begin.elapsed() >= Duration::from_millis(900), "closed at once: {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_drain_tells_connections_at_its_pace() {
+    const COUNT: usize = 90;
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let more = "drain: {connections_per_second: 50, grace: 30s}\nworkers: 2";
+    let mut edge = started(&agents, &api, more).await;
+    let mut clients = Vec::new();
+    let mut tunnels = Vec::new();
+    for index in 0..COUNT {
+        let client = h2(tcp(edge.plain).await).await;
+        tunnels.push(call(&client, grpc(TUNNEL, Some(&token(&format!("agent-{index}"))))).await);
+        clients.push(client);
+    }
+    edge.signal("TERM");
+    let begin = Instant::now();
+    // Every tunnel ends with its connection, half a second after that was told.
+    let ends = tunnels.into_iter().map(|mut tunnel| {
+        tokio::spawn(async move {
+            while let Some(Ok(_)) = tunnel.response.body_mut().data().await {}
+            begin.elapsed()
+        })
+    });
+    let mut ended = Vec::new();
+    for end in ends.collect::<Vec<_>>() {
+        ended.push(tokio::time::timeout(DEADLINE, end).await.expect("a tunnel stays").unwrap());
+    }
+    assert_eq!(edge.ended().await.code(), Some(0));
+    let slots = ended.iter().map(|at| at.as_millis() as usize / 100).max().unwrap() + 1;
+    let mut curve = vec![0; slots];
+    ended.iter().for_each(|at| curve[at.as_millis() as usize / 100] += 1);
+    println!("connections ended in each 100 ms at 50 per second: {curve:?}");
+    // What a busy machine bundles on the way is no burst of ours; the exact rate is tested beside the code.
+    assert!(curve.iter().all(|count| *count <= 3 * 5), "{curve:?}");
+    let last = ended.iter().max().unwrap();
+    assert!(*last >= Duration::from_millis(COUNT as u64 * 20), "faster than the rate: {last:?}");
+}
+
+fn policy(rate: &str) -> String {
+    format!(
+        "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: ours}}\nspec:\n  requestsPerToken: {rate}\n"
+    )
+}
+
+#[tokio::test]
+async fn a_policy_is_in_force_at_once_with_streams_open_and_a_bad_one_changes_nothing() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let more = "limits: {requests_per_token_per_minute: 2}\npolicies: {directory: policies}";
+    let directory = tempfile::TempDir::new().unwrap();
+    std::fs::create_dir(directory.path().join("policies")).unwrap();
+    let file = directory.path().join("policies/ours.yaml");
+    std::fs::write(&file, policy("{perMinute: 3}")).unwrap();
+    let edge = Edge::start_in(
+        directory,
+        Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more },
+    )
+    .await;
+    let client = h2(tls(&edge, &[b"h2"]).await).await;
+    let code = async |name: &str| {
+        let mut stream = call(&client, grpc("/echo.Echo/Echo", Some(&token(name)))).await;
+        // Refused streams are over already.
+        let _ = stream.out.send_data(Bytes::new(), true);
+        stream.status().await.0
+    };
+    let mut open = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
+    assert_eq!([code("agent").await, code("agent").await, code("agent").await], [0, 0, 8]);
+
+    let mut took = Vec::new();
+    for burst in 1001..=1005 {
+        std::fs::write(&file, policy(&format!("{{rate: 1000, burst: {burst}}}"))).unwrap();
+        let begin = Instant::now();
+        edge.line(|line| line["message"] == "policies reloaded" && line["burst"] == burst).await;
+        took.push(begin.elapsed());
+    }
+    println!("from the change of the file to its being in force: {took:?}");
+    assert!(took.iter().min().unwrap() <= &Duration::from_millis(100), "{took:?}");
+    // Nothing was refilled, but now it fills in no time; before, the next would have come after 20 s.
+    let served = async {
+        while code("agent").await != 0 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(DEADLINE / 4, served).await.expect("the new rate is not in force");
+    open.send(b"x").await;
+    assert_eq!(open.read(1).await, b"x");
+
+    std::fs::write(&file, policy("{perMinute: none}")).unwrap();
+    let line = edge.line(|line| line["level"] == "ERROR" && line.to_string().contains("bad policy")).await;
+    assert!(line["problem"].as_str().unwrap().contains("ours.yaml:"), "{line}");
+    assert_eq!(code("agent").await, 0);
+    let metrics = get(edge.admin, "/metrics").await.1;
+    for expected in ["postern_edge_policy_generation 6", "postern_edge_policy_problems 1"] {
+        assert!(metrics.contains(expected), "{metrics}");
+    }
+}
