@@ -277,8 +277,7 @@ impl Worker {
                 Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection =
-                        Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
+                    let connection = Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
                     let life =

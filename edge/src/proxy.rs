@@ -394,7 +394,9 @@ impl ProxyHttp for EdgeProxy {
         let cut = connection.and_then(|connection| connection.seat.cut());
         let fault = match (error, &request.refused) {
             // Nobody left: the edge ended the connection.
-            (Some(error), _) if cut.is_some() && error.esource() == &ErrorSource::Downstream => Fault::Internal,
+            (Some(error), _) if cut.is_some() && error.esource() == &ErrorSource::Downstream => {
+                Fault::Internal
+            }
             (Some(error), _) => match error.esource() {
                 ErrorSource::Upstream => Fault::Upstream,
                 ErrorSource::Downstream => Fault::Downstream,

@@ -66,7 +66,9 @@ impl Seat {
 
     /// Why the edge ended the connection by force, if it did.
     pub fn cut(&self) -> Option<Why> {
-        [Why::Age, Why::Idle, Why::Drain].into_iter().find(|why| *why as u8 + 1 == self.cut.load(Ordering::Relaxed))
+        [Why::Age, Why::Idle, Why::Drain]
+            .into_iter()
+            .find(|why| *why as u8 + 1 == self.cut.load(Ordering::Relaxed))
     }
 
     pub(super) fn note_cut(&self, why: Why) {

@@ -203,7 +203,10 @@ async fn the_admin_pages_tell_what_is_configured_and_who_is_connected() {
         "postern_edge_bytes_total{route=\"agents\",direction=\"in\"} 1".to_owned(),
         "postern_edge_stream_duration_seconds_count{route=\"agents\"} 1".to_owned(),
         format!("postern_edge_upstream_up{{route=\"agents\",upstream=\"{}\"}} 1", agents.address),
-        format!("postern_edge_upstream_ejections_total{{route=\"agents\",upstream=\"{}\"}} 0", agents.address),
+        format!(
+            "postern_edge_upstream_ejections_total{{route=\"agents\",upstream=\"{}\"}} 0",
+            agents.address
+        ),
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
