@@ -61,31 +61,22 @@ impl Networks {
     }
 }
 
-/// As they are understood: overlaps joined, a range where no one prefix says it.
+/// As they are understood: without those that lie inside another.
 impl Serialize for Networks {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Widened to the left, so that both families are one.
         let v4 = self.v4.iter().map(|(first, last)| {
-            let ends = (Ipv4Addr::from_bits(*first), Ipv4Addr::from_bits(*last));
-            shown(ends, u128::from(*first) << 96, (u128::from(*last) << 96) | (u128::MAX >> 32))
+            shown(Ipv4Addr::from_bits(*first), (first ^ last).leading_zeros(), u32::BITS)
         });
         let v6 = self.v6.iter().map(|(first, last)| {
-            shown((Ipv6Addr::from_bits(*first), Ipv6Addr::from_bits(*last)), *first, *last)
+            shown(Ipv6Addr::from_bits(*first), (first ^ last).leading_zeros(), u128::BITS)
         });
         serializer.collect_seq(v4.chain(v6))
     }
 }
 
-fn shown<A: Display + PartialEq>((low, high): (A, A), first: u128, last: u128) -> String {
-    let differing = first ^ last;
-    let prefix = differing.leading_zeros();
-    if low == high {
-        low.to_string()
-    } else if differing == u128::MAX.checked_shr(prefix).unwrap_or(0) && first & differing == 0 {
-        format!("{low}/{prefix}")
-    } else {
-        format!("{low}-{high}")
-    }
+/// Networks either nest or do not touch, so that each range has a prefix.
+fn shown(first: impl Display, prefix: u32, bits: u32) -> String {
+    if prefix == bits { first.to_string() } else { format!("{first}/{prefix}") }
 }
 
 /// First and last address of one network.
@@ -210,7 +201,7 @@ mod tests {
             (&["10.0.0.0/8", "10.1.0.0/16"][..], r#"["10.0.0.0/8"]"#),
             (&["192.0.2.1", "2001:db8::/32", "::1"], r#"["192.0.2.1","::1","2001:db8::/32"]"#),
             (&["0.0.0.0/0", "::/0"], r#"["0.0.0.0/0","::/0"]"#),
-            (&["10.0.0.0/30", "10.0.0.4"], r#"["10.0.0.0-10.0.0.4"]"#),
+            (&["10.0.0.0/30", "10.0.0.4"], r#"["10.0.0.0/30","10.0.0.4"]"#),
         ] {
             let written: Vec<_> = written.iter().map(|text| (*text).to_owned()).collect();
             assert_eq!(serde_json::to_string(&Networks::parse(&written).unwrap()).unwrap(), shown);
