@@ -3,6 +3,7 @@
 //! an error if an agent was lost, or if agents were told to move faster than configured. `make bench-storm`.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]
+#![expect(clippy::disallowed_methods, reason = "it samples a curve on threads of its own")]
 
 #[path = "storm/agents.rs"]
 mod agents;

@@ -220,6 +220,7 @@ where
             }
             match self.life.poll(cx, self.server.has_streams()) {
                 Poll::Ready(Sentence::Leave(why)) => {
+                    tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.peer.worker.shared.metrics.departure(why.name());
                     tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.server.graceful_shutdown();

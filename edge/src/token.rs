@@ -122,7 +122,7 @@ mod tests {
         let session = |agent: &str| Some(TokenKey::of(format!("{agent} abc").as_bytes()));
         let id = http::HeaderName::from_static(AGENT_HEADER);
         let cookie = (COOKIE, "a=b; _gitlab_kas=abc; c=d");
-        assert_eq!(of(&[cookie.clone()], None), Caller { key: session(""), agent: None });
+        assert_eq!(of(std::slice::from_ref(&cookie), None), Caller { key: session(""), agent: None });
         let named = [cookie.clone(), (id, "5")];
         assert_eq!(of(&named, Some("gitlab-agent-id=6")), Caller { key: session("5"), agent: Some(5) });
         let asked = of(&[cookie], Some("watch=1&gitlab-agent-id=6"));

@@ -50,7 +50,7 @@ impl Flood {
 
 /// What was seen of one connection.
 #[derive(Debug)]
-pub struct Watch {
+pub(super) struct Watch {
     /// Bytes to pass before the next head, the preface first.
     skip: u32,
     /// The part of a head that came so far.
@@ -67,7 +67,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             skip: PREFACE as u32,
             head: [0; HEAD],
@@ -82,12 +82,12 @@ impl Watch {
     }
 
     /// Since when the rest of a header block, or of the preface, is awaited.
-    pub fn owes_head_since(&self) -> Option<Instant> {
+    pub(super) fn owes_head_since(&self) -> Option<Instant> {
         self.since
     }
 
     /// Takes note of what was read.
-    pub fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    pub(super) fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
         self.drain(now);
         while !bytes.is_empty() {
             if self.skip > 0 {

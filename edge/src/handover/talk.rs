@@ -56,6 +56,10 @@ impl Giver {
                 Err(source) => {
                     let error = io::Error::from(source.kind());
                     tracing::warn!(%error, "accept on the handover socket failed");
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a thread of its own, and nothing to wait for"
+                    )]
                     std::thread::sleep(Duration::from_millis(100));
                     continue;
                 }

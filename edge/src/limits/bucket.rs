@@ -25,6 +25,8 @@ impl Bucket {
     /// Takes one request out of the bucket that is full at `full_at`, or says after how long there will be one. A refused
     /// request costs nothing.
     pub(super) fn take(self, full_at: &mut u64, now: u64) -> Result<(), u64> {
+        // Emptied under a tighter rate: it is empty now, and fills as the present rate says.
+        *full_at = (*full_at).min(now + self.burst);
         let next = (*full_at).max(now) + self.cost;
         match next.saturating_sub(now + self.burst) {
             0 => {
@@ -123,6 +125,14 @@ mod tests {
         }
         bucket.give_back(&mut full_at);
         assert_eq!(bucket.take(&mut full_at, 2 * SECOND), Ok(()));
+    }
+
+    #[test]
+    fn a_bucket_that_was_emptied_under_a_tighter_rate_fills_at_the_present_one() {
+        let (tight, wide, mut full_at) = (bucket(1, 5), bucket(6000, 10), 0);
+        (0..5).for_each(|_| tight.take(&mut full_at, 0).unwrap());
+        assert_eq!(wide.take(&mut full_at, 0), Err(SECOND / 100));
+        assert_eq!(wide.take(&mut full_at, SECOND / 100), Ok(()));
     }
 
     #[test]

@@ -277,17 +277,3 @@ fn brokers_come_and_go_and_those_that_stay_are_the_same() {
     group.update(Vec::new());
     assert!(group.choose(&"token", &[]).is_none() && !group.is_full());
 }
-
-#[test]
-#[ignore = "prints the time that a choice takes"]
-fn cost() {
-    for brokers in [2, 5, 10, 20] {
-        let group = group(1..brokers + 1);
-        let token = Some([7_u8; 32]);
-        let begin = std::time::Instant::now();
-        for _ in 0..1_000_000 {
-            std::hint::black_box(group.choose(std::hint::black_box(&token), &[]));
-        }
-        println!("{brokers} brokers: {:?}", begin.elapsed() / 1_000_000);
-    }
-}
