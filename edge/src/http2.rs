@@ -222,7 +222,6 @@ where
                 Poll::Ready(Sentence::Leave(why)) => {
                     tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.peer.worker.shared.metrics.departure(why.name());
-                    tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.server.graceful_shutdown();
                 }
                 Poll::Ready(Sentence::Cut(why)) => {

@@ -198,6 +198,7 @@ fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
     use std::time::Duration;
 
     #[test]
@@ -207,6 +208,37 @@ mod tests {
         });
         spell_durations(&mut value);
         assert_eq!(value, json!({ "a": "75s", "b": ["1500ms"], "c": null, "secs": 1, "nanos": 0 }));
+    }
+
+    #[test]
+    fn the_configuration_is_shown_whole_with_files_for_secrets() {
+        let written = "
+listen: [{address: '[::]:8443', tls: {certificates: [{certificate_file: a, key_file: b}], client_ca_file: c},
+          access: {allow: [10.0.0.0/8]}, proxy_protocol: {from: ['::1']}, forwarded: {trusted: [192.0.2.1]}}]
+upstreams: {agents: {dns: {name: kas, port: 8150}, protocol: h2s}}
+connections: {max_age: 90s}
+limits: {per_ip: {requests_per_minute: 60, scope: fleet}, redis_lost: deny,
+         redis: {sentinel: {master_name: m, addresses: ['r:1'], password_file: s}, password_file: p, tls: {}}}";
+        let file = serde_yaml::from_str(written).unwrap();
+        let shown = config(&Config::meant(file, Path::new("/etc")).unwrap());
+        for (place, wanted) in [
+            ("/listen/0/place/ip/address", json!("[::]:8443")),
+            ("/listen/0/tls/min_version", json!("1.2")),
+            ("/listen/0/tls/clients", json!({ "ca_file": "/etc/c", "auth": "required" })),
+            ("/listen/0/access", json!({ "allow": ["10.0.0.0/8"], "deny": [] })),
+            ("/listen/0/forwarded", json!({ "trusted": ["192.0.2.1"], "dialect": "x-forwarded-for" })),
+            ("/agents/source/dns", json!({ "name": "kas", "port": 8150, "every": "10s" })),
+            ("/agents/protocol", json!("tls")),
+            ("/connections/max_age", json!("90s")),
+            ("/limits/per_ip/scope", json!("fleet")),
+            ("/limits/redis/addresses", json!(["r:1"])),
+            ("/limits/redis/password_file", json!("/etc/p")),
+            ("/limits/redis/sentinel_password_file", json!("/etc/s")),
+            ("/limits/redis/answer_timeout", json!("1s")),
+            ("/limits/redis_lost", json!("deny")),
+        ] {
+            assert_eq!(shown.pointer(place), Some(&wanted), "{place} in {shown:#}");
+        }
     }
 
     #[test]

@@ -217,15 +217,23 @@ async fn a_drain_is_asked_for_by_post_and_not_by_a_web_page() {
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
     let mut edge = Edge::before(agents.address, api.address).await;
     assert_eq!(get(edge.admin, "/drain").await.0, 405);
-    let ask = |origin: &str| {
-        format!("POST /drain HTTP/1.1\r\nHost: a\r\n{origin}Content-Length: 0\r\nConnection: close\r\n\r\n")
+    let ask = |query: &str, origin: &str| {
+        format!(
+            "POST /drain{query} HTTP/1.1\r\nHost: a\r\n{origin}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        )
     };
-    let refused = exchange(edge.admin, ask("Origin: https://evil.example\r\n").as_bytes()).await;
+    let refused = exchange(edge.admin, ask("", "Origin: https://evil.example\r\n").as_bytes()).await;
     assert_eq!(status(&refused), 403);
     edge.assert_alive();
-    assert_eq!(status(&exchange(edge.admin, ask("").as_bytes()).await), 202);
+    assert_eq!(status(&exchange(edge.admin, ask("?exit=perhaps", "").as_bytes()).await), 400);
+    assert_eq!(get(edge.admin, "/readiness").await.0, 200);
+    assert_eq!(status(&exchange(edge.admin, ask("?exit=false", "").as_bytes()).await), 202);
+    edge.probe("/readiness", 503).await;
+    edge.line(|line| line["message"] == "drained; the process stays until it is told to exit").await;
+    edge.assert_alive();
+    assert_eq!(status(&exchange(edge.admin, ask("", "").as_bytes()).await), 202);
     assert_eq!(edge.ended().await.code(), Some(0));
-    edge.line(|line| line["message"] == "draining" && line["asked"] == "Exit").await;
+    edge.line(|line| line["message"] == "draining" && line["asked"] == "Stay").await;
 }
 
 #[tokio::test]
