@@ -18,6 +18,8 @@ mod dialling;
 mod fleet;
 /// Clients of other makers: grpcio, grpc-js, websockets.
 mod foreign;
+/// A gRPC server of others behind an edge that is replaced.
+mod fronted;
 /// The broker as GitLab's kas: Rails, Gitaly and Redis beside it.
 mod gitlab;
 /// Junk, oversize and malformed input on every port.

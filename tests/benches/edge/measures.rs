@@ -132,8 +132,10 @@ fn each(peer: &Peer, used: Duration, count: u64, scale: &Scale) -> f64 {
     used.as_secs_f64() * 1e6 / count as f64
 }
 
+/// Together, for what is asked is the work: a proxy that waits for another processor's wake-ups is charged for those, and
+/// the more the better it keeps up.
 async fn requests(field: &Field, peer: &Peer, call: Call, scale: &Scale) -> f64 {
-    process::place(&peer.family, Place::Anywhere);
+    process::place(&peer.family, Place::Together);
     let pool = Pool::open(&field.dialler, Road::Tls, peer.port, REQUESTS).await;
     let message = message(64);
     pool.requests(call, &message, scale.time / 8).await;
@@ -143,7 +145,7 @@ async fn requests(field: &Field, peer: &Peer, call: Call, scale: &Scale) -> f64 
 }
 
 async fn messages(field: &Field, peer: &Peer, shape: Shape, scale: &Scale) -> f64 {
-    process::place(&peer.family, Place::Anywhere);
+    process::place(&peer.family, Place::Together);
     let pool = Pool::open(&field.dialler, Road::Wss, peer.port, shape).await;
     let message = message(64);
     let mut echoes = pool.echoes(&message).await;
