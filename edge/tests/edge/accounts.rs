@@ -226,7 +226,7 @@ async fn a_drain_is_asked_for_by_post_and_not_by_a_web_page() {
     assert_eq!(status(&refused), 403);
     edge.assert_alive();
     assert_eq!(status(&exchange(edge.admin, ask("?exit=perhaps", "").as_bytes()).await), 400);
-    assert_eq!(get(edge.admin, "/readiness").await.0, 200);
+    edge.probe("/readiness", 200).await;
     assert_eq!(status(&exchange(edge.admin, ask("?exit=false", "").as_bytes()).await), 202);
     edge.probe("/readiness", 503).await;
     edge.line(|line| line["message"] == "drained; the process stays until it is told to exit").await;
