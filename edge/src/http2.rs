@@ -16,11 +16,12 @@ use h2::server::{self, Builder, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
 use http::uri::Authority;
+use slab::Slab;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -49,6 +50,8 @@ const ABANDONED_WITHIN: Duration = Duration::from_secs(10);
 /// than a minute. A WebSocket has a ping of its own beneath.
 const PING_EVERY: Duration = Duration::from_secs(40);
 const PONG_WITHIN: Duration = Duration::from_secs(15);
+/// How long waiting streams may take to end with a status.
+const HOMEWARD: Duration = Duration::from_millis(500);
 /// How long GOAWAY and Close may take on their way to a client that is cut.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Never, as far as a connection is concerned.
@@ -64,6 +67,14 @@ pub struct Peer {
     /// A broker has accepted a token of this connection.
     trusted: AtomicBool,
     abandoned: AtomicU32,
+    waiting: Waiting,
+}
+
+/// Streams that only wait for their request, to be sent home when their connection ends.
+#[derive(Default)]
+struct Waiting {
+    over: AtomicBool,
+    wakers: Mutex<Slab<Waker>>,
 }
 
 /// One stream, as the HTTP/2 server hands it out.
@@ -81,9 +92,34 @@ impl Peer {
         }
     }
 
+    /// A stream that only waits can be woken by this. Returns its number, for [`Peer::wait_no_more`].
+    pub fn wait(&self, waker: &Waker) -> usize {
+        self.waiting.wakers().insert(waker.clone())
+    }
+
+    pub fn wait_no_more(&self, number: usize) {
+        self.waiting.wakers().try_remove(number);
+    }
+
+    /// Whether streams that only wait shall end now.
+    pub fn sends_home(&self) -> bool {
+        self.waiting.over.load(Ordering::SeqCst)
+    }
+
+    fn send_home(&self) {
+        self.waiting.over.store(true, Ordering::SeqCst);
+        self.waiting.wakers().iter().for_each(|(_, waker)| waker.wake_by_ref());
+    }
+
     /// The client gave up a call that had no answer yet.
     pub fn note_abandoned(&self) {
         self.abandoned.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Waiting {
+    fn wakers(&self) -> MutexGuard<'_, Slab<Waker>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,6 +190,8 @@ struct Task<S, H> {
     life: Life,
     /// It is being cut, and why.
     cut: Option<&'static str>,
+    /// All that is left is to say so.
+    farewell: bool,
     /// Rings at the earliest of the times below.
     alarm: Pin<Box<Sleep>>,
     /// When to ping, or until when a pong must come.
@@ -194,6 +232,7 @@ where
             authority,
             trusted: AtomicBool::new(false),
             abandoned: AtomicU32::new(0),
+            waiting: Waiting::default(),
         };
         Self {
             ping: server.ping_pong(),
@@ -202,6 +241,7 @@ where
             peer: Arc::new(peer),
             life,
             cut: None,
+            farewell: false,
             alarm: Box::pin(sleep_until(ping_at)),
             ping_at,
             head_at: None,
@@ -216,7 +256,7 @@ where
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             if self.cut.is_some() {
-                return self.say_farewell(cx);
+                return self.part(cx);
             }
             match self.life.poll(cx, self.server.has_streams()) {
                 Poll::Ready(Sentence::Leave(why)) => {
@@ -226,8 +266,8 @@ where
                 }
                 Poll::Ready(Sentence::Cut(why)) => {
                     self.cut = Some(why.name());
-                    self.server.abrupt_shutdown(Reason::NO_ERROR);
-                    self.alarm.as_mut().reset(Instant::now() + FAREWELL);
+                    self.peer.send_home();
+                    self.alarm.as_mut().reset(Instant::now() + HOMEWARD);
                     continue;
                 }
                 Poll::Pending => {}
@@ -329,6 +369,26 @@ where
                 });
             }
         }
+    }
+
+    /// Streams that only wait end with OK, which agents take for a reason to open the next one at once; a connection that
+    /// breaks would be one to rest first. What somebody still waits for ends with the connection.
+    fn part(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        while !self.farewell {
+            let ended = self.accept(cx);
+            let emptied = self.outlet.poll(cx);
+            if ended || emptied.is_err() {
+                return Poll::Ready(Over(self.cut));
+            }
+            if !self.server.has_streams() || self.alarm.as_mut().poll(cx).is_ready() {
+                self.farewell = true;
+                self.server.abrupt_shutdown(Reason::NO_ERROR);
+                self.alarm.as_mut().reset(Instant::now() + FAREWELL);
+            } else if emptied.is_ok_and(|emptied| emptied != Emptied::Again) {
+                return Poll::Pending;
+            }
+        }
+        self.say_farewell(cx)
     }
 
     /// GOAWAY and Close, as far as the client takes them.

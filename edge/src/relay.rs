@@ -13,6 +13,7 @@ use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{Decision, Purpose, Route};
 use crate::http2::{Peer, Stream};
+use crate::life::Why;
 use crate::limits::{Counting, Permit};
 use crate::observability::connections::{Entry, StreamGuard};
 use crate::proxy::Shared;
@@ -40,6 +41,7 @@ type Respond = SendResponse<Bytes>;
 /// What ends a gRPC response.
 type Trailers = HeaderMap;
 
+const OK: u8 = 0;
 const DEADLINE_EXCEEDED: u8 = 4;
 
 /// Takes up one stream; it goes on by itself until its log line.
@@ -70,15 +72,16 @@ pub fn begin(decision: Decision, stream: Stream) {
         account: Account {
             begin: Instant::now(),
             method: method(head.uri.path()),
-            client: peer.connection.origin(&head.headers).client,
+            client: behind(&peer, &head.headers),
             token,
-            upstream: None,
+            asked: None,
             ids,
         },
         _counted: peer.connection.entry.as_ref().map(Entry::stream),
         permit: Permit::free(),
         load: None,
         peer: peer.clone(),
+        waiting: None,
     };
     match verdict {
         Err(reason) => {
@@ -96,6 +99,12 @@ pub fn begin(decision: Decision, stream: Stream) {
         Ok(()) => drop(tokio::spawn(relay)),
         Err(ended) => relay.finish(ended),
     }
+}
+
+/// The client of a stream, where it is not the connection's.
+fn behind(peer: &Peer, headers: &HeaderMap) -> Option<Box<SocketAddr>> {
+    let client = peer.connection.origin(headers).client;
+    (client != peer.connection.client).then(|| Box::new(client))
 }
 
 /// The gRPC method for the log. A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
@@ -121,6 +130,8 @@ struct Relay {
     permit: Permit,
     load: Option<Load>,
     peer: Arc<Peer>,
+    /// Its number among those that only wait on this connection.
+    waiting: Option<u32>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<(Load, Opened), Ended>> + Send>>;
@@ -129,9 +140,11 @@ type Opening = Pin<Box<dyn Future<Output = Result<(Load, Opened), Ended>> + Send
 struct Account {
     begin: Instant,
     method: Cow<'static, str>,
-    client: SocketAddr,
+    /// Where it is not the connection's: a proxy carries the streams of many.
+    client: Option<Box<SocketAddr>>,
     token: Option<TokenKey>,
-    upstream: Option<SocketAddr>,
+    /// The broker that a client did not wait for.
+    asked: Option<Box<SocketAddr>>,
     ids: Ids,
 }
 
@@ -144,15 +157,16 @@ impl Relay {
             && let Some(broker) = worker.shared.upstreams.of(Route::Agents).choose(&self.account.token, &[])
             && let Some(load) = broker.enter()
         {
-            // For the log line of a client that does not wait.
-            self.account.upstream = Some(broker.address);
             match worker.pool.open_now(&broker, head, end) {
                 Now::Opened(opened) => {
                     self.opened(load, opened);
                     return Ok(());
                 }
                 Now::Failed(error) => return Err(exchange::broken(&error)),
-                Now::Wait(same) => head = same,
+                Now::Wait(same) => {
+                    self.account.asked = Some(Box::new(broker.address));
+                    head = same;
+                }
             }
         }
         let (worker, token) = (worker.clone(), self.account.token);
@@ -167,7 +181,6 @@ impl Relay {
     }
 
     fn opened(&mut self, load: Load, opened: Opened) {
-        self.account.upstream = Some(load.broker().address);
         self.load = Some(load);
         self.exchange.forward(opened);
     }
@@ -192,8 +205,33 @@ impl Relay {
         self.exchange.poll(cx)
     }
 
+    /// The broker that has it, or was asked to take it.
+    fn upstream(&self) -> Option<SocketAddr> {
+        self.load.as_ref().map(|load| load.address).or(self.account.asked.as_deref().copied())
+    }
+
+    fn client(&self) -> SocketAddr {
+        self.account.client.as_deref().copied().unwrap_or(self.peer.connection.client)
+    }
+
+    /// Whether it only waits, and its connection ends. Otherwise it is woken when that is so.
+    fn is_sent_home(&mut self, cx: &Context<'_>) -> bool {
+        if !self.exchange.guard.is_parked() {
+            return false;
+        }
+        if self.waiting.is_none() {
+            // A connection has a thousand streams at most.
+            self.waiting = u32::try_from(self.peer.wait(cx.waker())).ok();
+        }
+        self.peer.sends_home()
+    }
+
     /// Tells the client how it ended, where that is still to be said, and everybody who counts.
     fn finish(&mut self, ended: Ended) {
+        let (upstream, client) = (self.upstream(), self.client());
+        if let Some(number) = self.waiting.take() {
+            self.peer.wait_no_more(number as usize);
+        }
         if let Some(load) = &self.load {
             match ended {
                 Ended::Answered | Ended::Reset(_) => load.note(Outcome::Answered),
@@ -202,11 +240,22 @@ impl Relay {
             }
         }
         let exchange = &mut self.exchange;
-        let address = || self.account.upstream.map(|address| address.to_string()).unwrap_or_default();
+        let address = || upstream.map(|address| address.to_string()).unwrap_or_default();
         let (fault, error) = match &ended {
             Ended::Answered => (Fault::None, None),
-            Ended::Left => {
+            Ended::SentHome => {
+                end(exchange, reply::grpc_status(OK, ""));
                 exchange.cancel();
+                (Fault::None, self.peer.connection.seat.cut().map(Why::name))
+            }
+            Ended::Left => {
+                if let Some(abandoned) = exchange.abandon() {
+                    let held = (self.load.take(), self.peer.clone());
+                    tokio::spawn(async move {
+                        abandoned.settle().await;
+                        drop(held);
+                    });
+                }
                 match self.peer.connection.seat.cut() {
                     // An idle tunnel is taken up elsewhere: nobody lost anything.
                     Some(why) if exchange.guard.is_parked() => (Fault::None, Some(why.name())),
@@ -260,11 +309,11 @@ impl Relay {
             connection: connection.entry.as_deref(),
             certificate: connection.certificate.as_deref(),
             ids: Some(&self.account.ids),
-            client: Some(self.account.client),
+            client: Some(client),
             route: Route::Agents,
             method: &self.account.method,
             token: self.account.token,
-            upstream: self.account.upstream,
+            upstream,
             status: exchange.status,
             grpc_status: exchange.grpc_status,
             bytes_in: exchange.bytes_in(),
@@ -275,13 +324,8 @@ impl Relay {
             error,
         };
         let shared = &self.peer.worker.shared;
-        if self.account.upstream.is_some() && refused.is_none() {
-            shared.limits.finished(
-                self.account.client.ip(),
-                self.account.token,
-                exchange.status,
-                exchange.grpc_status,
-            );
+        if upstream.is_some() && refused.is_none() {
+            shared.limits.finished(client.ip(), self.account.token, exchange.status, exchange.grpc_status);
         }
         // Idle tunnels come and go by the thousand.
         access_log::finish(shared, &line, exchange.guard.is_parked() && fault == Fault::None);
@@ -293,7 +337,10 @@ impl Future for Relay {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let polled = this.poll_ended(cx);
+        let mut polled = this.poll_ended(cx);
+        if polled.is_pending() && this.is_sent_home(cx) {
+            polled = Poll::Ready(Ended::SentHome);
+        }
         if this.exchange.was_served() {
             this.peer.trust();
         }

@@ -223,7 +223,14 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
                 tracing::info!("drained; the process stays until it is told to exit");
                 shared.handle.wait(Asked::Exit).await;
             }
-            ended
+            match ended {
+                // Whoever restarts processes that fail would have this one take the sockets back from its successor.
+                Ended::Cut(left) if asked == Asked::HandedOver => {
+                    tracing::warn!(streams = left.busy, "drain.grace ended before all streams did; they were cut");
+                    Ended::Drained
+                }
+                ended => ended,
+            }
         };
         let ended = tokio::select! {
             biased;

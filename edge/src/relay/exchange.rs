@@ -15,9 +15,12 @@ use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// As a name, for a text would be parsed at every look.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How long a broker may take to see a stream.
+const UNSEEN: Duration = Duration::from_secs(1);
 /// Chunks copied before other streams of the thread get their turn.
 const TURN: usize = 32;
 /// Chunks below this many bytes are joined with what follows them at once, up to [`JOINED`] bytes.
@@ -41,6 +44,25 @@ pub(super) enum Ended {
     Broken(&'static str),
     /// The caller's deadline passed, and a while.
     Late,
+    /// It only waited, and its connection ends.
+    SentHome,
+}
+
+/// A stream whose client left before the broker said anything.
+pub(super) struct Abandoned {
+    response: ResponseFuture,
+    to_broker: SendStream<Bytes>,
+    _held: Option<Place>,
+}
+
+impl Abandoned {
+    /// Tells the broker that nobody waits, once it has taken the stream up, or after a moment. An HTTP/2 server ends the
+    /// connection, with the streams of all agents on it, when some dozens of streams are reset that it has not even seen.
+    pub(super) async fn settle(mut self) {
+        // Whatever it answered, and whether: nobody reads it.
+        let _ = tokio::time::timeout(UNSEEN, &mut self.response).await;
+        self.to_broker.send_reset(Reset::CANCEL);
+    }
 }
 
 /// What a failed upstream stream means.
@@ -219,6 +241,18 @@ impl Exchange {
             Poll::Ready(Err(Failed::Writing)) => Poll::Ready(Ended::Left),
             Poll::Pending => self.again(cx, turn.min(turn_back)),
         }
+    }
+
+    /// As [`Exchange::cancel`]; where the broker said nothing yet, that is left for the caller to settle.
+    pub(super) fn abandon(&mut self) -> Option<Abandoned> {
+        if !matches!(self.from_broker, Source::Head(_)) {
+            self.cancel();
+            return None;
+        }
+        let Source::Head(response) = std::mem::replace(&mut self.from_broker, Source::None) else {
+            return None;
+        };
+        Some(Abandoned { response, to_broker: self.to_broker.take()?, _held: self.held.take() })
     }
 
     /// Tells the broker, if it still works on this, that nobody waits for it. The stream is over.
