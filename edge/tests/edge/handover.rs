@@ -132,9 +132,9 @@ async fn sockets_from_systemd_are_served() {
         fcntl_setfd(listener, FdFlags::empty()).unwrap();
     }
     let [one, two, three] = bound.each_ref().map(|listener| listener.as_raw_fd());
-    // Moved aside first: they may have each other's numbers.
+    // Moved aside first, to numbers that bash knows to be free: they may have each other's.
     let script = format!(
-        "exec 20<&{one} 21<&{two} 22<&{three}; exec 3<&20 4<&21 5<&22; \
+        "exec {{a}}<&{one} {{b}}<&{two} {{c}}<&{three}; exec 3<&$a 4<&$b 5<&$c; \
          LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=edge.socket:edge.socket:admin exec \"$0\" --config \"$1\""
     );
     let mut command = Command::new("bash");
