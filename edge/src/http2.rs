@@ -263,6 +263,8 @@ where
                     tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.peer.worker.shared.metrics.departure(why.name());
                     self.server.graceful_shutdown();
+                    // Asked again, so that it can be woken for what comes after.
+                    continue;
                 }
                 Poll::Ready(Sentence::Cut(why)) => {
                     self.cut = Some(why.name());
