@@ -141,7 +141,11 @@ impl Ids {
     pub fn apply(&self, route: Route, headers: &mut HeaderMap) {
         for (name, value) in self.changes(route, headers) {
             match value {
-                Some(value) => drop(headers.insert(name, value)),
+                Some(mut value) => {
+                    // Each is another one: HTTP/2 need not remember any, and drop what is of use for it.
+                    value.set_sensitive(true);
+                    headers.insert(name, value);
+                }
                 None => drop(headers.remove(name)),
             }
         }

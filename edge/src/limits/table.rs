@@ -45,7 +45,8 @@ type Lazy<K, R> = Option<Box<Set<K, R>>>;
 struct Set<K, R> {
     /// Part of the hash of what is there; 0: nothing.
     tags: [u32; WAYS],
-    slots: [(K, R); WAYS],
+    /// As many as are in use, from the first on: most sets of a table that is not full hold one key or two.
+    slots: Vec<(K, R)>,
 }
 
 /// Where a key belongs.
@@ -91,7 +92,7 @@ impl<K: Copy + Default + Eq + Hash, R: Record> Table<K, R> {
         if keep {
             *used += usize::from(set.tags[way] == 0);
             set.tags[way] = home.tag;
-            set.slots[way] = (*key, record);
+            set.put(way, (*key, record));
         }
         Some((seen, self.place(home, way)))
     }
@@ -110,8 +111,9 @@ impl<K: Copy + Default + Eq + Hash, R: Record> Table<K, R> {
         let place = place as usize;
         let (way, set) = (place % WAYS, place / WAYS);
         let mut shard = self.lock(set % self.shards.len());
-        if let Some(set) = shard.sets[set / self.shards.len()].as_mut() {
-            see(&mut set.slots[way].1);
+        let slot = shard.sets[set / self.shards.len()].as_mut().and_then(|set| set.slots.get_mut(way));
+        if let Some((_, record)) = slot {
+            see(record);
         }
     }
 
@@ -145,7 +147,20 @@ impl<K: Copy + Default + Eq + Hash, R: Record> Table<K, R> {
 
 impl<K: Copy + Default + Eq, R: Record> Set<K, R> {
     fn empty() -> Box<Self> {
-        Box::new(Self { tags: [0; WAYS], slots: [(K::default(), R::default()); WAYS] })
+        Box::new(Self { tags: [0; WAYS], slots: Vec::new() })
+    }
+
+    /// In the next free place, or instead of what is there.
+    fn put(&mut self, way: usize, slot: (K, R)) {
+        if let Some(there) = self.slots.get_mut(way) {
+            *there = slot;
+            return;
+        }
+        if self.slots.len() == self.slots.capacity() {
+            // 1, 2, 4, 8, 16: a vector left to itself begins with four.
+            self.slots.reserve_exact(self.slots.len().max(1));
+        }
+        self.slots.push(slot);
     }
 
     fn find(&self, tag: u32, key: &K) -> Option<usize> {
