@@ -20,6 +20,7 @@ use crate::reply::{self, Reason};
 use crate::silence;
 use crate::tls::{self, TlsError};
 use crate::transport::{Connection, Far, Socket, SocketFacts, Transport};
+use crate::upstream::dial::Io;
 use crate::websocket::{self, Asked};
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
@@ -30,7 +31,7 @@ use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,13 +54,9 @@ pub struct Worker {
     pub shutdown: ShutdownWatch,
 }
 
-/// A transport that HTTP/2 runs on.
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for S {}
-
 /// A connection that outlives its opening.
 struct Open {
-    io: Box<dyn Wire>,
+    io: Io,
     connection: Arc<Connection>,
     socket: SocketFacts,
     _entry: Guard,

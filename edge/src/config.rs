@@ -195,6 +195,17 @@ impl Problems {
         address
     }
 
+    /// Whether it is `host:port`. What else it may be is not shown: a URL can have a password in it.
+    pub(crate) fn host_and_port(&mut self, at: impl Into<String>, text: &str, example: &str) -> bool {
+        let port =
+            text.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse().ok())?);
+        let good = port.is_some_and(|port: u16| port > 0) && !text.contains(['/', '@']);
+        if !good {
+            self.add(at, format!("is not `host:port`, as {example}; a URL is not wanted here"));
+        }
+        good
+    }
+
     pub(crate) fn positive(&mut self, at: &str, value: u32) -> NonZeroU32 {
         NonZeroU32::new(value).unwrap_or_else(|| {
             self.add(at, "is zero: nobody would be served");
@@ -237,6 +248,18 @@ mod tests {
 
     const SMALL: &str =
         "listen: [{address: '127.0.0.1:0'}]\nupstreams: {agents: {addresses: ['kas:8150']}}\n";
+
+    #[test]
+    fn a_host_and_port_is_neither_a_url_nor_shown_when_it_is_none() {
+        let mut found = Problems(Vec::new());
+        for good in ["kas:8150", "10.0.0.1:1", "[::1]:65535"] {
+            assert!(found.host_and_port("here", good, "kas:8150"), "{good}");
+        }
+        for bad in ["", "kas", ":8150", "kas:0", "kas:65536", "grpc://kas:8150", "user:secret@kas:8150"] {
+            assert!(!found.host_and_port("here", bad, "kas:8150"), "{bad}");
+        }
+        assert!(found.0.iter().all(|problem| !problem.what.contains("secret")));
+    }
 
     #[test]
     fn a_small_file_gets_the_documented_defaults() {

@@ -4,6 +4,8 @@
 //! After `transport`, or after `bridge` for callers that speak HTTP/2. Policy stands in `decide`, `admit`, `limits` and
 //! `upstream`; answers in `reply`. gRPC goes another way, through `relay`.
 
+mod failure;
+
 use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
@@ -275,7 +277,7 @@ impl ProxyHttp for EdgeProxy {
             load.note(Outcome::Broken);
         }
         let whole = session.response_written().is_none() && !session.as_ref().retry_buffer_truncated();
-        let unsent = whole && error.etype() == &ErrorType::WriteError && is_about_head(&error);
+        let unsent = whole && error.etype() == &ErrorType::WriteError && failure::is_about_head(&error);
         let head = session.req_header();
         // An exec is a GET, too.
         let plain = request.decision.is_some_and(|decision| decision.upgrade == Upgrade::None);
@@ -353,7 +355,7 @@ impl ProxyHttp for EdgeProxy {
         request: &mut Request,
     ) -> FailToProxy {
         let begun = session.response_written().is_some();
-        let reason = match reason(error, request, &self.0.upstreams) {
+        let reason = match failure::reason(error, request, &self.0.upstreams) {
             Some(reason) => reason,
             // Nobody is there to read an answer.
             None => return FailToProxy { error_code: 0, can_reuse_downstream: false },
@@ -423,7 +425,7 @@ impl ProxyHttp for EdgeProxy {
             refused,
             error: match cut {
                 Some(why) if fault == Fault::Internal => Some(why.name()),
-                _ => error.map(what),
+                _ => error.map(failure::what),
             },
         };
         if let (None, None, Some(client), Some(_)) = (refused, error, request.client, request.upstream) {
@@ -440,77 +442,4 @@ fn too_large(head: &RequestHeader, most: Option<NonZeroU64>) -> Option<Reason> {
     let most = most?.get();
     let length = head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
     (length > most).then_some(Reason::TooLarge { most })
-}
-
-/// What to tell the caller; `None` when the caller is gone.
-fn reason(error: &Error, request: &Request, upstreams: &Upstreams) -> Option<Reason> {
-    let broker = || format!("broker {}", upstreams.of(request.route()).addresses());
-    match error.esource() {
-        ErrorSource::Upstream if is_connect(error.etype()) && upstreams.of(request.route()).is_full() => {
-            Some(Reason::Busy { upstream: broker() })
-        }
-        ErrorSource::Upstream if is_connect(error.etype()) => {
-            Some(Reason::Unreachable { upstream: broker(), what: what(error) })
-        }
-        ErrorSource::Upstream => {
-            let address = request.upstream.map_or_else(String::new, |address| address.to_string());
-            let upstream = format!("broker {address}");
-            match &request.load {
-                Some(load) if load.is_silent() => Some(Reason::Silent { upstream }),
-                _ => Some(Reason::Broken { upstream, what: what(error) }),
-            }
-        }
-        ErrorSource::Downstream => match error.etype() {
-            // A body in chunks that are none, which pingora names only so.
-            ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk") => Some(Reason::Malformed),
-            kind if *kind == TOO_LARGE => Some(Reason::TooLarge { most: request.body.1?.get() }),
-            _ => None,
-        },
-        ErrorSource::Internal | ErrorSource::Unset => Some(Reason::Internal),
-    }
-}
-
-/// Whether the request's head could not be written whole, in the words of pingora, which has no other way to say it.
-fn is_about_head(error: &Error) -> bool {
-    error.context.as_ref().is_some_and(|context| context.as_str().contains("request header"))
-}
-
-fn is_connect(kind: &ErrorType) -> bool {
-    matches!(
-        kind,
-        ErrorType::ConnectTimedout
-            | ErrorType::ConnectRefused
-            | ErrorType::ConnectNoRoute
-            | ErrorType::ConnectError
-            | ErrorType::SocketError
-            | ErrorType::BindError
-            | ErrorType::HandshakeError
-            | ErrorType::TLSHandshakeFailure
-            | ErrorType::TLSHandshakeTimedout
-            | ErrorType::InvalidCert
-    )
-}
-
-/// The kind of an error in words. pingora's own text may quote the request.
-fn what(error: &Error) -> &'static str {
-    match error.etype() {
-        ErrorType::ConnectTimedout => "connect timed out",
-        ErrorType::ConnectRefused => "connection refused",
-        ErrorType::ConnectNoRoute => "no route to host",
-        ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => "connect failed",
-        ErrorType::HandshakeError => "HTTP/2 handshake failed",
-        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => {
-            "TLS handshake failed"
-        }
-        ErrorType::ReadError => "read failed",
-        ErrorType::WriteError => "write failed",
-        ErrorType::ConnectionClosed => "connection closed",
-        ErrorType::H1Error => "HTTP/1.1 error",
-        ErrorType::H2Error | ErrorType::InvalidH2 => "HTTP/2 error",
-        ErrorType::H2Downgrade => "HTTP/2 refused",
-        ErrorType::InvalidHTTPHeader => "invalid head",
-        ErrorType::Custom("InvalidChunk") => "invalid chunk",
-        ErrorType::HTTPStatus(413) => "body too large",
-        _ => "failed",
-    }
 }

@@ -1,6 +1,6 @@
 //! Answers that the edge gives itself, in the caller's language: gRPC trailers or a Kubernetes `Status`.
 //!
-//! Beside `proxy`, which decides when. Never says more about our side than an operator would tell a stranger.
+//! Beside `relay`, `proxy` and `accept`, which decide when. Never says more about our side than an operator would tell a stranger.
 
 use crate::decide::Route;
 use crate::limits::Limit;

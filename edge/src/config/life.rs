@@ -20,7 +20,7 @@ const DEFAULT_PING: Duration = Duration::from_secs(30);
 const DEFAULT_GRACE: Duration = Duration::from_secs(60);
 /// 20,000 agents in 40 s: what a successor with one core takes in without a queue.
 const DEFAULT_PER_SECOND: u32 = 500;
-/// As kas' own: agents spread anew over edges that were added.
+/// As the value, not the moment, of a later kas' `max_connection_age`: agents spread anew over edges that were added.
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 const DEFAULT_JITTER_PERCENT: u8 = 10;
 /// Nothing presses when a connection is old, and an `exec` in it may be long.

@@ -13,13 +13,13 @@ use std::time::Duration;
 
 /// As kas' own `connections_per_token_per_minute`.
 const DEFAULT_REQUESTS_PER_MINUTE: u32 = 40_000;
-/// About 8 MiB when full.
+/// About 7 MB when full.
 const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
-/// About 5 MiB when full.
+/// About 4 MB when full, for addresses.
 const DEFAULT_TRACKED: u32 = 65_536;
 /// A permit names its places in the tables with 21 bits each.
 pub(crate) const MOST_TRACKED: u32 = 2_000_000;
-/// An idle connection costs some 50 KiB; one whose bodies nobody takes may hold up to its window.
+/// An idle connection costs some 31 KiB; one whose bodies nobody takes may hold up to its window.
 const DEFAULT_CONNECTIONS: u32 = 20_000;
 /// Distinct tokens that nobody knows. Agents with a token that was withdrawn show the same one again and again, which
 /// counts once in `remember`; so many different ones are guesses.

@@ -406,12 +406,8 @@ impl FileEjection {
 fn addresses(at: &str, written: Vec<String>, found: &mut Problems) -> Vec<Address> {
     let mut meant = Vec::new();
     for (index, text) in written.into_iter().enumerate() {
-        let port = text.rsplit_once(':').and_then(|(host, port)| {
-            (!host.is_empty() && !host.contains('/')).then(|| port.parse::<u16>().ok()).flatten()
-        });
-        match port {
-            Some(port) if port != 0 => meant.push(Address(text)),
-            _ => found.add(format!("{at}[{index}]"), format!("`{text}` is not host:port, without a scheme")),
+        if found.host_and_port(format!("{at}[{index}]"), &text, "kas.example.com:8150") {
+            meant.push(Address(text));
         }
     }
     meant

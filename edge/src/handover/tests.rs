@@ -1,3 +1,6 @@
+//! Sockets that change hands between two edges in this process: what arrives, who may ask, and what happens when a
+//! successor fails. Two real edges do it in tests/edge/handover.rs.
+
 use super::sockets::passed;
 use super::*;
 use std::net::{SocketAddr, TcpListener};

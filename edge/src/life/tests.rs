@@ -1,3 +1,6 @@
+//! When connections are told to leave and when they are cut, with the clock in our hands. Real connections are in
+//! tests/edge/ages.rs.
+
 use super::pace::{Pace, tell_off};
 use super::*;
 use std::future::poll_fn;

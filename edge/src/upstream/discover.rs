@@ -11,7 +11,6 @@ use kube::runtime::{WatchStreamExt, watcher as watch_resource};
 use kube::{Api, Client};
 use std::collections::HashMap;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -120,8 +119,7 @@ pub(super) async fn dns<F>(
 
 /// A tenth more or less, so that many edges do not ask at once.
 fn jittered(every: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish() % 2001;
-    every.mul_f64(0.9 + 0.0001 * random as f64)
+    every.mul_f64(0.9 + 0.2 * rand::random::<f64>())
 }
 
 /// Follows the EndpointSlices of a Service, with the identity that the pod or `KUBECONFIG` gives.

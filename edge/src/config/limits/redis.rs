@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+const EXAMPLE: &str = "redis.example.com:6379";
 /// Brokers' own default, so that one Redis can serve both; the keys differ.
 const DEFAULT_KEY_PREFIX: &str = "gitlab-kas";
 const DEFAULT_DIAL: Duration = Duration::from_secs(5);
@@ -57,9 +58,9 @@ impl FileRedis {
         let servers = match (self.address, self.sentinel, self.cluster) {
             (Some(address), None, None) => match address.strip_prefix("unix:") {
                 Some(path) => Some(Servers::Unix(base.join(path))),
-                None => {
-                    host_and_port("limits.redis.address", &address, found).then_some(Servers::Tcp(address))
-                }
+                None => found
+                    .host_and_port("limits.redis.address", &address, EXAMPLE)
+                    .then_some(Servers::Tcp(address)),
             },
             (None, Some(sentinel), None) => {
                 all("limits.redis.sentinel.addresses", &sentinel.addresses, found).then(|| {
@@ -171,18 +172,8 @@ fn all(at: &str, addresses: &[String], found: &mut Problems) -> bool {
         found.add(at, "is empty; one `host:port` is wanted at least");
     }
     let good = addresses.iter().enumerate();
-    let good =
-        good.filter(|(index, address)| host_and_port(&format!("{at}[{index}]"), address, found)).count();
+    let good = good
+        .filter(|(index, address)| found.host_and_port(format!("{at}[{index}]"), address, EXAMPLE))
+        .count();
     good > 0 && good == addresses.len()
-}
-
-/// It may be a URL with a password: it is not shown.
-fn host_and_port(at: &str, address: &str, found: &mut Problems) -> bool {
-    let port =
-        address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse().ok())?);
-    let good = port.is_some_and(|port: u16| port > 0) && !address.contains(['/', '@']);
-    if !good {
-        found.add(at, "is not `host:port`, as redis.example.com:6379; a URL is not wanted here");
-    }
-    good
 }
