@@ -7,9 +7,12 @@ pub use form::Form;
 
 use crate::{fleet::router::RouteError, tunnel::stream::TunnelError};
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use std::{error::Error, fmt::Write};
+
+/// Says with a 401 that the broker does not know the credential; a cluster's own 401 must not have it.
+pub const UNAUTHORIZED: HeaderName = HeaderName::from_static("gitlab-unauthorized");
 
 /// The message of an error and of everything that caused it, in one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
@@ -84,7 +87,7 @@ impl ApiFailure {
         headers.insert(header::CONTENT_TYPE, form.media_type());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.code == StatusCode::UNAUTHORIZED {
-            headers.insert("gitlab-unauthorized", HeaderValue::from_static("true"));
+            headers.insert(UNAUTHORIZED, HeaderValue::from_static("true"));
         }
         response
     }

@@ -10,7 +10,7 @@ use crate::{
         caller::{Access, CallerPermit, Credential, Kind},
     },
     drain::{Running, SHUTTING_DOWN},
-    error::{ApiFailure, Form, chain},
+    error::{ApiFailure, Form, UNAUTHORIZED, chain},
     fleet::router::{Router, Tunnel},
     gitlab::Call,
     observability::Metrics,
@@ -297,9 +297,9 @@ fn lacking(tunnel: &Tunnel, access: &Access, upgrade: bool) -> Option<String> {
     }
 }
 
-/// What only this broker may say to the edge; a cluster may answer anything.
+/// What only this broker may say, to the edge and of tokens; a cluster may answer anything.
 fn drop_internal(headers: &mut HeaderMap) {
-    let internal = |name: &&HeaderName| name.as_str().starts_with(INTERNAL_PREFIX);
+    let internal = |name: &&HeaderName| name.as_str().starts_with(INTERNAL_PREFIX) || *name == UNAUTHORIZED;
     let internal: Vec<_> = headers.keys().filter(internal).cloned().collect();
     for name in internal {
         headers.remove(name);

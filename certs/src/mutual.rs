@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::{self, Holds};
 use crate::reload::{self, Outcome};
-use crate::server::Tickets;
 use crate::{CertError, provider};
 
 #[cfg(test)]
@@ -40,8 +39,6 @@ pub struct ClientCas {
     file: PathBuf,
     auth: ClientAuth,
     current: ArcSwap<Current>,
-    /// Those of the listener: sessions that began under other CAs must not be taken up again.
-    tickets: Arc<Tickets>,
 }
 
 struct Current {
@@ -50,13 +47,13 @@ struct Current {
 }
 
 impl ClientCas {
-    /// Reads the bundle. `tickets` are renewed whenever it changes.
+    /// Reads the bundle.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no certificate that can be a CA.
-    pub fn load(file: PathBuf, auth: ClientAuth, tickets: Arc<Tickets>) -> Result<Arc<ClientCas>, CertError> {
+    pub fn load(file: PathBuf, auth: ClientAuth) -> Result<Arc<ClientCas>, CertError> {
         let current = ArcSwap::from_pointee(Current::build(&file)?);
-        Ok(Arc::new(ClientCas { file, auth, current, tickets }))
+        Ok(Arc::new(ClientCas { file, auth, current }))
     }
 
     /// Reloads the bundle when its file changes, until `stop`; a bad change is logged as an error and the last good
@@ -75,7 +72,6 @@ impl ClientCas {
             }
             Ok(new) => {
                 self.current.store(Arc::new(new));
-                self.tickets.renew();
                 Outcome { replaced: true, failures: vec![] }
             }
             Err(error) => Outcome { replaced: false, failures: vec![error] },

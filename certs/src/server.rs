@@ -25,7 +25,7 @@ use crate::{CertError, CertFiles};
 mod tests;
 mod tickets;
 
-pub use tickets::Tickets;
+use tickets::Tickets;
 
 /// The oldest version of TLS that a listener speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,7 +82,8 @@ impl ServerIdentity {
     }
 
     /// As [`ServerIdentity::config`], for a listener that strangers dial by the thousand: sessions are resumed by
-    /// ticket, and `clients` says whose certificates are asked for.
+    /// ticket. `clients` says whose certificates are asked for; then none is resumed, because a session that is
+    /// resumed would outlive the client's certificate.
     pub fn listener_config(
         self: &Arc<Self>,
         alpn: &[&[u8]],
@@ -96,21 +97,24 @@ impl ServerIdentity {
         let builder = ServerConfig::builder_with_provider(crate::provider())
             .with_protocol_versions(versions)
             .expect("ring has cipher suites for TLS 1.2 and 1.3");
+        let resumes = clients.is_none();
         let builder = match clients {
             Some(cas) => builder.with_client_cert_verifier(cas),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        config.ticketer = Arc::clone(&self.tickets) as Arc<dyn rustls::server::ProducesTickets>;
+        if resumes {
+            config.ticketer = Arc::clone(&self.tickets) as Arc<dyn rustls::server::ProducesTickets>;
+        }
         // Each connection comes back as one. What is kept here instead would outlive a reload.
-        config.send_tls13_tickets = 1;
+        config.send_tls13_tickets = usize::from(resumes);
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Arc::new(config)
     }
 
-    /// The tickets of this listener, for [`ClientCas::load`].
-    pub fn tickets(&self) -> &Arc<Tickets> {
+    #[cfg(test)]
+    pub(crate) fn tickets(&self) -> &Tickets {
         &self.tickets
     }
 

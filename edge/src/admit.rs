@@ -21,7 +21,8 @@ pub struct Admission {
     pub token: Option<TokenKey>,
     /// The permit is held until the stream is over.
     pub verdict: Result<Permit, Reason>,
-    /// To be awaited before a broker is asked: Redis' answer, where it decides.
+    /// To be awaited before a broker is asked: Redis' answer, where it decides. A tunnel has paid only when that is good, see
+    /// [`Connection::paid`].
     pub counting: Option<Counting>,
 }
 
@@ -77,7 +78,7 @@ fn pay(
     let must_pay = |token| connection.is_none_or(|connection| connection.must_pay(decision.purpose, token));
     let call = Call { client, token, agent, pays: token.as_ref().is_none_or(must_pay) };
     let admitted = limits.admit(&call, Instant::now())?;
-    if let (true, Some(connection), Some(token)) = (call.pays, connection, token) {
+    if let (true, None, Some(connection), Some(token)) = (call.pays, &admitted.1, connection, token) {
         connection.paid(decision.purpose, token);
     }
     Ok(admitted)

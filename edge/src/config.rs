@@ -293,6 +293,10 @@ mod tests {
         assert_eq!(example.drain, defaults.drain);
         assert_eq!(example.connections, defaults.connections);
         assert_eq!((example.handover, example.policies), (defaults.handover, defaults.policies));
+        for upstream in [example.agents, example.kubernetes_api] {
+            assert!(!upstream.is_empty());
+            assert_eq!(Upstream { source: upstream.source.clone(), ..Upstream::default() }, upstream);
+        }
         assert_eq!(
             (example.websocket_ping, example.admin, example.workers),
             (defaults.websocket_ping, defaults.admin, defaults.workers)
@@ -344,6 +348,16 @@ workers: 0";
                 "workers",
             ]
         );
+    }
+
+    #[test]
+    fn a_head_may_be_as_large_as_brokers_take() {
+        for (bytes, fits) in
+            [(4_095, false), (4_096, true), (262_144, true), (262_145, false), (1_048_576, false)]
+        {
+            let parsed = parse(&format!("{SMALL}limits: {{header_bytes: {bytes}}}"));
+            assert_eq!(parsed.is_ok(), fits, "{bytes}");
+        }
     }
 
     #[test]

@@ -202,23 +202,25 @@ impl Limits {
             && let Some(agent) = &call.agent
         {
             // Anybody can invent a token for this agent: what nobody knows yet takes nothing from those who are known.
-            let (paid, pays) = (pays, if pays == Pays::Yes && !known { Pays::Checked } else { pays });
+            let (paid, pays) = (pays, if known { pays } else { Pays::Checked });
             let judge = |agent: &mut Agent, _| {
-                (numbers.agent.open(&mut agent.full_at, &mut agent.streams, pays, now), true)
+                (numbers.agent.open(&mut agent.full_at, &mut agent.streams, pays, now), known)
             };
             if let Some((judged, place)) = limits.agents.with(agent, judge) {
                 if let Err(over) = judged {
                     limits.give_back(&numbers, &permit, paid);
                     return Err(refusal(over, Limit::AgentRate, Limit::AgentStreams));
                 }
-                permit.add(limits, AGENT, place);
+                if known {
+                    permit.add(limits, AGENT, place);
+                }
             }
         }
         Ok((permit, known))
     }
 
-    /// A broker has answered a stream in full, or it ended early: what is known of the token by that. Not for what the edge
-    /// answered itself. `http` 401 means that the broker, not the cluster behind it, said so.
+    /// A broker has answered, or the stream ended early: what is known of the token by that. Not for what the edge answered
+    /// itself, nor for what a broker answers to anybody. `http` 401 means that the broker, not the cluster behind it, said so.
     pub fn finished(&self, client: IpAddr, token: Option<TokenKey>, http: u16, grpc: Option<u16>) {
         self.finished_at(client, token, http, grpc, Instant::now());
     }
@@ -234,7 +236,7 @@ impl Limits {
         let Some(token) = token else { return };
         let limits = &self.0;
         match (grpc, http) {
-            (Some(0), _) | (None, 101 | 200..=399) => {
+            (Some(0), _) | (None, 101 | 200..=299) => {
                 let good = |record: &mut Token| !std::mem::replace(&mut record.good, true);
                 let first = limits.tokens.find(token.as_bytes(), good).unwrap_or(false);
                 if first && let Some(fleet) = &limits.fleet {

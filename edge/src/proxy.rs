@@ -22,7 +22,7 @@ use crate::transport::Connection;
 use crate::upstream::{Load, Outcome, Upstreams};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderName, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
@@ -78,8 +78,6 @@ pub struct Request {
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
-    /// A broker said that the token is none.
-    unauthorized: bool,
     /// Bytes of the body so far, and how many there may be.
     body: (u64, Option<NonZeroU64>),
     /// What its limits granted, until the request is over.
@@ -117,7 +115,6 @@ impl ProxyHttp for EdgeProxy {
             connection: -1,
             again: false,
             refused: None,
-            unauthorized: false,
             body: (0, None),
             permit: None,
             _guard: self.0.streams.open(),
@@ -291,10 +288,10 @@ impl ProxyHttp for EdgeProxy {
         error.more_context(format!("Peer: {peer}"))
     }
 
-    /// A broker that is about to leave says so in its answers.
+    /// A broker says by its answer whether it knows the token, and in it that it is about to leave.
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> pingora::Result<()> {
@@ -302,7 +299,11 @@ impl ProxyHttp for EdgeProxy {
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);
         }
-        request.unauthorized = response.status == 401 && response.headers.contains_key(reply::UNAUTHORIZED);
+        if let Some(client) = request.client
+            && let Some(told) = told(&session.req_header().method, response)
+        {
+            self.0.limits.finished(client.ip(), request.token, told, None);
+        }
         if response.remove_header(LEAVING).is_some()
             && let Some(load) = &request.load
         {
@@ -428,13 +429,16 @@ impl ProxyHttp for EdgeProxy {
                 _ => error.map(failure::what),
             },
         };
-        if let (None, None, Some(client), Some(_)) = (refused, error, request.client, request.upstream) {
-            // A cluster's own 401 says nothing about the token.
-            let told = if status == 401 && !request.unauthorized { 0 } else { status };
-            self.0.limits.finished(client.ip(), request.token, told, None);
-        }
         access_log::finish(&self.0, &line, false);
     }
+}
+
+/// The status of a broker's answer, if that says anything about the token.
+fn told(method: &Method, response: &ResponseHeader) -> Option<u16> {
+    let status = response.status.as_u16();
+    // A preflight is answered before anybody is authenticated, and a cluster's own 401 is none of a broker's.
+    let cluster = status == 401 && !response.headers.contains_key(reply::UNAUTHORIZED);
+    (method != Method::OPTIONS && !cluster).then_some(status)
 }
 
 /// A body that is announced as larger than it may be.
@@ -442,4 +446,27 @@ fn too_large(head: &RequestHeader, most: Option<NonZeroU64>) -> Option<Reason> {
     let most = most?.get();
     let length = head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
     (length > most).then_some(Reason::TooLarge { most })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_answers_after_authentication_say_anything_about_a_token() {
+        for (method, status, unauthorized, wanted) in [
+            (Method::GET, 200, false, Some(200)),
+            (Method::GET, 101, false, Some(101)),
+            (Method::POST, 401, true, Some(401)),
+            (Method::POST, 401, false, None),
+            (Method::OPTIONS, 200, false, None),
+            (Method::OPTIONS, 401, true, None),
+        ] {
+            let mut response = ResponseHeader::build(status, None).unwrap();
+            if unauthorized {
+                response.insert_header(reply::UNAUTHORIZED, "true").unwrap();
+            }
+            assert_eq!(told(&method, &response), wanted, "{method} {status}");
+        }
+    }
 }

@@ -170,9 +170,13 @@ impl Relay {
             }
         }
         let (worker, token) = (worker.clone(), self.account.token);
+        let (connection, purpose) = (self.peer.connection.clone(), self.exchange.purpose);
         let opening = async move {
             if let Some(counting) = counting {
                 counting.await.map_err(Ended::Refused)?;
+                if let Some(token) = token {
+                    connection.paid(purpose, token);
+                }
             }
             open(&worker.shared, &worker.pool, token, head, end).await
         };
@@ -202,7 +206,8 @@ impl Relay {
                 Err(ended) => return Poll::Ready(ended),
             }
         }
-        self.exchange.poll(cx)
+        let most = self.peer.worker.shared.limits.body_bytes(Route::Agents, self.exchange.purpose);
+        self.exchange.poll(cx, most)
     }
 
     /// The broker that has it, or was asked to take it.
@@ -249,13 +254,7 @@ impl Relay {
                 (Fault::None, self.peer.connection.seat.cut().map(Why::name))
             }
             Ended::Left => {
-                if let Some(abandoned) = exchange.abandon() {
-                    let held = (self.load.take(), self.peer.clone());
-                    tokio::spawn(async move {
-                        abandoned.settle().await;
-                        drop(held);
-                    });
-                }
+                abandon(exchange, &mut self.load, &self.peer);
                 match self.peer.connection.seat.cut() {
                     // An idle tunnel is taken up elsewhere: nobody lost anything.
                     Some(why) if exchange.guard.is_parked() => (Fault::None, Some(why.name())),
@@ -270,6 +269,7 @@ impl Relay {
             }
             Ended::Refused(reason) => {
                 refuse(exchange, reason);
+                abandon(exchange, &mut self.load, &self.peer);
                 (fault(reason), None)
             }
             Ended::Reset(reason) => {
@@ -391,6 +391,17 @@ async fn open(
                 tried.push(broker.address);
             }
         }
+    }
+}
+
+/// Tells the broker, if one has the stream, that nobody waits for it; in its own time where that must be.
+fn abandon(exchange: &mut Exchange, load: &mut Option<Load>, peer: &Arc<Peer>) {
+    if let Some(abandoned) = exchange.abandon() {
+        let held = (load.take(), peer.clone());
+        tokio::spawn(async move {
+            abandoned.settle().await;
+            drop(held);
+        });
     }
 }
 

@@ -27,7 +27,7 @@ const NOT_TLS: &str = "this port speaks TLS; dial it with https://, wss:// or gr
 /// A connection whose TLS ends here.
 pub type TlsStream = tokio_rustls::server::TlsStream<Rewound<Raw>>;
 
-/// Ends TLS of one listener. Sessions are resumed by ticket.
+/// Ends TLS of one listener. Sessions are resumed by ticket where clients show no certificates.
 #[derive(Clone)]
 pub struct Terminator {
     identity: Arc<ServerIdentity>,
@@ -65,7 +65,7 @@ impl Terminator {
             .collect();
         let identity = ServerIdentity::load(files)?;
         let clients = match &tls.clients {
-            Some((file, auth)) => Some(ClientCas::load(file.clone(), *auth, identity.tickets().clone())?),
+            Some((file, auth)) => Some(ClientCas::load(file.clone(), *auth)?),
             None => None,
         };
         let config = identity.listener_config(&[b"h2", b"http/1.1"], tls.min_version, clients.clone());

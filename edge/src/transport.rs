@@ -2,6 +2,8 @@
 //!
 //! After TLS and sniff, before `proxy`. Only delegates, never reads or writes of its own accord.
 
+mod paid;
+
 use crate::decide::Purpose;
 use crate::life::Seat;
 use crate::listen::forwarded::{Origin, Trust};
@@ -10,6 +12,7 @@ use crate::observability::connections::Entry;
 use crate::tls::TlsStream;
 use async_trait::async_trait;
 use http::{HeaderMap, StatusCode};
+use paid::Paid;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
@@ -59,8 +62,8 @@ pub struct Connection {
     hop: Option<Arc<Trust>>,
     /// The client behind the proxy may not be served; one without a proxy would not have come this far.
     denied: bool,
-    /// The token whose tunnels on this connection were already counted once.
-    counted: Mutex<Option<TokenKey>>,
+    /// The tokens whose tunnels on this connection were already counted once.
+    paid: Mutex<Paid>,
     /// An agent is at the far end, which answers pings as long as it lives.
     agent: AtomicBool,
     /// What its streams count in.
@@ -99,7 +102,7 @@ impl Connection {
             origin,
             hop: far.hop,
             denied,
-            counted: Mutex::new(None),
+            paid: Mutex::default(),
             agent: AtomicBool::new(false),
             seat: Arc::default(),
         }
@@ -147,13 +150,13 @@ impl Connection {
     /// Whether this stream must be paid from the token's bucket: all but further tunnels of a connection that has
     /// paid for one. An agent re-arms its tunnels after every request; that is no new connection.
     pub fn must_pay(&self, purpose: Purpose, token: &TokenKey) -> bool {
-        purpose != Purpose::Tunnel || *self.counted() != Some(*token)
+        purpose != Purpose::Tunnel || !self.tunnels().have(token)
     }
 
     /// Remembers that a tunnel of this token was paid for.
     pub fn paid(&self, purpose: Purpose, token: TokenKey) {
         if purpose == Purpose::Tunnel {
-            *self.counted() = Some(token);
+            self.tunnels().add(&token);
         }
     }
 
@@ -166,8 +169,8 @@ impl Connection {
         self.agent.load(Ordering::Relaxed)
     }
 
-    fn counted(&self) -> std::sync::MutexGuard<'_, Option<TokenKey>> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tunnels(&self) -> std::sync::MutexGuard<'_, Paid> {
+        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -197,6 +197,18 @@ async fn secrets_and_internal_headers_stay_here() {
     assert_eq!(names, ["Via"]);
 }
 
+/// An edge that believes it would refuse the caller's token.
+#[tokio::test]
+async fn a_cluster_cannot_say_that_a_token_is_none() {
+    let (mut caller, mut agent) = broker().await;
+    let (answered, ()) = tokio::join!(caller.get("/k8s/version"), async {
+        agent.request().await;
+        agent.head(StatusCode::UNAUTHORIZED, &[("gitlab-unauthorized", "true"), ("x-other", "1")]).await;
+    });
+    assert_eq!(answered.status(), StatusCode::UNAUTHORIZED);
+    assert!(!answered.headers().contains_key(UNAUTHORIZED) && answered.headers().contains_key("x-other"));
+}
+
 #[tokio::test]
 async fn an_answer_cut_short_is_seen_as_such() {
     let (mut caller, mut agent) = broker().await;

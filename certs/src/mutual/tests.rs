@@ -1,4 +1,4 @@
-//! Who may finish a handshake, before and after the CA file changes, and what resumption may not carry over.
+//! Who may finish a handshake, before and after the CA file changes, and who may take a session up again.
 
 use std::time::Duration;
 
@@ -59,12 +59,24 @@ impl Field {
         let trust = ClientTrust::load(Some(file.clone())).unwrap();
         let clients = root.path().join("clients.crt");
         std::fs::copy(file, &clients).unwrap();
-        let cas = ClientCas::load(clients, auth, identity.tickets().clone()).unwrap();
+        let cas = ClientCas::load(clients, auth).unwrap();
         Self { root, ca, identity, trust, cas }
     }
 
     fn server(&self, min: MinVersion) -> Arc<ServerConfig> {
         self.identity.listener_config(&[b"h2"], min, Some(self.cas.clone()))
+    }
+
+    /// A client of one version, without a certificate.
+    fn bare(&self, version: &'static rustls::SupportedProtocolVersion) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(self.cas.current.load().bundle[0].to_vec())).unwrap();
+        let client = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(client)
     }
 
     fn client_of(&self, ca: &Ca) -> Arc<ClientConfig> {
@@ -90,12 +102,11 @@ async fn a_required_certificate_is_required_and_an_optional_one_must_still_be_go
 }
 
 #[tokio::test]
-async fn a_new_ca_is_believed_within_100_ms_and_the_old_ones_sessions_are_not_resumed() {
+async fn a_new_ca_is_believed_within_100_ms() {
     let field = Field::new(ClientAuth::Required);
     let server = field.server(MinVersion::Tls12);
     let old = field.client_of(&field.ca);
-    assert_eq!(meet(old.clone(), server.clone()).await.unwrap().0, HandshakeKind::Full);
-    assert_eq!(meet(old.clone(), server.clone()).await.unwrap().0, HandshakeKind::Resumed);
+    meet(old.clone(), server.clone()).await.unwrap();
 
     let stop = CancellationToken::new();
     let task = tokio::spawn(field.cas.keep_fresh(stop.clone()));
@@ -114,6 +125,30 @@ async fn a_new_ca_is_believed_within_100_ms_and_the_old_ones_sessions_are_not_re
     task.await.unwrap();
 }
 
+/// A session that is resumed would outlive the certificate that it began with.
+#[tokio::test]
+async fn where_clients_show_certificates_every_handshake_is_a_whole_one() {
+    for auth in [ClientAuth::Required, ClientAuth::Optional] {
+        let field = Field::new(auth);
+        for (version, min) in
+            [(&rustls::version::TLS12, MinVersion::Tls12), (&rustls::version::TLS13, MinVersion::Tls13)]
+        {
+            let server = field.server(min);
+            let mut clients = vec![field.client_of(&field.ca)];
+            if auth == ClientAuth::Optional {
+                clients.push(field.bare(version));
+            }
+            for client in clients {
+                for _ in 0..3 {
+                    let (kind, _) = meet(client.clone(), server.clone()).await.unwrap();
+                    assert_eq!(kind, HandshakeKind::Full, "{auth:?} {version:?}");
+                }
+            }
+        }
+        assert_eq!(field.server(MinVersion::Tls12).send_tls13_tickets, 0);
+    }
+}
+
 #[tokio::test]
 async fn a_bad_bundle_keeps_the_last_good_one() {
     let field = Field::new(ClientAuth::Required);
@@ -130,14 +165,7 @@ async fn returning_clients_resume_until_the_certificate_is_replaced() {
         [(&rustls::version::TLS12, MinVersion::Tls12), (&rustls::version::TLS13, MinVersion::Tls13)]
     {
         let server = field.identity.listener_config(&[], min, None);
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(field.cas.current.load().bundle[0].to_vec())).unwrap();
-        let client = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[version])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let client = Arc::new(client);
+        let client = field.bare(version);
         assert_eq!(meet(client.clone(), server.clone()).await.unwrap().0, HandshakeKind::Full);
         assert_eq!(meet(client.clone(), server.clone()).await.unwrap().0, HandshakeKind::Resumed);
         let tickets = field.identity.tickets();
@@ -156,14 +184,7 @@ async fn returning_clients_resume_until_the_certificate_is_replaced() {
 #[tokio::test]
 async fn a_listener_for_tls_1_3_refuses_1_2() {
     let field = Field::new(ClientAuth::Optional);
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(field.cas.current.load().bundle[0].to_vec())).unwrap();
-    let client = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS12])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let client = Arc::new(client);
+    let client = field.bare(&rustls::version::TLS12);
     meet(client.clone(), field.identity.listener_config(&[], MinVersion::Tls12, None)).await.unwrap();
     meet(client, field.identity.listener_config(&[], MinVersion::Tls13, None)).await.unwrap_err();
 }

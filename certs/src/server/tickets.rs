@@ -6,22 +6,21 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::server::ProducesTickets;
 
-/// Keys for tickets that live in this process only. They change every six hours, and [`Tickets::renew`] makes all
+/// Keys for tickets that live in this process only. They change every six hours, and `renew` makes all
 /// tickets worthless that were given out before.
 #[derive(Debug)]
-pub struct Tickets {
+pub(crate) struct Tickets {
     /// `None` where the system had no randomness for new keys: no tickets, and every handshake is a whole one.
     current: ArcSwap<Option<Arc<dyn ProducesTickets>>>,
 }
 
 impl Tickets {
-    pub fn new() -> Arc<Tickets> {
+    pub(super) fn new() -> Arc<Tickets> {
         Arc::new(Tickets { current: ArcSwap::from_pointee(keys()) })
     }
 
-    /// Forgets the keys. To be called whenever what a handshake would have checked has changed: a resumed session is
-    /// shown no certificate, and shows none.
-    pub fn renew(&self) {
+    /// Forgets the keys. To be called whenever the certificate has changed: a resumed session is shown none.
+    pub(super) fn renew(&self) {
         self.current.store(Arc::new(keys()));
     }
 }

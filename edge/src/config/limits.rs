@@ -29,8 +29,8 @@ const DEFAULT_FAILED_BURST: u32 = 600;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(10);
 /// kubectl sends tokens of several KiB and some proxies add cookies; nobody needs more.
 const DEFAULT_HEADER_BYTES: u32 = 64 * 1024;
-/// Below this, honest heads would not fit; above it, a connection of strangers is too dear.
-const HEADER_BYTES: std::ops::RangeInclusive<u32> = 4 * 1024..=1024 * 1024;
+/// Below this, honest heads would not fit; above it, a broker's HTTP/2 closes the connection that all agents share.
+const HEADER_BYTES: std::ops::RangeInclusive<u32> = 4 * 1024..=256 * 1024;
 
 /// All limits of the process. `Limits::set` takes another one while the edge runs; `tracked` and `redis` hold from the start.
 #[derive(Debug, Clone, PartialEq, Serialize)]

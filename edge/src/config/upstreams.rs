@@ -273,6 +273,15 @@ impl FileUpstream {
             let named: Vec<_> = named.collect();
             found.add(place("tls"), format!("means nothing without protocol: {}", named.join(" or ")));
         }
+        if self.websocket_path.is_some() && !matches!(protocol, Protocol::Ws | Protocol::Wss) {
+            let known = protocols.iter().any(|(_, known)| *known == Protocol::Ws);
+            let what = if known { "means nothing without protocol: ws or wss" } else { "means nothing here" };
+            found.add(place("websocket_path"), what);
+        }
+        // HTTP/1.1 has a connection for each request.
+        if self.max_pending.is_some() && protocols == API_PROTOCOLS {
+            found.add(place("max_pending"), "means nothing here: max_streams counts those that wait, too");
+        }
         let websocket_path = self.websocket_path.unwrap_or(defaults.websocket_path);
         if !websocket_path.starts_with('/') {
             found.add(place("websocket_path"), format!("`{websocket_path}` does not begin with /"));

@@ -63,7 +63,8 @@ pub(super) enum Over {
     Streams,
 }
 
-/// Whether a stream takes from the bucket, is only compared with it, or does not concern it.
+/// Whether a stream takes from the bucket, is only compared with all there is and counts nowhere, or does not concern the
+/// bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pays {
     Yes,
@@ -80,7 +81,7 @@ impl Measure {
         self.rate.is_some() || self.streams > 0
     }
 
-    /// One more stream, if there may be one.
+    /// One more stream, if there may be one. One that is only checked leaves no trace.
     pub(super) fn open(
         &self,
         full_at: &mut u64,
@@ -93,7 +94,8 @@ impl Measure {
         }
         match (self.rate, pays) {
             (Some(bucket), Pays::Yes) => bucket.take(full_at, now).map_err(Over::Rate)?,
-            (Some(bucket), Pays::Checked) => bucket.check(*full_at, now).map_err(Over::Rate)?,
+            (Some(bucket), Pays::Checked) => return bucket.check(*full_at, now).map_err(Over::Rate),
+            (None, Pays::Checked) => return Ok(()),
             // When it was used last.
             _ => *full_at = (*full_at).max(now),
         }

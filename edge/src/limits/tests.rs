@@ -170,6 +170,52 @@ fn nobody_uses_up_an_agent_with_tokens_that_no_broker_knows() {
 }
 
 #[test]
+fn nobody_occupies_an_agent_with_tokens_that_no_broker_knows() {
+    let mut config = none();
+    config.per_agent = each(0, 0, 2, 100);
+    let (limits, begin) = limits(&config);
+    good(&limits, "a", begin);
+    let invented = |n: u64, agent| Call { agent: Some(agent), ..with(&format!("ci:1:{n}")) };
+    let held: Vec<_> = (0..1_000).map(|n| limits.decide(&invented(n, 1), begin).unwrap()).collect();
+    for agent in 2..1_000 {
+        drop(limits.decide(&invented(agent, agent), begin).unwrap());
+    }
+    assert_eq!(limits.0.agents.len(), 0, "nor does it grow the table");
+    let known = Call { agent: Some(1), ..with("a") };
+    let two = [limits.decide(&known, begin).unwrap(), limits.decide(&known, begin).unwrap()];
+    assert_eq!(limit(limits.decide(&known, begin)), Some(Limit::AgentStreams));
+    assert_eq!(limit(limits.decide(&invented(0, 1), begin)), Some(Limit::AgentStreams), "limited by it");
+    drop(held);
+    assert_eq!(limit(limits.decide(&known, begin)), Some(Limit::AgentStreams), "they leave no place behind");
+    drop(two);
+    assert_eq!(limit(limits.decide(&known, begin)), None);
+}
+
+#[test]
+fn only_an_answer_that_takes_a_good_token_makes_one_good() {
+    for (http, grpc, wanted) in [
+        (200, Some(0), true),
+        (200, None, true),
+        (204, None, true),
+        (101, None, true),
+        (100, None, false),
+        (301, None, false),
+        (304, None, false),
+        (403, None, false),
+        (404, None, false),
+        (503, None, false),
+        (200, Some(12), false),
+        (200, Some(16), false),
+        (0, None, false),
+    ] {
+        let (limits, begin) = limits(&none());
+        drop(limits.decide(&with("x"), begin).unwrap());
+        limits.finished_at(HOME, Some(key("x")), http, grpc, begin);
+        assert_eq!(limits.decide(&with("x"), begin).unwrap().1, wanted, "{http} {grpc:?}");
+    }
+}
+
+#[test]
 fn a_token_that_failed_is_answered_here_for_a_while() {
     let mut config = none();
     config.failed_tokens.remember = Duration::from_secs(10);

@@ -13,6 +13,7 @@ use h2::client::ResponseFuture;
 use h2::{Reason as Reset, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -77,6 +78,10 @@ pub(super) fn broken(error: &h2::Error) -> Ended {
     }
 }
 
+fn too_large(most: u64) -> Ended {
+    Ended::Refused(Reason::TooLarge { most })
+}
+
 /// A stream on its way.
 pub(super) struct Exchange {
     body: RecvStream,
@@ -85,7 +90,7 @@ pub(super) struct Exchange {
     from_broker: Source,
     up: Half,
     back: Half,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     pub(super) guard: StreamGuard,
     pub(super) status: u16,
     pub(super) grpc_status: Option<u16>,
@@ -129,6 +134,8 @@ enum Step {
 enum Failed {
     Reading(h2::Error),
     Writing,
+    /// There is more than the so many bytes that may be.
+    TooLarge(u64),
 }
 
 impl Exchange {
@@ -184,8 +191,8 @@ impl Exchange {
         self.down.poll_reset(cx)
     }
 
-    /// Copies both ways. Ready when the response ended or either side is gone.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    /// Copies both ways, from the client `most` bytes. Ready when the response ended, either side is gone, or there are more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, most: Option<NonZeroU64>) -> Poll<Ended> {
         if self.down.poll_reset(cx).is_ready() {
             return Poll::Ready(Ended::Left);
         }
@@ -194,8 +201,9 @@ impl Exchange {
         if self.up.step != Step::Done
             && let Some(to_broker) = &mut self.to_broker
         {
-            match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn) {
+            match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn, most) {
                 Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
+                Poll::Ready(Err(Failed::TooLarge(most))) => return Poll::Ready(too_large(most)),
                 // The broker wants no more of it; its response says why.
                 Poll::Ready(Err(Failed::Writing)) => {
                     self.up.chunk.clear();
@@ -225,7 +233,7 @@ impl Exchange {
             return Poll::Pending;
         };
         let before = self.back.bytes;
-        let copied = self.back.poll_copy(cx, from, to, &mut turn_back);
+        let copied = self.back.poll_copy(cx, from, to, &mut turn_back, None);
         // The first thing a broker sends down a tunnel is a request.
         if before == 0 && self.back.bytes > 0 && self.purpose == Purpose::Tunnel {
             self.guard.wake();
@@ -239,6 +247,7 @@ impl Exchange {
             }
             Poll::Ready(Err(Failed::Reading(error))) => Poll::Ready(broken(&error)),
             Poll::Ready(Err(Failed::Writing)) => Poll::Ready(Ended::Left),
+            Poll::Ready(Err(Failed::TooLarge(most))) => Poll::Ready(too_large(most)),
             Poll::Pending => self.again(cx, turn.min(turn_back)),
         }
     }
@@ -328,6 +337,7 @@ impl Half {
         from: &mut RecvStream,
         to: &mut SendStream<Bytes>,
         turn: &mut usize,
+        most: Option<NonZeroU64>,
     ) -> Poll<Result<Option<Trailers>, Failed>> {
         loop {
             if !self.chunk.is_empty() {
@@ -349,6 +359,11 @@ impl Half {
                         self.chunk = chunk;
                         if self.chunk.len() < SMALL {
                             self.join(cx, from, turn)?;
+                        }
+                        if let Some(most) = most
+                            && self.bytes as u64 > most.get()
+                        {
+                            return Poll::Ready(Err(Failed::TooLarge(most.get())));
                         }
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Failed::Reading(error))),

@@ -109,6 +109,8 @@ async fn each_limit_of_kubernetes_callers_is_429_and_says_when_to_come_again() {
         ("{per_agent: {streams: 2}}", "streams_per_agent"),
     ] {
         let edge = edge(agents.address, api.address, limits.to_owned()).await;
+        // What nobody knows takes no place at an agent.
+        assert_eq!(status(&asks(&edge, &caller("7", "a")).await), 200);
         let mut watches = Vec::new();
         for _ in 0..2 {
             let mut watch = tcp(edge.plain).await;
@@ -145,6 +147,22 @@ async fn heads_and_bodies_are_as_large_as_configured() {
     let answer = exchange(edge.plain, chunked.as_bytes()).await;
     assert_eq!(status(&answer), 413, "{answer}");
     edge.access(|line| line["refused"] == "body_bytes").await;
+
+    let client = h2(tcp(edge.plain).await).await;
+    for sizes in [&[1_001][..], &[1_000, 1], &[20_000]] {
+        let mut over = call(&client, grpc(ECHO, Some(&token("agent")))).await;
+        for size in sizes {
+            over.send(&vec![7; *size]).await;
+        }
+        let (code, message) = over.status().await;
+        assert!(code == 8 && message.contains("larger than 1000 bytes"), "{sizes:?} {code} {message}");
+    }
+    edge.access(|line| line["refused"] == "body_bytes" && line["grpc_status"] == 8).await;
+    for (method, size) in [(ECHO, 1_000), (TUNNEL, 5_000)] {
+        let mut fits = call(&client, grpc(method, Some(&token("agent")))).await;
+        fits.send(&vec![7; size]).await;
+        assert_eq!(fits.read(size).await, vec![7; size]);
+    }
 }
 
 /// A broker that knows no token with `guess` in it, and how often it was asked.
@@ -194,7 +212,10 @@ impl Strict {
         loop {
             let (head, _) = read_head(&mut tcp).await?;
             asked.fetch_add(1, Ordering::Relaxed);
-            let answer = if head.contains("guess") {
+            let answer = if head.starts_with("OPTIONS") {
+                // As a broker does, before it looks at any credential.
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+            } else if head.contains("guess") {
                 "HTTP/1.1 401 Unauthorized\r\nGitlab-Unauthorized: true\r\nContent-Length: 0\r\n\r\n"
             } else if head.contains("cluster") {
                 "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
@@ -270,6 +291,26 @@ async fn guesses_from_an_address_stop_at_the_edge_and_known_tokens_from_there_go
     edge.access(|line| line["refused"] == "failed_tokens").await;
     edge.line(|line| line["message"].as_str().is_some_and(|text| text.contains("that no broker knows")))
         .await;
+}
+
+#[tokio::test]
+async fn a_preflight_makes_no_invented_token_a_known_one() {
+    let broker = Strict::start().await;
+    let limits = "{failed_tokens: {per_ip_per_minute: 60, burst: 5}}".to_owned();
+    let edge = edge(broker.agents, broker.api, limits).await;
+    let mut refused = 0;
+    for n in 0..50 {
+        let guess = token(&format!("ci:1:guess{n}"));
+        let preflight = get(&guess, "/api").replacen("GET", "OPTIONS", 1);
+        let answer = status(&exchange(edge.plain, preflight.as_bytes()).await);
+        assert!(matches!(answer, 200 | 429), "{answer}");
+        match status(&asks(&edge, &guess).await) {
+            401 => {}
+            429 => refused += 1,
+            status => panic!("{status}"),
+        }
+    }
+    assert!(refused > 20, "{refused} of 50 guesses were refused");
 }
 
 fn fleet(redis: &RedisServer, more: &str) -> String {
@@ -374,4 +415,22 @@ async fn a_fleet_whose_redis_never_was_there_serves() {
         echo(&client, &token("agent")).await;
     }
     edge.line(|line| line["message"] == "limits of the fleet begin without redis").await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_redis_refuses_has_paid_for_no_other() {
+    let redis = RedisServer::start(Options::default()).await.unwrap();
+    let broker = Strict::start().await;
+    let edges = [
+        edge(broker.agents, broker.api, fleet(&redis, "")).await,
+        edge(broker.agents, broker.api, fleet(&redis, "")).await,
+    ];
+    within_a_minute().await;
+    assert!(admitted(&edges[0], 150).await < 150);
+    // The other edge learns the token, and has to ask whether there is more.
+    assert_eq!(admitted(&edges[1], 1).await, 1);
+    let client = h2(tcp(edges[1].plain).await).await;
+    for n in 0..3 {
+        assert_eq!(call(&client, grpc(TUNNEL, Some(&token("agent")))).await.status().await.0, 8, "{n}");
+    }
 }

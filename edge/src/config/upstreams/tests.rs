@@ -72,7 +72,9 @@ fn what_cannot_be_meant_is_named() {
         ("tls: {}", "upstreams.agents.tls"),
         ("protocol: wss, tls: {key_file: x}", "upstreams.agents.tls"),
         ("protocol: h2s, tls: {server_name: 'a:1'}", "upstreams.agents.tls.server_name"),
-        ("websocket_path: x", "upstreams.agents.websocket_path"),
+        ("protocol: ws, websocket_path: x", "upstreams.agents.websocket_path"),
+        ("websocket_path: /", "upstreams.agents.websocket_path"),
+        ("protocol: h2s, websocket_path: /", "upstreams.agents.websocket_path"),
         ("load_factor: 0.5", "upstreams.agents.load_factor"),
         ("health: {port: 0}", "upstreams.agents.health.port"),
         ("health: {port: 1, path: ready}", "upstreams.agents.health.path"),
@@ -81,6 +83,16 @@ fn what_cannot_be_meant_is_named() {
         ("ejection: {base: 0s}", "upstreams.agents.ejection.base"),
     ] {
         assert_eq!(agents(more), [at], "{more}");
+    }
+    for (more, at) in [
+        ("websocket_path: /", "upstreams.kubernetes_api.websocket_path"),
+        ("max_pending: 1", "upstreams.kubernetes_api.max_pending"),
+        ("protocol: wss", "upstreams.kubernetes_api.protocol"),
+        ("tls: {}", "upstreams.kubernetes_api.tls"),
+    ] {
+        let both =
+            format!("{{agents: {{addresses: ['kas:1']}}, kubernetes_api: {{addresses: ['kas:2'], {more}}}}}");
+        assert_eq!(meant(&both).unwrap_err(), [at], "{more}");
     }
     assert_eq!(
         meant("agents: {dns: {name: 'kas:1', port: 0, every: 10ms}}").unwrap_err(),
