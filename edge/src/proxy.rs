@@ -292,11 +292,20 @@ impl ProxyHttp for EdgeProxy {
     /// A broker that is about to leave says so in its answers.
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> pingora::Result<()> {
         silence::waits_no_more();
+        // Anybody's OPTIONS is answered.
+        let let_in = response.status.is_success() || response.status == 101;
+        if let_in
+            && request.token.is_some()
+            && session.req_header().method != http::Method::OPTIONS
+            && let Some(connection) = Connection::of(session.digest())
+        {
+            connection.seat.trust();
+        }
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);
         }
