@@ -236,7 +236,7 @@ mod tests {
         let (response, _) = send.send_request(request, true).unwrap();
         let (_, mut respond) = server.accept().await.unwrap().unwrap();
         let out = respond.send_response(Response::new(()), false).unwrap();
-        let driven = tokio::spawn(async move { while server.accept().await.is_some() {} });
+        let driven = tokio::spawn(async move { while let Some(Ok(_)) = server.accept().await {} });
         let response = response.await.unwrap();
         (out, (send, response, driven))
     }
