@@ -177,29 +177,21 @@ async fn a_stranger_cannot_make_the_edge_hold_what_an_agent_may() {
     assert!(poured >= 2 << 20, "{poured} bytes of an agent are taken");
 }
 
-/// Opens streams to the Kubernetes API with a window of nothing for their answers; which of them are refused.
-async fn refused(edge: &Edge, streams: u32) -> Vec<u32> {
-    let mut client = Client::new(tcp(edge.plain).await);
-    client.send(&[PREFACE, &frames::frame(SETTINGS, 0, 0, &settings(&[(4, 0)]))].concat()).await;
-    let block = Road::KubernetesApi.fields().set(":path", "/").without("authorization").block();
-    for stream in 0..streams {
-        client.send(&frames::frame(HEADERS, END_HEADERS | END_STREAM, 2 * stream + 1, &block)).await;
-    }
-    client.alive().await.unwrap();
-    client
-        .seen
-        .iter()
-        .filter(|frame| frame.kind == RST_STREAM && frame.code() == 7)
-        .map(|frame| frame.stream)
-        .collect()
-}
-
 #[tokio::test]
 async fn who_takes_no_answers_and_is_nobody_has_a_hundred_of_them_at_a_time() {
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
     let edge = Edge::before(agents.address, api.address).await;
-    assert_eq!(refused(&edge, 100).await, [0; 0]);
-    assert_eq!(refused(&edge, 130).await, (100..130).map(|stream| 2 * stream + 1).collect::<Vec<_>>());
+    let mut client = Client::new(tcp(edge.plain).await);
+    let no_window = frames::frame(SETTINGS, 0, 0, &settings(&[(4, 0)]));
+    client.send(&[PREFACE, &no_window].concat()).await;
+    let block = Road::KubernetesApi.fields().set(":path", "/").without("authorization").block();
+    for stream in (1..260).step_by(2) {
+        client.send(&frames::frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)).await;
+    }
+    client.find("the last refusal", |frame| frame.kind == RST_STREAM && frame.stream == 259).await.unwrap();
+    let resets = client.seen.iter().filter(|frame| frame.kind == RST_STREAM);
+    let refused: Vec<_> = resets.map(|frame| (frame.stream, frame.code())).collect();
+    assert_eq!(refused, (201..260).step_by(2).map(|stream| (stream, 7)).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -228,7 +220,9 @@ async fn a_caller_whose_token_a_broker_accepted_may_have_more_streams_than_a_str
 #[tokio::test]
 async fn single_bytes_that_a_client_does_not_take_cost_nobody_the_connection_to_the_broker() {
     let agents = Agents::start().await;
-    let edge = before(agents.address).await;
+    // Each has connections of its own.
+    let setup = Setup { agents: vec![agents.address], more: "workers: 1", ..Setup::default() };
+    let edge = Edge::start(setup).await;
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(0);
     let (stalled, connection) = builder.handshake::<_, Bytes>(tcp(edge.plain).await).await.unwrap();
