@@ -104,7 +104,7 @@ pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, sto
         let mut room = Room { _process: process, client: None };
         let arrival = rules.arrival(peer.ip());
         let known = match arrival {
-            Arrival::Direct => worker.judge(&rules, peer.ip(), &mut room),
+            Arrival::Direct => worker.judge(&rules, peer.ip(), false, &mut room),
             Arrival::Header { .. } => Ok(()),
             Arrival::Refused => Err(Reason::Denied),
         };
@@ -128,8 +128,8 @@ impl Worker {
     }
 
     /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
-    fn judge(&self, rules: &Rules, client: IpAddr, room: &mut Room) -> Result<(), Reason> {
-        if rules.hop(client).is_some() {
+    fn judge(&self, rules: &Rules, client: IpAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
+        if rules.hop(client, named).is_some() {
             return Ok(());
         }
         if !rules.access.admits(client) {
@@ -144,7 +144,7 @@ impl Worker {
         tracing::debug!(%client, reason = reason.name(), "closed before its first byte");
     }
 
-    /// Whose connection it is: the peer's, or that of whom its PROXY header names.
+    /// Whose connection it is: the peer's, or that of whom its PROXY header names, and whether it names anybody.
     async fn arrive(
         &self,
         raw: &mut Raw,
@@ -153,13 +153,13 @@ impl Worker {
         arrival: &Arrival,
         rules: &Rules,
         room: &mut Room,
-    ) -> Option<SocketAddr> {
-        let Arrival::Header { required } = *arrival else { return Some(peer) };
+    ) -> Option<(SocketAddr, bool)> {
+        let Arrival::Header { required } = *arrival else { return Some((peer, false)) };
         match proxy_protocol::take(raw, read, required, self.timeouts.head).await {
             Ok(named) => {
-                let client = named.unwrap_or(peer);
-                match self.judge(rules, client.ip(), room) {
-                    Ok(()) => Some(client),
+                let (client, named) = (named.unwrap_or(peer), named.is_some());
+                match self.judge(rules, client.ip(), named, room) {
+                    Ok(()) => Some((client, named)),
                     Err(reason) => {
                         self.turn_away(client, &reason);
                         None
@@ -192,11 +192,11 @@ impl Worker {
     ) -> Option<Open> {
         raw.tune();
         let mut read = BytesMut::new();
-        let client = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
+        let (client, named) = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
         let entry = self.shared.connections.enter(client, raw.local_addr());
         let facts = SocketFacts::of(&raw, client);
         let mut far =
-            Far { client, tls: rules.tls.is_some(), certificate: None, hop: rules.hop(client.ip()) };
+            Far { client, tls: rules.tls.is_some(), certificate: None, hop: rules.hop(client.ip(), named) };
         let mut socket = match &rules.tls {
             None => Rewound::new(Socket::Plain(raw), read),
             Some(tls) => match tls.accept(Rewound::new(raw, read), self.timeouts.handshake).await {

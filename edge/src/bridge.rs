@@ -4,6 +4,7 @@
 //! whatever it speaks. Decides nothing. Closing the stream closes the connection, which cancels at the cluster.
 
 use crate::http2::{Peer, Stream};
+use crate::life::Seat;
 use crate::silence;
 use crate::transport::Transport;
 use bytes::Bytes;
@@ -19,9 +20,15 @@ use pingora::protocols::http::ServerSession;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
 
 /// Between the two protocols; a window's worth would only add delay.
 const PIPE: usize = 64 * 1024;
+
+/// How long an answer may wait, all in all, for a client to take it whose token no broker has accepted yet. What such a
+/// client gets is an error or a page, so that no watch is meant, and no download.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Headers that mean something on one HTTP/1.1 connection only.
 const HOP_BY_HOP: [&str; 5] =
@@ -36,6 +43,8 @@ enum BridgeError {
     Inside(#[from] hyper::Error),
     #[error("the client left")]
     Left,
+    #[error("a client without an accepted token did not take its answer within {PATIENCE:?}")]
+    Untaken,
 }
 
 /// Serves one stream. `proxy` accounts for it.
@@ -61,7 +70,7 @@ pub async fn serve(stream: Stream) {
         })
     };
     let mut out = None;
-    let carried = carry(TokioIo::new(near), request, &mut respond, &mut out).await;
+    let carried = carry(TokioIo::new(near), request, &mut respond, &mut out, &connection.seat).await;
     if let Err(error) = carried {
         tracing::debug!(client = %connection.client, %error, "stream ended early");
         match &mut out {
@@ -78,6 +87,7 @@ async fn carry(
     request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     out: &mut Option<SendStream<Bytes>>,
+    seat: &Seat,
 ) -> Result<(), BridgeError> {
     let (mut inside, connection) = http1::handshake(near).await?;
     let driven = async {
@@ -94,7 +104,7 @@ async fn carry(
         let end = body.is_end_stream();
         let to = out.insert(respond.send_response(upgraded(head), end)?);
         if !end {
-            copy(&mut body, to).await?;
+            copy(&mut body, to, seat).await?;
         }
         Ok(())
     };
@@ -127,7 +137,8 @@ fn upgraded(mut head: http::response::Parts) -> Response<()> {
     Response::from_parts(head, ())
 }
 
-async fn copy(body: &mut Incoming, to: &mut SendStream<Bytes>) -> Result<(), BridgeError> {
+async fn copy(body: &mut Incoming, to: &mut SendStream<Bytes>, seat: &Seat) -> Result<(), BridgeError> {
+    let mut patience = PATIENCE;
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
@@ -135,7 +146,7 @@ async fn copy(body: &mut Incoming, to: &mut SendStream<Bytes>) -> Result<(), Bri
         };
         let Some(frame) = frame else { break };
         match frame?.into_data() {
-            Ok(data) => send(to, data).await?,
+            Ok(data) => send(to, data, seat, &mut patience).await?,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     return Ok(to.send_trailers(trailers)?);
@@ -146,11 +157,30 @@ async fn copy(body: &mut Incoming, to: &mut SendStream<Bytes>) -> Result<(), Bri
     Ok(to.send_data(Bytes::new(), true)?)
 }
 
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), BridgeError> {
+async fn send(
+    to: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    seat: &Seat,
+    patience: &mut Duration,
+) -> Result<(), BridgeError> {
     while !data.is_empty() {
         to.reserve_capacity(data.len());
         while to.capacity() == 0 {
-            match poll_fn(|cx| to.poll_capacity(cx)).await {
+            let more = poll_fn(|cx| to.poll_capacity(cx));
+            let more = if seat.is_trusted() {
+                more.await
+            } else {
+                let since = Instant::now();
+                let more = timeout(*patience, more).await;
+                *patience = patience.saturating_sub(since.elapsed());
+                match more {
+                    Ok(more) => more,
+                    // Another stream of the connection was served meanwhile.
+                    Err(_) if seat.is_trusted() => continue,
+                    Err(_) => return Err(BridgeError::Untaken),
+                }
+            };
+            match more {
                 Some(more) => drop(more?),
                 None => return Err(BridgeError::Left),
             }
@@ -186,5 +216,50 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.0.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use h2::{client, server};
+
+    /// A response whose client admits no byte of its body, and what keeps it open.
+    async fn unread() -> (SendStream<Bytes>, impl Sized) {
+        let (near, far) = tokio::io::duplex(PIPE);
+        let mut builder = client::Builder::new();
+        builder.initial_window_size(0);
+        let handshakes = tokio::join!(builder.handshake::<_, Bytes>(near), server::handshake(far));
+        let ((mut send, connection), mut server) = (handshakes.0.unwrap(), handshakes.1.unwrap());
+        tokio::spawn(connection);
+        let request = Request::get("http://h/").body(()).unwrap();
+        let (response, _) = send.send_request(request, true).unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let out = respond.send_response(Response::new(()), false).unwrap();
+        let driven = tokio::spawn(async move { while let Some(Ok(_)) = server.accept().await {} });
+        let response = response.await.unwrap();
+        (out, (send, response, driven))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_waits_a_minute_for_a_stranger_and_for_ever_for_whom_a_broker_knows() {
+        let (mut out, _held) = unread().await;
+        let (seat, mut patience) = (Seat::default(), PATIENCE);
+        let begin = Instant::now();
+        let sent = send(&mut out, Bytes::from_static(b"page"), &seat, &mut patience).await;
+        assert!(matches!(sent, Err(BridgeError::Untaken)), "{sent:?}");
+        assert_eq!(begin.elapsed().as_secs(), PATIENCE.as_secs());
+        // Trusted while it waits.
+        patience = PATIENCE;
+        let sending = send(&mut out, Bytes::from_static(b"event"), &seat, &mut patience);
+        let trusting = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            seat.trust();
+            std::future::pending::<()>().await;
+        };
+        let waits = timeout(100 * PATIENCE, async {
+            tokio::select! { sent = sending => sent, () = trusting => Ok(()) }
+        });
+        assert!(waits.await.is_err(), "a watch whose kubectl is suspended was cut");
     }
 }

@@ -28,6 +28,12 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 /// Streams that one connection may have open: an agent's pool grows to hundreds.
 const STREAMS: u32 = 1000;
+/// Streams to the Kubernetes API that run at once on a connection whose token no broker has accepted yet. An answer that
+/// its client does not take is held, and whoever comes without a token is answered, too. An old kubectl asks for some
+/// hundred API groups at once, but only once the list of them was answered; a program whose first burst is larger is told
+/// REFUSED_STREAM, after which HTTP/2 libraries send a request again. Agents are not meant: without a token
+/// their calls are over at once, and all that a stranger with one gets is a status, which waits for no window.
+const STRANGERS_STREAMS: usize = 100;
 /// Unread bytes of a connection whose token no broker has accepted yet: room for the first calls of an agent, and
 /// little enough that thousands of strangers cannot fill the memory. Afterwards [`CONNECTION_WINDOW`].
 const STRANGERS_WINDOW: u32 = 1024 * 1024;
@@ -64,8 +70,6 @@ pub struct Peer {
     pub socket: SocketFacts,
     /// Of streams inside a WebSocket, whose own `:authority` means nothing: what its handshake asked for.
     pub authority: Option<Authority>,
-    /// A broker has accepted a token of this connection.
-    trusted: AtomicBool,
     abandoned: AtomicU32,
     waiting: Waiting,
 }
@@ -87,9 +91,15 @@ pub struct Stream {
 impl Peer {
     /// A broker served a call, so it accepts the token.
     pub fn trust(&self) {
-        if !self.trusted.load(Ordering::Relaxed) {
-            self.trusted.store(true, Ordering::Relaxed);
-        }
+        self.connection.seat.trust();
+    }
+
+    /// Whether it has as many streams already as somebody may have at the Kubernetes API whom no broker knows. A proxy that
+    /// the operator trusts comes for many.
+    fn is_busy_stranger(&self, streams: usize) -> bool {
+        streams >= STRANGERS_STREAMS
+            && !self.connection.seat.is_trusted()
+            && !self.connection.is_behind_proxy()
     }
 
     /// A stream that only waits can be woken by this. Returns its number, for [`Peer::wait_no_more`].
@@ -230,7 +240,6 @@ where
             connection,
             socket,
             authority,
-            trusted: AtomicBool::new(false),
             abandoned: AtomicU32::new(0),
             waiting: Waiting::default(),
         };
@@ -282,7 +291,7 @@ where
             let had_streams = self.server.has_streams();
             let ended = self.accept(cx);
             self.hear_pong(cx);
-            if !self.trusted && self.peer.trusted.load(Ordering::Relaxed) {
+            if !self.trusted && self.peer.connection.seat.is_trusted() {
                 self.trusted = true;
                 self.server.set_target_window_size(CONNECTION_WINDOW);
                 continue;
@@ -357,11 +366,15 @@ where
             return;
         }
         let decision = decide::decide(request.version(), request.uri().path(), request.headers());
-        let stream = Stream { request, respond, peer: self.peer.clone() };
+        let mut stream = Stream { request, respond, peer: self.peer.clone() };
         match decision.route {
             Route::Agents => {
                 self.peer.connection.note_agent();
                 relay::begin(decision, stream);
+            }
+            // The stream itself is one of them.
+            Route::KubernetesApi if self.peer.is_busy_stranger(Arc::strong_count(&self.peer) - 2) => {
+                stream.respond.send_reset(Reason::REFUSED_STREAM);
             }
             Route::KubernetesApi => {
                 let busy = self.peer.connection.seat.busy();

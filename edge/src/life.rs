@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 const DRAIN_SETTLES: Duration = Duration::from_millis(500);
 /// Nothing presses here: time to connect anew before the old connection goes.
 const AGE_SETTLES: Duration = Duration::from_secs(5);
-/// A client that does not confirm GOAWAY in this time is gone.
+/// A client that does not confirm GOAWAY in this time is gone. Shorter where it may not even be idle for as long.
 const IDLE_SETTLES: Duration = Duration::from_secs(15);
 /// Further away than any deadline that is meant.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -54,14 +54,6 @@ impl Why {
             Self::Age => "age",
             Self::Idle => "idle",
             Self::Drain => "drain",
-        }
-    }
-
-    fn settles(self) -> Duration {
-        match self {
-            Self::Age => AGE_SETTLES,
-            Self::Idle => IDLE_SETTLES,
-            Self::Drain => DRAIN_SETTLES,
         }
     }
 }
@@ -229,10 +221,18 @@ impl Life {
         let cut_at = now + if why == Why::Drain { FAR } else { self.grace };
         self.entry.tell();
         let calm = !self.entry.is_waited_for(open);
-        self.stage = Stage::Leaving { why, settled_at: now + why.settles(), cut_at, calm };
+        self.stage = Stage::Leaving { why, settled_at: now + self.settles(why), cut_at, calm };
         let next = self.next(now);
         self.timer.as_mut().reset(next);
         Sentence::Leave(why)
+    }
+
+    fn settles(&self, why: Why) -> Duration {
+        match why {
+            Why::Age => AGE_SETTLES,
+            Why::Idle => IDLE_SETTLES.min(self.idle),
+            Why::Drain => DRAIN_SETTLES,
+        }
     }
 
     /// When to look again.
@@ -243,7 +243,7 @@ impl Life {
                 leave_at.map_or(idle, |at| at.min(idle))
             }
             Stage::Leaving { why, settled_at, cut_at, .. } => {
-                let look = if settled_at > now { settled_at } else { now + why.settles() };
+                let look = if settled_at > now { settled_at } else { now + self.settles(why) };
                 look.min(cut_at)
             }
             Stage::Gone => now + FAR,

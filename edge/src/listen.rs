@@ -151,9 +151,10 @@ impl Rules {
         }
     }
 
-    /// Whose word about clients counts, if this is one of them. `client` is the address behind the PROXY header.
-    pub fn hop(&self, client: IpAddr) -> Option<Arc<Trust>> {
-        self.trust.as_ref().filter(|trust| trust.is_hop(client)).cloned()
+    /// Whose word about clients counts, if this is one of them. `client` is the address behind the PROXY header, if that
+    /// `named` anybody.
+    pub fn hop(&self, client: IpAddr, named: bool) -> Option<Arc<Trust>> {
+        self.trust.as_ref().filter(|trust| trust.is_hop(client, named)).cloned()
     }
 }
 

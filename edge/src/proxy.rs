@@ -296,6 +296,15 @@ impl ProxyHttp for EdgeProxy {
         request: &mut Request,
     ) -> pingora::Result<()> {
         silence::waits_no_more();
+        // Anybody's OPTIONS is answered.
+        let let_in = response.status.is_success() || response.status == 101;
+        if let_in
+            && request.token.is_some()
+            && session.req_header().method != http::Method::OPTIONS
+            && let Some(connection) = Connection::of(session.digest())
+        {
+            connection.seat.trust();
+        }
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);
         }

@@ -240,7 +240,7 @@ impl Relay {
         if let Some(load) = &self.load {
             match ended {
                 Ended::Answered | Ended::Reset(_) => load.note(Outcome::Answered),
-                Ended::Broken(_) => load.note(Outcome::Broken),
+                Ended::Broken(_) if self.exchange.tells_of_loss() => load.note(Outcome::Broken),
                 _ => {}
             }
         }
@@ -379,8 +379,8 @@ async fn open(
                 let opened = lease.open(head, end).map_err(|error| exchange::broken(&error))?;
                 return Ok((load, opened));
             }
-            Err(Unopened::Crowded) => {
-                what = "too many streams wait for a connection";
+            Err(Unopened::Crowded(crowded)) => {
+                what = crowded;
                 tried.push(broker.address);
             }
             Err(Unopened::Failed(failed)) => {

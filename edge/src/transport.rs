@@ -116,6 +116,11 @@ impl Connection {
         }
     }
 
+    /// Whether its requests come from several clients, through a trusted proxy.
+    pub fn is_behind_proxy(&self) -> bool {
+        self.hop.is_some()
+    }
+
     /// Whether the client of a request may be served at all.
     pub fn admits(&self, headers: &HeaderMap) -> bool {
         match &self.hop {

@@ -25,6 +25,8 @@ pub struct Seat {
     cut: AtomicU8,
     busy: AtomicU32,
     parked: AtomicU32,
+    /// A broker has accepted a token of this connection.
+    trusted: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -57,6 +59,19 @@ impl Seat {
 
     pub(crate) fn close(&self, parked: bool) {
         if parked { &self.parked } else { &self.busy }.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A broker served a request, so it accepts the token.
+    pub fn trust(&self) {
+        // Said with every call, and read by all of them.
+        if !self.trusted.load(Ordering::Relaxed) {
+            self.trusted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a broker has accepted a token of this connection.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed)
     }
 
     /// Whether the client was told to leave.

@@ -68,9 +68,10 @@ impl Origin {
 }
 
 impl Trust {
-    /// Whether this peer's word counts.
-    pub fn is_hop(&self, peer: IpAddr) -> bool {
-        matches!(self.place, Place::Unix { .. }) || self.networks.contains(peer)
+    /// Whether this peer's word counts. `named`: it is not who connected, but whom the PROXY header of that one names, and
+    /// what the mode of a Unix socket's file says is said of who connected only.
+    pub fn is_hop(&self, peer: IpAddr, named: bool) -> bool {
+        (matches!(self.place, Place::Unix { .. }) && !named) || self.networks.contains(peer)
     }
 
     /// Reads what the proxy at `peer`, which [`Trust::is_hop`], says about a request.

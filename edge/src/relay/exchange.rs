@@ -3,14 +3,17 @@
 //! Bytes are taken from one side as the other side's window admits them, so a stalled reader costs one window and
 //! nobody else. Hand-polled: an idle tunnel is this struct and nothing more.
 
+mod half;
+
 use super::pool::{Opened, Place};
 use super::{Respond, Trailers};
 use crate::decide::Purpose;
 use crate::drain::StreamGuard;
 use crate::reply::Reason;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason as Reset, RecvStream, SendStream};
+use half::{Failed, Half, Step};
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use std::future::Future;
 use std::num::NonZeroU64;
@@ -24,9 +27,6 @@ static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const UNSEEN: Duration = Duration::from_secs(1);
 /// Chunks copied before other streams of the thread get their turn.
 const TURN: usize = 32;
-/// Chunks below this many bytes are joined with what follows them at once, up to [`JOINED`] bytes.
-const SMALL: usize = 1024;
-const JOINED: usize = 16 * 1024;
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -113,31 +113,6 @@ enum Down {
     Body(SendStream<Bytes>),
 }
 
-/// One direction.
-#[derive(Default)]
-struct Half {
-    /// Read, but not yet admitted by the other side.
-    chunk: Bytes,
-    bytes: usize,
-    step: Step,
-}
-
-#[derive(Default, PartialEq)]
-enum Step {
-    #[default]
-    Data,
-    Trailers,
-    Done,
-}
-
-/// Which side of a copy failed.
-enum Failed {
-    Reading(h2::Error),
-    Writing,
-    /// There is more than the so many bytes that may be.
-    TooLarge(u64),
-}
-
 impl Exchange {
     pub(super) fn new(body: RecvStream, respond: Respond, guard: StreamGuard, purpose: Purpose) -> Self {
         Self {
@@ -179,6 +154,11 @@ impl Exchange {
 
     pub(super) fn is_call(&self) -> bool {
         self.purpose == Purpose::Call
+    }
+
+    /// Whether the connection to its broker is lost, and no other stream of it has said so yet.
+    pub(super) fn tells_of_loss(&self) -> bool {
+        self.held.as_ref().is_none_or(|held| held.is_first_to_tell())
     }
 
     /// Whether a broker let the caller in: it sent something that is no refusal.
@@ -326,113 +306,5 @@ impl Down {
             Self::Head(respond) => respond.poll_reset(cx).map(drop),
             Self::Body(body) => body.poll_reset(cx).map(drop),
         }
-    }
-}
-
-impl Half {
-    /// Ready once all of `from`, trailers included, is with `to`. Pending with `turn` at 0: there may be more to do.
-    fn poll_copy(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut RecvStream,
-        to: &mut SendStream<Bytes>,
-        turn: &mut usize,
-        most: Option<NonZeroU64>,
-    ) -> Poll<Result<Option<Trailers>, Failed>> {
-        loop {
-            if !self.chunk.is_empty() {
-                match self.poll_send(cx, from, to) {
-                    Poll::Ready(Ok(())) => continue,
-                    Poll::Ready(Err(failed)) => return Poll::Ready(Err(failed)),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            if *turn == 0 {
-                return Poll::Pending;
-            }
-            match self.step {
-                Step::Done => return Poll::Ready(Ok(None)),
-                Step::Data => match from.poll_data(cx) {
-                    Poll::Ready(Some(Ok(chunk))) => {
-                        *turn -= 1;
-                        self.bytes += chunk.len();
-                        self.chunk = chunk;
-                        if self.chunk.len() < SMALL {
-                            self.join(cx, from, turn)?;
-                        }
-                        if let Some(most) = most
-                            && self.bytes as u64 > most.get()
-                        {
-                            return Poll::Ready(Err(Failed::TooLarge(most.get())));
-                        }
-                    }
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Failed::Reading(error))),
-                    Poll::Ready(None) => self.step = Step::Trailers,
-                    Poll::Pending => return Poll::Pending,
-                },
-                Step::Trailers => match from.poll_trailers(cx) {
-                    Poll::Ready(Ok(trailers)) => {
-                        self.step = Step::Done;
-                        let sent = match &trailers {
-                            Some(trailers) => to.send_trailers(trailers.clone()),
-                            None => to.send_data(Bytes::new(), true),
-                        };
-                        return Poll::Ready(sent.map(|()| trailers).map_err(|_| Failed::Writing));
-                    }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Reading(error))),
-                    Poll::Pending => return Poll::Pending,
-                },
-            }
-        }
-    }
-
-    /// Adds what else is ready to a small chunk. The far end bears only so many small frames that nobody has read yet
-    /// on a connection that all agents share, and a sender may make each byte a frame of its own.
-    fn join(&mut self, cx: &mut Context<'_>, from: &mut RecvStream, turn: &mut usize) -> Result<(), Failed> {
-        let mut joined: Option<BytesMut> = None;
-        while *turn > 0 && joined.as_ref().map_or(0, BytesMut::len) < JOINED {
-            let more = match from.poll_data(cx) {
-                Poll::Ready(Some(Ok(more))) => more,
-                Poll::Ready(Some(Err(error))) => return Err(Failed::Reading(error)),
-                Poll::Ready(None) => {
-                    self.step = Step::Trailers;
-                    break;
-                }
-                Poll::Pending => break,
-            };
-            *turn -= 1;
-            self.bytes += more.len();
-            joined.get_or_insert_with(|| BytesMut::from(&self.chunk[..])).extend_from_slice(&more);
-        }
-        if let Some(joined) = joined {
-            self.chunk = joined.freeze();
-        }
-        Ok(())
-    }
-
-    /// Hands over as much of the chunk as the window admits, and gives the reader's window back by as much.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut RecvStream,
-        to: &mut SendStream<Bytes>,
-    ) -> Poll<Result<(), Failed>> {
-        to.reserve_capacity(self.chunk.len());
-        // It tells only what is new since it was last asked, so ask for what there is first.
-        while to.capacity() == 0 {
-            match to.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Failed::Writing)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        let part = self.chunk.split_to(to.capacity().min(self.chunk.len()));
-        let length = part.len();
-        if to.send_data(part, false).is_err() {
-            return Poll::Ready(Err(Failed::Writing));
-        }
-        // Fails only for a stream that is over, whose window does not matter.
-        let _ = from.flow_control().release_capacity(length);
-        Poll::Ready(Ok(()))
     }
 }

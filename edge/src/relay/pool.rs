@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -28,6 +29,11 @@ const STREAMS: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PONG_WITHIN: Duration = Duration::from_secs(5);
 const HEADER_LIST: u32 = 64 * 1024;
+/// Connections to one broker. A proxy before it may admit 100 streams on each, which makes some 25,000; a server that
+/// admits one or two is of no use, and shall not cost us a descriptor for each of our agents' tunnels.
+const CONNECTIONS: usize = 256;
+
+const NO_ROOM: &str = "its SETTINGS_MAX_CONCURRENT_STREAMS is 0, so that nothing can be asked of it";
 
 /// Connections by broker's id, since another one may come up at the same address.
 type Slots = HashMap<u64, Slot>;
@@ -50,7 +56,7 @@ type Dialled = Result<(), &'static str>;
 struct Upstream {
     send: SendRequest<Bytes>,
     /// One is ours, each stream has one.
-    held: Arc<()>,
+    held: Place,
     /// Closed once the connection's task has ended.
     alive: watch::Receiver<()>,
 }
@@ -58,14 +64,28 @@ struct Upstream {
 /// Why there is no place for a stream.
 #[derive(Debug, Clone, Copy)]
 pub enum Unopened {
-    /// As many streams wait for a connection as may.
-    Crowded,
+    /// The broker is well, but there is no room for one more: why.
+    Crowded(&'static str),
     /// What failed, for people.
     Failed(&'static str),
 }
 
 /// Counts as a stream of the connection until it is dropped.
-pub type Place = Arc<()>;
+pub type Place = Arc<Common>;
+
+/// What all streams of one connection know of it.
+#[derive(Debug, Default)]
+pub struct Common {
+    lost: AtomicBool,
+}
+
+/// What a stream without a place may wait for.
+enum Wait {
+    /// The outcome of the dial that is under way.
+    Dial(watch::Receiver<Option<Dialled>>),
+    /// There are as many connections as may be.
+    Nothing,
+}
 
 /// The right to open one stream.
 pub struct Lease {
@@ -87,6 +107,14 @@ pub enum Now {
     Failed(h2::Error),
     /// No connection has room: here is the head again, for [`Pool::lease`] and [`Lease::open`].
     Wait(Request<()>),
+}
+
+impl Common {
+    /// True for the first stream that says the connection is lost: one loss is no more than that, however many streams
+    /// went with it.
+    pub fn is_first_to_tell(&self) -> bool {
+        !self.lost.swap(true, Ordering::Relaxed)
+    }
 }
 
 impl Lease {
@@ -128,10 +156,13 @@ impl Pool {
                         continue;
                     }
                 },
-                Err(outcome) => outcome,
+                Err(Wait::Dial(outcome)) => outcome,
+                Err(Wait::Nothing) => {
+                    return Err(Unopened::Crowded("no connection has room for another stream"));
+                }
             };
             let Some(_in_line) = broker.wait_in_line() else {
-                return Err(Unopened::Crowded);
+                return Err(Unopened::Crowded("too many streams wait for a connection"));
             };
             match outcome.wait_for(Option::is_some).await.map(|outcome| *outcome) {
                 Ok(Some(Err(what))) => return Err(Unopened::Failed(what)),
@@ -142,7 +173,7 @@ impl Pool {
     }
 
     /// A connection with room, or the outcome of the dial to wait for.
-    fn place(&self, broker: &Arc<Broker>) -> Result<Lease, watch::Receiver<Option<Dialled>>> {
+    fn place(&self, broker: &Arc<Broker>) -> Result<Lease, Wait> {
         let mut slots = lock(&self.slots);
         let slot = slots.entry(broker.id).or_default();
         slot.open.retain(Upstream::is_alive);
@@ -150,7 +181,10 @@ impl Pool {
             return Ok(Lease { send: upstream.send.clone(), held: upstream.held.clone() });
         }
         if let Some(dialling) = &slot.dialling {
-            return Err(dialling.clone());
+            return Err(Wait::Dial(dialling.clone()));
+        }
+        if slot.open.len() >= CONNECTIONS {
+            return Err(Wait::Nothing);
         }
         let (outcome, dialling) = watch::channel(None);
         slot.dialling = Some(dialling.clone());
@@ -159,6 +193,11 @@ impl Pool {
         // A task of its own: the stream that asked first may leave while others wait.
         tokio::spawn(async move {
             let dialled = timeout(limit, dial(&broker)).await.unwrap_or(Err("connect timed out"));
+            // Another one would have none either, so who waits must not go on dialling.
+            let dialled = dialled.and_then(|upstream| match upstream.has_room() {
+                true => Ok(upstream),
+                false => Err(broker.failed("no stream admitted", NO_ROOM.to_owned())),
+            });
             let mut slots = lock(&slots);
             let slot = slots.entry(broker.id).or_default();
             slot.dialling = None;
@@ -170,10 +209,10 @@ impl Pool {
             });
             outcome.send_replace(Some(dialled));
         });
-        Err(dialling)
+        Err(Wait::Dial(dialling))
     }
 
-    fn forget(&self, broker: u64, held: &Arc<()>) {
+    fn forget(&self, broker: u64, held: &Place) {
         let mut slots = lock(&self.slots);
         if let Some(slot) = slots.get_mut(&broker) {
             slot.open.retain(|upstream| !Arc::ptr_eq(&upstream.held, held));
@@ -249,7 +288,7 @@ async fn dial(broker: &Broker) -> Result<Upstream, &'static str> {
         }
     });
     settings.await.map_err(|_| "HTTP/2 handshake failed")?;
-    Ok(Upstream { send, held: Arc::new(()), alive })
+    Ok(Upstream { send, held: Place::default(), alive })
 }
 
 /// One connection to a broker, until it is over or nobody answers there.
@@ -321,4 +360,17 @@ async fn unwatched(mut ping: PingPong, mut standing: watch::Receiver<bool>) -> U
 async fn falls(standing: &mut watch::Receiver<bool>) -> Result<(), watch::error::RecvError> {
     standing.wait_for(|up| *up).await?;
     standing.wait_for(|up| !*up).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_told_once_however_many_streams_it_had() {
+        let (lost, other) = (Place::default(), Place::default());
+        let streams: Vec<_> = (0..5).map(|_| lost.clone()).collect();
+        assert_eq!(streams.iter().filter(|place| place.is_first_to_tell()).count(), 1);
+        assert!(other.is_first_to_tell());
+    }
 }

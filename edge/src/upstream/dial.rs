@@ -89,15 +89,18 @@ impl Broker {
             self.note_error(what);
             what
         })?;
-        let keepalive =
-            TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3);
         // A socket without these options still works.
         let _ = tcp.set_nodelay(true);
         let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
         Ok(tcp)
     }
 
-    fn failed(&self, what: &'static str, said: String) -> &'static str {
+    /// Remembers what failed, for the operator; returns its kind.
+    pub fn failed(&self, what: &'static str, said: String) -> &'static str {
         tracing::debug!(upstream = %self.address, error = said, what);
         self.note_error(format!("{what}: {said}"));
         what

@@ -1,6 +1,7 @@
 //! Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
+use crate::frames::{PREFACE, SETTINGS, frame};
 use crate::harness::{DEADLINE, Edge, Setup, get, token};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
@@ -227,4 +228,15 @@ async fn a_policy_is_in_force_at_once_with_streams_open_and_a_bad_one_changes_no
     for expected in ["postern_edge_policy_generation 6", "postern_edge_policy_problems 1"] {
         assert!(metrics.contains(expected), "{metrics}");
     }
+}
+
+#[tokio::test]
+async fn who_says_hello_and_then_nothing_more_is_closed_though_it_confirms_nothing() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = started(&agents, &api, "timeouts: {idle: 300ms}").await;
+    let mut tcp = tcp(edge.plain).await;
+    tcp.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
+    let mut read = Vec::new();
+    tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut read)).await.expect("it stays").unwrap();
+    edge.idle().await;
 }

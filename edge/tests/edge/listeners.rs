@@ -259,7 +259,15 @@ async fn a_unix_socket_is_served_and_removed_at_the_end() {
     let mut io = UnixStream::connect(&proxied).await.unwrap();
     io.write_all(V2).await.unwrap();
     let (_, answer) = asks(io, "X-Forwarded-For: 192.0.2.1\r\n").await;
-    assert!(answer.contains("x-forwarded-for: 192.0.2.1, 192.0.2.9\r\n"), "{answer}");
+    assert!(
+        answer.contains("x-forwarded-for: 192.0.2.9\r\n"),
+        "whom the header names is no proxy of ours: {answer}"
+    );
+    // The peer itself is.
+    let mut io = UnixStream::connect(&proxied).await.unwrap();
+    io.write_all(V2_LOCAL).await.unwrap();
+    let (_, answer) = asks(io, "X-Forwarded-For: 192.0.2.1\r\n").await;
+    assert!(answer.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"), "{answer}");
 
     field.edge.signal("TERM");
     field.edge.ended().await;

@@ -1,13 +1,18 @@
 //! What the relay does beyond copying: deadlines, brokers that turn a stream away, clients that flood.
 
 use crate::clients::{call, echo, grpc, h2, tcp};
+use crate::frames::{
+    self, Client, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, Road, SETTINGS, settings,
+};
 use crate::harness::{DEADLINE, Edge, Setup, token};
-use crate::upstreams::Agents;
+use crate::upstreams::{Agents, DRIPS, KubernetesApi};
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
+use http::Request;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -170,4 +175,79 @@ async fn a_stranger_cannot_make_the_edge_hold_what_an_agent_may() {
     echo(&agent, &token("agent")).await;
     let poured = pour(&agent, &token("agent")).await;
     assert!(poured >= 2 << 20, "{poured} bytes of an agent are taken");
+}
+
+#[tokio::test]
+async fn who_takes_no_answers_and_is_nobody_has_a_hundred_of_them_at_a_time() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+    let mut client = Client::new(tcp(edge.plain).await);
+    let no_window = frames::frame(SETTINGS, 0, 0, &settings(&[(4, 0)]));
+    client.send(&[PREFACE, &no_window].concat()).await;
+    let block = Road::KubernetesApi.fields().set(":path", "/").without("authorization").block();
+    for stream in (1..260).step_by(2) {
+        client.send(&frames::frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)).await;
+    }
+    client.find("the last refusal", |frame| frame.kind == RST_STREAM && frame.stream == 259).await.unwrap();
+    let resets = client.seen.iter().filter(|frame| frame.kind == RST_STREAM);
+    let refused: Vec<_> = resets.map(|frame| (frame.stream, frame.code())).collect();
+    assert_eq!(refused, (201..260).step_by(2).map(|stream| (stream, 7)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_caller_whose_token_a_broker_accepted_may_have_more_streams_than_a_stranger() {
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let edge = Edge::before(agents.address, api.address).await;
+    let client = h2(tcp(edge.plain).await).await;
+    let request = |path: &str| {
+        let request = Request::get(format!("https://kas.example.com{path}"));
+        request.header("authorization", token("ci:1")).body(()).unwrap()
+    };
+    let (first, _) = client.clone().ready().await.unwrap().send_request(request("/api"), true).unwrap();
+    assert_eq!(first.await.unwrap().status(), 200);
+    let mut watches = Vec::new();
+    for _ in 0..150 {
+        let mut client = client.clone().ready().await.unwrap();
+        watches.push(client.send_request(request("/api/v1/pods?watch=1"), true).unwrap().0);
+    }
+    let mut open = Vec::new();
+    for watch in watches {
+        open.push(tokio::time::timeout(DEADLINE, watch).await.expect("no answer").unwrap());
+    }
+    assert!(open.iter().all(|response| response.status() == 200));
+}
+
+#[tokio::test]
+async fn single_bytes_that_a_client_does_not_take_cost_nobody_the_connection_to_the_broker() {
+    let agents = Agents::start().await;
+    // Each has connections of its own.
+    let setup = Setup { agents: vec![agents.address], more: "workers: 1", ..Setup::default() };
+    let edge = Edge::start(setup).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let (stalled, connection) = builder.handshake::<_, Bytes>(tcp(edge.plain).await).await.unwrap();
+    tokio::spawn(connection);
+    let client = h2(tcp(edge.plain).await).await;
+    let mut beside = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
+    let stalled = call(&stalled, grpc("/drip", Some(&token("agent")))).await;
+    // All of them were sent, and read by the edge, when its window is used up.
+    let dripped = async {
+        while agents.dripped.load(Ordering::Relaxed) < DRIPS {
+            beside.send(b"on").await;
+            assert_eq!(beside.read(2).await, b"on");
+        }
+    };
+    tokio::time::timeout(3 * DEADLINE, dripped).await.expect("it does not go on");
+    echo(&client, &token("agent")).await;
+    assert_eq!(agents.connections.load(Ordering::Relaxed), 1, "the connection was lost");
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_broker_that_admits_no_streams_is_not_dialled_again_and_again_by_who_waits() {
+    let edge = before(Agents::admitting(0).await.address).await;
+    let client = h2(tcp(edge.plain).await).await;
+    let (code, message) = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await.status().await;
+    assert_eq!(code, 14, "{message}");
+    assert!(message.contains("no stream admitted"), "{message}");
 }

@@ -12,13 +12,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Echoes every message; `/stall` reads nothing; `/unknown` knows no token. Limits as the broker sets them.
+/// What `/drip` sends, a frame each: all but a window of the edge's.
+pub(crate) const DRIPS: usize = 250_000;
+
+/// Echoes every message; `/stall` reads nothing; `/drip` sends single
+/// bytes; `/unknown` knows no token. Limits as the broker sets them.
 #[derive(Clone)]
 pub(crate) struct Agents {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Vec<Request<()>>>>,
     /// Those that carried a stream; probes carry none.
     pub(crate) connections: Arc<AtomicUsize>,
+    /// Bytes that `/drip` has sent.
+    pub(crate) dripped: Arc<AtomicUsize>,
     kill: CancellationToken,
     leave: CancellationToken,
     hang: CancellationToken,
@@ -41,11 +47,11 @@ impl Agents {
 
     fn serving(listener: TcpListener, streams: u32) -> Self {
         let address = listener.local_addr().unwrap();
-        let connections = Arc::new(AtomicUsize::new(0));
+        let (connections, dripped) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (kill, leave, hang) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let agents = Self { address, seen, connections, kill, leave, hang };
+        let agents = Self { address, seen, connections, dripped, kill, leave, hang };
         let broker = agents.clone();
         tokio::spawn(agents.kill.clone().run_until_cancelled_owned(async move {
             let accepting = async {
@@ -108,19 +114,32 @@ async fn serve(tcp: TcpStream, streams: u32, broker: Agents) {
             broker.connections.fetch_add(1, Ordering::Relaxed);
         }
         let (head, body) = request.into_parts();
-        let path = head.uri.path().to_owned();
+        let (path, dripped) = (head.uri.path().to_owned(), broker.dripped.clone());
         broker.seen.lock().unwrap().push(Request::from_parts(head, ()));
         tokio::spawn(broker.kill.clone().run_until_cancelled_owned(async move {
-            let _ = answer(&path, body, respond).await;
+            let _ = answer(&path, body, respond, &dripped).await;
         }));
     }
 }
 
-async fn answer(path: &str, mut body: RecvStream, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+async fn answer(
+    path: &str,
+    mut body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    dripped: &AtomicUsize,
+) -> Result<(), h2::Error> {
     let head = || Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     match path {
         "/stall" => {
             let _held = respond.send_response(head(), false)?;
+            std::future::pending().await
+        }
+        "/drip" => {
+            let mut out = respond.send_response(head(), false)?;
+            for _ in 0..DRIPS {
+                send_all(&mut out, Bytes::from_static(b"d")).await?;
+                dripped.fetch_add(1, Ordering::Relaxed);
+            }
             std::future::pending().await
         }
         "/unknown" => {

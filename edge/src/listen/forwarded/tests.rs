@@ -115,9 +115,21 @@ fn a_chain_without_end_is_cut() {
 #[test]
 fn only_those_on_the_list_are_hops() {
     let mut trust = trust(Dialect::XForwardedFor);
-    assert!(trust.is_hop([10, 1, 1, 1].into()) && !trust.is_hop([192, 0, 2, 1].into()));
-    trust.place = Place::Unix { path: "/run/edge.sock".into(), mode: 0o660 };
-    assert!(trust.is_hop([127, 0, 0, 1].into()));
+    let unix = Place::Unix { path: "/run/edge.sock".into(), mode: 0o660 };
+    let (proxy, stranger) = ([10, 1, 1, 1], [192, 0, 2, 1]);
+    for (place, peer, named, hop) in [
+        (trust.place.clone(), proxy, false, true),
+        (trust.place.clone(), proxy, true, true),
+        (trust.place.clone(), stranger, false, false),
+        (trust.place.clone(), stranger, true, false),
+        (unix.clone(), [127, 0, 0, 1], false, true),
+        (unix.clone(), [127, 0, 0, 1], true, false),
+        (unix.clone(), proxy, true, true),
+        (unix, stranger, true, false),
+    ] {
+        trust.place = place;
+        assert_eq!(trust.is_hop(peer.into(), named), hop, "{:?} {peer:?} {named}", trust.place);
+    }
 }
 
 #[test]
