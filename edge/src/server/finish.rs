@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-/// How long connections without work may take to say goodbye.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long connections may take to end what waits on them and to say goodbye, as `http2` has it, and a little.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// One that was told last and holds idle tunnels has as long as all others until it is cut, and then says goodbye.
 const LAST: Duration = Duration::from_millis(1200);
 
