@@ -1,7 +1,7 @@
 //! Strangers who mean harm, one way at a time, beside honest callers: the edge's memory stays within what its limits
 //! admit, and nobody else's call fails. How long the others wait is printed here and judged by `make bench-attacks`.
 
-// With their paths, since the benchmark of the same name takes this file from elsewhere.
+// With their paths, since test and benchmark of the same name take this file from elsewhere.
 #[path = "attacks/ground.rs"]
 pub(crate) mod ground;
 #[path = "attacks/kinds.rs"]

@@ -69,6 +69,7 @@ impl Edge {
     }
 
     /// Without a log below `info`, which would be most of the work of a test that sends much.
+    #[allow(dead_code, reason = "for the attacks, which are a program of their own")]
     pub(crate) async fn start_quietly(setup: Setup) -> Self {
         let mut start = Self::write(TempDir::new().unwrap(), LISTEN, &setup.upstreams(), setup.more);
         start.command.env("POSTERN_LOG", "info,access=warn");
@@ -192,6 +193,7 @@ impl Edge {
     }
 
     /// KiB of memory that the edge has resident.
+    #[allow(dead_code, reason = "for the attacks, which are a program of their own")]
     pub(crate) fn resident(&self) -> u64 {
         let id = self.child.id().expect("the edge runs");
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();

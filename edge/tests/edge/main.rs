@@ -17,8 +17,6 @@ mod upstreams;
 mod accounts;
 /// Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
 mod ages;
-/// Strangers who mean harm.
-mod attacks;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
 /// The page that lists the cases of the tables below.
