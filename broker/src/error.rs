@@ -4,29 +4,16 @@
 mod form;
 
 pub use form::Form;
+pub use postern_redis::chain;
 
 use crate::{fleet::router::RouteError, tunnel::stream::TunnelError};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use std::{error::Error, fmt::Write};
+use std::error::Error;
 
 /// Says with a 401 that the broker does not know the credential; a cluster's own 401 must not have it.
 pub const UNAUTHORIZED: HeaderName = HeaderName::from_static("gitlab-unauthorized");
-
-/// The message of an error and of everything that caused it, in one line.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            let _ = write!(line, ": {text}");
-        }
-        source = cause.source();
-    }
-    line
-}
 
 /// What is wrong with a YAML file and where: the parser itself leaves out the position at the very beginning.
 pub fn yaml(error: &serde_yaml::Error) -> String {

@@ -5,7 +5,7 @@ use postern_certs::CertError;
 use std::{error::Error, fmt::Write, io, path::PathBuf, sync::Arc, time::Duration};
 
 /// The message of an error and of everything that caused it, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -17,7 +17,7 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 
-pub use self::error::RedisError;
+pub use self::error::{RedisError, chain};
 pub use self::subscription::{Heard, Subscription};
 
 use self::{call::Call, cluster::Cluster, dial::Dialler, pool::Pool, subscription::Listener};
