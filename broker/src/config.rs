@@ -10,17 +10,10 @@ pub use private_api::{
     EnvironmentError, Network, OwnUrl, OwnUrlError, PrivateApiConfig, interface_addresses,
 };
 
-use crate::{
-    agent_limit::RedisLost,
-    events,
-    gitaly::ManifestLimits,
-    gitlab,
-    rate::Rate,
-    redis,
-    yaml::{Problem, Problems},
-};
+use crate::{agent_limit::RedisLost, events, gitaly::ManifestLimits, gitlab, rate::Rate, redis};
 use postern_certs::CertFiles;
 use postern_telemetry::Endpoint;
+use postern_yaml::{Problem, Problems};
 use std::{
     fmt,
     net::SocketAddr,

@@ -44,7 +44,6 @@ pub mod repositories;
 pub mod error;
 pub mod observability;
 pub mod spans;
-pub mod yaml;
 
 use postern_redis as redis;
 

@@ -1,14 +1,22 @@
-//! Policies: YAML documents in a directory, what they mean, and every problem with them. Before it: a path
-//! from a config file. After it: the edge asks [`Policy`] for the limits it enforces.
+//! Policies: YAML documents in a directory, whom they are for, what they say, and every problem with them.
 //!
-//! It opens no socket, keeps no counters and reads files only in [`load_dir`]; the edge calls that again when a
-//! file changes. Selectors in `match`, `explain` and `diff` are not here yet.
+//! Before it: a path from a config file, and files that change. After it: edge and broker ask a [`PolicySet`] for each
+//! value, with what they know of a [`Subject`]; what no policy says comes from their own configuration. It opens no socket
+//! and keeps no counters: who enforces a limit keeps its buckets, so that another policy does not refill them.
 
-mod load;
-mod policy;
-mod schema;
-mod validate;
+mod limits;
+mod live;
+mod meant;
+mod problem;
+mod rules;
+mod subject;
 
-pub use load::load_dir;
-pub use policy::{Limit, Policy, RateLimit};
-pub use validate::{Problem, Problems};
+pub use limits::RateLimit;
+pub use live::{Live, Status, load_dir};
+pub use meant::{
+    Access, Backends, CallRate, CallerRule, Callers, Clients, Connections, Effect, Limits, PolicySet,
+    Polling, RedisLost, Request, Resource, Tunnels,
+};
+pub use problem::{Problem, Problems};
+pub use rules::{Choice, Kind, Rule, Ruled, Rules};
+pub use subject::Subject;

@@ -5,9 +5,9 @@
 mod kinds;
 mod schema;
 
-use crate::yaml::{Cursor, Position, Problems, Read as _, Value as Written, parse as parse_yaml};
 use kinds::Json as _;
 use postern_wire::proto::gitlab::agent::agentcfg;
+use postern_yaml::{Cursor, Position, Problems, Read as _, Value as Written, parse as parse_yaml};
 use std::io;
 
 /// A document that an agent can run by.

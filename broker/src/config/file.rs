@@ -2,7 +2,7 @@
 //! `agent_wait`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
 //! `meaning.rs`' business.
 
-use crate::yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
+use postern_yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
 
 words!(Network { Tcp = "tcp", Tcp4 = "tcp4", Tcp6 = "tcp6", Unix = "unix" });
 words!(RedisNetwork { Tcp = "tcp", Unix = "unix" });

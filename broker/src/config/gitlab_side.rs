@@ -12,8 +12,8 @@ use crate::{
     gitlab::{self, cache::Settings},
     rate::Rate,
     redis,
-    yaml::{Given, Place, Positive, Section as _, Span},
 };
+use postern_yaml::{Given, Place, Positive, Section as _, Span};
 use std::time::Duration;
 use url::Url;
 

@@ -6,12 +6,10 @@ use super::{
     Provider, TracingConfig,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
-use crate::{
-    agent_limit::RedisLost,
-    yaml::{self, Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf},
-};
+use crate::agent_limit::RedisLost;
 use postern_certs::CertFiles;
 use postern_telemetry::{Endpoint, Protocol};
+use postern_yaml::{Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -36,7 +34,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
 
 /// `None` if the text is no YAML or the provider is missing; what is returned is not to be used if there are problems.
 pub(super) fn config(text: &str, base: &Path, problems: &mut Problems) -> Option<Config> {
-    let tree = yaml::parse(text, problems)?;
+    let tree = postern_yaml::parse(text, problems)?;
     let file = File::read(&tree, &mut Cursor::new(problems)).unwrap_or_default();
     let mut not_in_force: Vec<&str> = NOT_IN_FORCE.to_vec();
     if file.gitlab.is_none() {

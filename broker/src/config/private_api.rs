@@ -7,10 +7,8 @@ use super::{
     file::{self, File},
     meaning::{MAX_CONNECTION_AGE, Reader, Socket, positive, socket, span},
 };
-use crate::{
-    fleet::PeerUrl,
-    yaml::{Given, Section as _},
-};
+use crate::fleet::PeerUrl;
+use postern_yaml::{Given, Section as _};
 use rustls::pki_types::ServerName;
 use std::{
     fmt, io,

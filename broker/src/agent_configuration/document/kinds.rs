@@ -1,7 +1,7 @@
 //! The kinds of values in an agent's configuration, each in three forms: as written, as the field of a message, and as
 //! JSON. `schema.rs` declares with them which keys there are.
 
-use crate::yaml::{Cursor, Node, Read, Span, Value as Written, Words, WordsOf};
+use postern_yaml::{Cursor, Node, Read, Span, Value as Written, Words, WordsOf};
 use serde_json::{Map, Value};
 
 /// From what was written, if anything, to the field that is sent.

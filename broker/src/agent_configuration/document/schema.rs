@@ -3,8 +3,8 @@
 //! no agent.
 
 use super::kinds::{Enum, Explicit, ForRails, Json, Meant, Message, key, message, one_of, put};
-use crate::yaml::{Cursor, Node, Read, Span, WordsOf, words};
 use postern_wire::proto::gitlab::agent::agentcfg as wire;
+use postern_yaml::{Cursor, Node, Read, Span, WordsOf, words};
 
 message!(File => ConfigurationFile {
     gitops: GitOps,

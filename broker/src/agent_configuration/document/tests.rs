@@ -185,7 +185,7 @@ fn aliases_do_not_make_a_small_file_a_large_document() {
 /// As `yaml.rs` has them, and those that are YAML and cost those who read it.
 fn hostile() -> Vec<(&'static str, String)> {
     const SIZE: usize = 128 * 1024;
-    let mut documents = crate::yaml::tests::hostile();
+    let mut documents = postern_yaml::hostile::hostile();
     let (mut keys, mut at) = (String::new(), 0);
     while keys.len() < SIZE / 2 {
         keys += &format!("prune_propagation_policies_of_everything_{at:06}: 1, ");

@@ -96,17 +96,17 @@ impl<T: Read> Read for Vec<T> {
 
 /// `30s`, `0.5s`: protobuf's JSON form of a duration, not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span(pub(crate) Duration);
+pub struct Span(pub Duration);
 
 /// A [`Span`] longer than nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Positive(pub(crate) Duration);
+pub struct Positive(pub Duration);
 
 /// What protobuf allows, in seconds: ten thousand years.
 const MAX_SPAN: f64 = 315_576_000_000.0;
 
 /// `None`: not of this form, negative, or out of protobuf's range.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let number = text.strip_suffix('s')?;
     let (seconds, nanos) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -143,7 +143,7 @@ impl Read for Positive {
 
 /// A path of a URL.
 #[derive(Clone, Debug)]
-pub(crate) struct UrlPath(pub(crate) String);
+pub struct UrlPath(pub String);
 
 impl Read for UrlPath {
     const BLANK: bool = true;
@@ -158,14 +158,14 @@ impl Read for UrlPath {
 }
 
 /// One word out of a few.
-pub(crate) trait Words: Copy + 'static {
+pub trait Words: Copy + 'static {
     /// All of them, as written.
     const WORDS: &'static [(&'static str, Self)];
 }
 
 /// A value of `T`, read from its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WordsOf<T>(pub(crate) T);
+pub struct WordsOf<T>(pub T);
 
 impl<T: Words> Read for WordsOf<T> {
     const BLANK: bool = true;
@@ -188,16 +188,16 @@ impl<T: Words> Read for WordsOf<T> {
 }
 
 /// Declares an enum and how its members are written.
+#[macro_export]
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($member:ident = $word:literal),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(clippy::enum_variant_names, reason = "members are named as they are written")]
-        pub(super) enum $name { $($member),* }
+        pub(crate) enum $name { $($member),* }
 
-        impl $crate::yaml::Words for $name {
+        impl $crate::Words for $name {
             const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$member)),*];
         }
     };
 }
-pub(crate) use words;

@@ -17,7 +17,7 @@ const MAX_WEIGHT: usize = 200_000;
 const TEXT_UNIT: usize = 16;
 
 /// The only document of the text. `None`: it is no YAML, and `problems` says why.
-pub(crate) fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
+pub fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = granit_parser::options! {
         flow_nesting_limit: MAX_NESTING,

@@ -4,7 +4,7 @@
 use super::{Entry, Node, Position, Problems, Value, cut};
 
 /// A kind of value.
-pub(crate) trait Read: Sized {
+pub trait Read: Sized {
     /// Whether empty text means "not given", as it does in protobuf.
     const BLANK: bool = false;
 
@@ -19,54 +19,54 @@ pub(crate) trait Read: Sized {
 
 /// Where a value stands, for what is found out about it later.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
-    pub(crate) at: Position,
-    pub(crate) path: String,
+pub struct Place {
+    pub at: Position,
+    pub path: String,
 }
 
 impl Place {
     /// Of a key that should be in this section.
-    pub(crate) fn key(&self, key: &str) -> Self {
+    pub fn key(&self, key: &str) -> Self {
         Self { at: self.at, path: join(&self.path, key) }
     }
 }
 
 /// A value that was written.
 #[derive(Clone, Debug)]
-pub(crate) struct Given<T> {
-    pub(crate) value: T,
-    pub(crate) place: Place,
+pub struct Given<T> {
+    pub value: T,
+    pub place: Place,
 }
 
 /// Knows where the reader is and takes its reports.
-pub(crate) struct Cursor<'a> {
+pub struct Cursor<'a> {
     problems: &'a mut Problems,
     path: String,
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(problems: &'a mut Problems) -> Self {
+    pub fn new(problems: &'a mut Problems) -> Self {
         Self { problems, path: String::new() }
     }
 
     /// Reports what is wrong with the value that is being read.
-    pub(crate) fn problem(&mut self, at: Position, found: impl Into<String>, wanted: impl Into<String>) {
+    pub fn problem(&mut self, at: Position, found: impl Into<String>, wanted: impl Into<String>) {
         self.problems.add(at, self.path.clone(), found, wanted);
     }
 
     /// See [`Problems::nearest`].
-    pub(super) fn nearest<'k>(&self, word: &str, known: &[&'k str]) -> Option<&'k str> {
+    pub(crate) fn nearest<'k>(&self, word: &str, known: &[&'k str]) -> Option<&'k str> {
         self.problems.nearest(word, known)
     }
 
     /// Reports that the value is of another kind.
-    pub(crate) fn mismatch<T>(&mut self, node: &Node, wanted: &str) -> Option<T> {
+    pub fn mismatch<T>(&mut self, node: &Node, wanted: &str) -> Option<T> {
         self.problem(node.at, node.shown(), format!("{wanted} is wanted"));
         None
     }
 
     /// The entries of a mapping; nothing has none.
-    pub(crate) fn entries<'n>(&mut self, node: &'n Node) -> Option<&'n [Entry]> {
+    pub fn entries<'n>(&mut self, node: &'n Node) -> Option<&'n [Entry]> {
         match &node.value {
             Value::Mapping(entries) => Some(entries),
             Value::Null => Some(&[]),
@@ -75,7 +75,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reports the keys that are not among these.
-    pub(crate) fn only(&mut self, entries: &[Entry], known: &[&str]) {
+    pub fn only(&mut self, entries: &[Entry], known: &[&str]) {
         for entry in entries.iter().filter(|entry| !known.contains(&&*entry.key)) {
             let wanted = match self.problems.nearest(&entry.key, known) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -88,7 +88,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The value of a key, `None` if there is none or it was reported.
-    pub(crate) fn field<T: Read>(&mut self, entries: &[Entry], key: &str) -> Option<Given<T>> {
+    pub fn field<T: Read>(&mut self, entries: &[Entry], key: &str) -> Option<Given<T>> {
         let entry = entries.iter().find(|entry| &*entry.key == key)?;
         let node = &*entry.value;
         let value = self.within(key, |cursor| match &node.value {
@@ -101,7 +101,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reports a key that is not written, or written with nothing.
-    pub(crate) fn needs(&mut self, entries: &[Entry], at: Position, key: &str) {
+    pub fn needs(&mut self, entries: &[Entry], at: Position, key: &str) {
         let entry = entries.iter().find(|entry| &*entry.key == key);
         let (at, found) = match entry.map(|entry| (entry.at, &entry.value.value)) {
             None => (at, "it is missing"),
@@ -113,7 +113,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The only entry of these keys that has a value.
-    pub(crate) fn one<'n>(&mut self, entries: &'n [Entry], at: Position, keys: &[&str]) -> Option<&'n Entry> {
+    pub fn one<'n>(&mut self, entries: &'n [Entry], at: Position, keys: &[&str]) -> Option<&'n Entry> {
         let mut given = entries.iter().filter(|entry| keys.contains(&&*entry.key));
         let mut with_value = given.clone().filter(|entry| !matches!(entry.value.value, Value::Null));
         let wanted = || format!("exactly one of {} is wanted", keys.join(", "));
@@ -145,7 +145,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Runs `read` with the path of this key.
-    pub(crate) fn within<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
+    pub fn within<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.path.len();
         self.path = join(&self.path, key);
         let result = read(self);
@@ -159,48 +159,51 @@ fn join(path: &str, key: &str) -> String {
 }
 
 /// A mapping declared by [`section!`].
-pub(crate) trait Section: Sized + 'static {
+pub trait Section: Sized + 'static {
     /// One without any key.
     fn empty() -> &'static Self;
 }
 
 impl<T: Section> Given<T> {
     /// The section, or an empty one.
-    pub(crate) fn or_empty(given: &Option<Self>) -> &T {
+    pub fn or_empty(given: &Option<Self>) -> &T {
         given.as_ref().map_or(T::empty(), |given| &given.value)
     }
 }
 
-/// Declares a mapping: its keys and their kinds. Every key may be missing; whoever reads it knows which must not.
+/// Declares a mapping: its keys and their kinds. Every key may be missing; whoever reads it knows which must not. A key
+/// is written as its field is called, or as is said behind it: `poll_period = "pollPeriod": Span`.
+#[macro_export]
 macro_rules! section {
-    ($(#[$meta:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($field:ident $(= $key:literal)?: $kind:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Default)]
         #[allow(dead_code, reason = "a key that changes nothing is checked all the same")]
-        pub(super) struct $name { $(pub(super) $field: Option<$crate::yaml::Given<$kind>>),* }
+        pub(crate) struct $name { $(pub(crate) $field: Option<$crate::Given<$kind>>),* }
 
-        impl $crate::yaml::Section for $name {
+        impl $crate::Section for $name {
             fn empty() -> &'static Self {
                 static EMPTY: $name = $name { $($field: None),* };
                 &EMPTY
             }
         }
 
-        impl $crate::yaml::Read for $name {
-            fn read(node: &$crate::yaml::Node, cursor: &mut $crate::yaml::Cursor<'_>) -> Option<Self> {
-                const KEYS: &[&str] = &[$(stringify!($field)),*];
+        impl $crate::Read for $name {
+            fn read(node: &$crate::Node, cursor: &mut $crate::Cursor<'_>) -> Option<Self> {
+                const KEYS: &[&str] = &[$($crate::section!(@key $field $($key)?)),*];
                 let entries = cursor.entries(node)?;
                 cursor.only(entries, KEYS);
-                Some(Self { $($field: cursor.field(entries, stringify!($field))),* })
+                Some(Self { $($field: cursor.field(entries, $crate::section!(@key $field $($key)?))),* })
             }
         }
     };
+    (@key $field:ident) => { stringify!($field) };
+    (@key $field:ident $key:literal) => { $key };
 }
-pub(crate) use section;
 
 /// A section that is there even if nothing is in it.
 #[derive(Debug, Default)]
-pub(crate) struct Bare<T>(pub(crate) T);
+pub struct Bare<T>(pub T);
 
 impl<T: Read + Default> Read for Bare<T> {
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {

@@ -1,6 +1,6 @@
 //! YAML with positions, for files that people write: text -> a tree that knows where everything stands (`parse.rs`) ->
 //! typed values and every mistake at once (`read.rs`). Before it: bytes of an operator or of a stranger with a
-//! repository. After it: `config.rs`, `agent_configuration/document.rs`. It knows no key of theirs and never panics.
+//! repository. After it: the broker's configuration, agents' documents, policies. It knows no key of theirs and never panics.
 //!
 //! serde stops at the first mistake, so the tree is built here from the events of `granit-parser`: it forbids unsafe
 //! code, keeps its state on the heap instead of the stack, bounds nesting and lookahead, and takes a panic or a hang
@@ -8,14 +8,15 @@
 //! share their target and are paid for at its full size. Plain scalars mean what YAML 1.2's core schema says, so
 //! `yes` and `on` are text, except where a boolean is wanted; `<<` merges, since kas' parser does it too.
 
+pub mod hostile;
 mod kinds;
 mod parse;
 mod read;
 mod suggest;
 
-pub(crate) use kinds::{Positive, Span, UrlPath, Words, WordsOf, words};
-pub(crate) use parse::parse;
-pub(crate) use read::{Bare, Cursor, Given, Place, Read, Section, section};
+pub use kinds::{Positive, Span, UrlPath, Words, WordsOf, duration};
+pub use parse::parse;
+pub use read::{Bare, Cursor, Given, Place, Read, Section};
 use std::{fmt, rc::Rc};
 
 /// Where something stands in its file, both counted from 1.
@@ -61,7 +62,7 @@ impl fmt::Display for Problem {
 
 impl Problem {
     /// What is wrong and what is wanted, without the place.
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         let Self { path, found, wanted, .. } = self;
         if path.is_empty() { format!("{found}; {wanted}") } else { format!("{path}: {found}; {wanted}") }
     }
@@ -80,7 +81,7 @@ pub struct Problems {
 }
 
 impl Problems {
-    pub(crate) fn add(
+    pub fn add(
         &mut self,
         at: Position,
         path: impl Into<String>,
@@ -106,7 +107,7 @@ impl Problems {
     }
 
     /// Whether something was said about this path already.
-    pub(crate) fn mentions(&self, path: &str) -> bool {
+    pub fn mentions(&self, path: &str) -> bool {
         self.list.iter().any(|problem| problem.path == path)
     }
 
@@ -116,7 +117,7 @@ impl Problems {
     }
 
     /// In the order of the file; the second is how many more there are.
-    pub(crate) fn sorted(mut self) -> (Vec<Problem>, usize) {
+    pub fn sorted(mut self) -> (Vec<Problem>, usize) {
         self.list.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
         (self.list, self.more)
     }
@@ -151,15 +152,15 @@ impl fmt::Display for Problems {
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) at: Position,
-    pub(crate) value: Value,
+pub struct Node {
+    pub at: Position,
+    pub value: Value,
     /// How many values it is with all aliases written out.
     weight: usize,
 }
 
 #[derive(Debug)]
-pub(crate) enum Value {
+pub enum Value {
     Null,
     Bool(bool),
     /// As written, since only the reader knows which range is wanted.
@@ -171,15 +172,15 @@ pub(crate) enum Value {
 
 /// No two of a mapping have the same key.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) key: Rc<str>,
-    pub(crate) at: Position,
-    pub(crate) value: Rc<Node>,
+pub struct Entry {
+    pub key: Rc<str>,
+    pub at: Position,
+    pub value: Rc<Node>,
 }
 
 impl Node {
     /// The value in words, for messages.
-    pub(crate) fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         match &self.value {
             Value::Null => "nothing".to_owned(),
             Value::Bool(value) => value.to_string(),
@@ -191,7 +192,7 @@ impl Node {
     }
 
     /// Whether a dotted path leads somewhere.
-    pub(crate) fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         let mut node = Some(self);
         for key in path.split('.') {
             node = node.and_then(|node| node.get(key));
@@ -213,4 +214,4 @@ fn cut(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
