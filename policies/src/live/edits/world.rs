@@ -21,8 +21,7 @@ pub(super) enum How {
 }
 
 impl How {
-    pub(super) const ALL: [How; 5] =
-        [How::InPlace, How::RenamedOver, How::ConfigMap, How::Linked, How::Anew];
+    pub(super) const ALL: [How; 5] = [How::InPlace, How::RenamedOver, How::ConfigMap, How::Linked, How::Anew];
     /// Those after which nobody ever finds half of the files.
     pub(super) const WHOLE: [How; 2] = [How::ConfigMap, How::Linked];
 }
@@ -85,7 +84,14 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(root: &Path) -> World {
-        let bombs = ["flow lists", "an alias bomb", "a merge bomb", "wide merges", "a long text often", "many anchors"];
+        let bombs = [
+            "flow lists",
+            "an alias bomb",
+            "a merge bomb",
+            "wide merges",
+            "a long text often",
+            "many anchors",
+        ];
         let hostile = postern_yaml::hostile::hostile().into_iter();
         let bombs = hostile.filter(|(name, _)| bombs.contains(name)).collect();
         World { root: root.to_owned(), directory: root.join("policies"), count: 0, bombs }
@@ -117,7 +123,9 @@ impl World {
                 files[0].1.truncate(random.random_range(1..length));
             }
             Broken::WrongType => {
-                let wrong = *["many", "[1]", "{}", "-1", "1.5", "\"1\\x00\"", "99999999999999999999"].choose(random).unwrap();
+                let wrong = *["many", "[1]", "{}", "-1", "1.5", "\"1\\x00\"", "99999999999999999999"]
+                    .choose(random)
+                    .unwrap();
                 files[0].1 = limit.replace(&format!(": {value}}}"), &format!(": {wrong}}}")).into_bytes();
             }
             Broken::UnknownKey => {
@@ -156,7 +164,9 @@ impl World {
                     mknodat(CWD, at.join("fifo.yaml"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
                 });
             }
-            Broken::Socket => extra = Box::new(|at| drop(UnixListener::bind(at.join("socket.yaml")).unwrap())),
+            Broken::Socket => {
+                extra = Box::new(|at| drop(UnixListener::bind(at.join("socket.yaml")).unwrap()))
+            }
             Broken::NoDirectory => {
                 self.clear();
                 return;
@@ -190,7 +200,7 @@ impl World {
                 }
                 for entry in fs::read_dir(&directory).unwrap() {
                     let entry = entry.unwrap();
-                    if !files.iter().any(|(name, _)| *name == *entry.file_name()) {
+                    if !files.iter().any(|(name, _)| **name == *entry.file_name()) {
                         fs::remove_file(entry.path()).unwrap();
                     }
                 }
@@ -214,16 +224,19 @@ impl World {
                 let version = format!("..{}", self.count);
                 fill(&directory.join(&version));
                 let former = fs::read_link(directory.join("..data")).ok();
-                symlink(&version, directory.join("..data_tmp")).unwrap();
-                fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
-                // As the kubelet: links for what is new, none for what is gone.
-                let names = |at: &Path| fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+                let names = |at: &Path| -> Vec<_> {
+                    fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+                };
                 let new = names(&directory.join(&version));
+                // Before the swap and not after it, as the kubelet has it: a file that was not there before would be
+                // missing for a moment, which only the time until a change is settled hides.
                 for name in &new {
                     if !directory.join(name).is_symlink() {
                         symlink(Path::new("..data").join(name), directory.join(name)).unwrap();
                     }
                 }
+                symlink(&version, directory.join("..data_tmp")).unwrap();
+                fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
                 for name in names(&directory) {
                     if !name.as_encoded_bytes().starts_with(b"..") && !new.contains(&name) {
                         fs::remove_file(directory.join(name)).unwrap();
