@@ -112,7 +112,12 @@ fn watch_waits_until_every_process_has_the_same_policies() {
     let second = process(vec![page(1, "aaaaaaaaaaaa", &[]), page(2, "bbbbbbbbbbbb", &[])]);
     let (out, err, code) = said(&policy(&["watch", &first, &second]));
     assert!(code == Some(0) && err.is_empty(), "{out}{err}");
-    assert!(out.contains("aaaaaaaaaaaa  2s   other policies\n1 of 2 have bbbbbbbbbbbb in force without a problem\n"), "{out}");
+    assert!(
+        out.contains(
+            "aaaaaaaaaaaa  2s   other policies\n1 of 2 have bbbbbbbbbbbb in force without a problem\n"
+        ),
+        "{out}"
+    );
     assert!(out.ends_with("all 2 have bbbbbbbbbbbb in force\n"), "{out}");
 }
 
