@@ -4,13 +4,16 @@
 //! value, with what they know of a [`Subject`]; what no policy says comes from their own configuration. It opens no socket
 //! and keeps no counters: who enforces a limit keeps its buckets, so that another policy does not refill them.
 
+mod gcra;
 mod limits;
 mod live;
 mod meant;
 mod problem;
+mod request;
 mod rules;
 mod subject;
 
+pub use gcra::Gcra;
 pub use limits::RateLimit;
 pub use live::{Live, Status, load_dir};
 pub use meant::{
@@ -18,5 +21,6 @@ pub use meant::{
     Polling, RedisLost, Request, Resource, Tunnels,
 };
 pub use problem::{Problem, Problems};
+pub use request::Judged;
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
 pub use subject::Subject;
