@@ -7,15 +7,19 @@
 mod gcra;
 mod limits;
 mod live;
+mod load;
 mod meant;
 mod problem;
 mod request;
 mod rules;
 mod subject;
+mod validate;
+mod written;
 
 pub use gcra::Gcra;
 pub use limits::RateLimit;
-pub use live::{Live, Status, load_dir};
+pub use live::{Live, Status};
+pub use load::load_dir;
 pub use meant::{
     Access, Backends, CallRate, CallerRule, Callers, Clients, Connections, Effect, Limits, PolicySet,
     Polling, RedisLost, Request, Resource, Tunnels,
