@@ -10,6 +10,7 @@ mod load;
 mod meant;
 mod problem;
 mod rules;
+mod schema;
 mod subject;
 mod validate;
 mod written;
@@ -23,4 +24,5 @@ pub use meant::{
 };
 pub use problem::{Problem, Problems};
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
+pub use schema::schema;
 pub use subject::Subject;
