@@ -14,6 +14,7 @@ mod meant;
 mod problem;
 mod request;
 mod rules;
+mod schema;
 mod simulate;
 mod subject;
 mod validate;
@@ -32,5 +33,6 @@ pub use meant::{
 pub use problem::{Problem, Problems};
 pub use request::Judged;
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
+pub use schema::schema;
 pub use simulate::{Refused, Report, SimulateError, simulate};
 pub use subject::Subject;
