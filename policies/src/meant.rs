@@ -174,8 +174,6 @@ pub struct Backends {
     pub gitaly_per_server: Rules<CallRate>,
     /// `gitlab.rate`: to Rails.
     pub gitlab: Rules<CallRate>,
-    /// `redis.rate`: commands that can wait (roster, directory refreshes). `None`: no limit.
-    pub redis: Rules<CallRate>,
 }
 
 /// Calls that wait for their turn.
