@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use bucket::{Bucket, Measure, Over, Pays};
 use fleet::Fleet;
 use permit::{ADDRESS, AGENT, TOKEN};
-pub use permit::{ConnectionPermit, Permit};
+pub use permit::{ConnectionPermit, Penance, Permit};
 use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
 use records::{Address, Agent, Network, Token};
@@ -47,6 +47,10 @@ pub enum Limit {
     IpRate,
     IpStreams,
     IpConnections,
+    /// New connections of an address, in a while.
+    IpConnectionRate,
+    /// Connections of an address that wait already, for what others from there did.
+    IpPenance,
     AgentRate,
     AgentStreams,
     /// Too many tokens from one address that brokers did not know.
@@ -78,6 +82,8 @@ struct Inner {
     begin: Instant,
     /// The latest moment until which an address is refused new tokens: mostly past, and then nobody looks for it.
     blocked_until: AtomicU64,
+    /// The same for connections that wait.
+    wait_until: AtomicU64,
 }
 
 /// What is allowed.
@@ -90,6 +96,9 @@ struct Numbers {
     /// In nanoseconds.
     remember: u64,
     connections_per_ip: u32,
+    connection_rate: Option<Bucket>,
+    /// What each offence costs, in nanoseconds. 0: nothing.
+    flood_wait: u64,
     header_bytes: u32,
     body_bytes: u64,
 }
@@ -106,6 +115,8 @@ impl Numbers {
             failed: config.failed_tokens.per_ip.map(Bucket::new),
             remember: nanos(config.failed_tokens.remember),
             connections_per_ip: config.connections_per_ip,
+            connection_rate: config.connection_rate_per_ip.map(Bucket::new),
+            flood_wait: nanos(config.flood_wait),
             header_bytes: config.header_bytes,
             body_bytes: config.body_bytes,
         }
@@ -130,6 +141,7 @@ impl Limits {
             fleet: Fleet::open(config)?,
             begin,
             blocked_until: AtomicU64::new(0),
+            wait_until: AtomicU64::new(0),
         })))
     }
 
@@ -251,21 +263,75 @@ impl Limits {
     /// A connection may be opened from here.
     ///
     /// # Errors
-    /// There are too many of this address.
+    /// There are too many of this address, or were in the last while.
     pub fn connection(&self, client: IpAddr) -> Result<ConnectionPermit, Reason> {
-        let most = self.0.numbers.load().connections_per_ip;
-        if most == 0 {
+        self.connection_at(client, Instant::now())
+    }
+
+    fn connection_at(&self, client: IpAddr, now: Instant) -> Result<ConnectionPermit, Reason> {
+        let numbers = self.0.numbers.load();
+        let (most, rate) = (numbers.connections_per_ip, numbers.connection_rate);
+        if most == 0 && rate.is_none() {
             return Ok(ConnectionPermit::default());
         }
+        let now = self.0.time(now);
         let judge = |address: &mut Address, _| {
-            let free = address.connections < most;
-            address.connections += u32::from(free);
-            (free, true)
+            let judged = if most > 0 && address.connections >= most {
+                Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER })
+            } else {
+                rate.map_or(Ok(()), |rate| rate.take(&mut address.opened_full_at, now))
+                    .map_err(|wait| refusal(Over::Rate(wait), Limit::IpConnectionRate, Limit::IpConnections))
+            };
+            // Counted where nothing is limited but the rate, too: the numbers may change while it is open.
+            address.connections += u32::from(judged.is_ok());
+            (judged, true)
         };
         match self.0.addresses.with(&Network::of(client), judge) {
-            Some((false, _)) => Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER }),
-            Some((true, place)) => Ok(ConnectionPermit::new(&self.0, place)),
+            Some((judged, place)) => judged.map(|()| ConnectionPermit::new(&self.0, place)),
             None => Ok(ConnectionPermit::default()),
+        }
+    }
+
+    /// A connection from here was ended for a flood, or for what is not the protocol it began with: the next ones wait for
+    /// a moment, the longer the more often. Those that are open go on.
+    pub fn offended(&self, client: IpAddr) {
+        self.offended_at(client, Instant::now());
+    }
+
+    fn offended_at(&self, client: IpAddr, now: Instant) {
+        let wait = self.0.numbers.load().flood_wait;
+        if wait == 0 {
+            return;
+        }
+        let now = self.0.time(now);
+        let judge = |address: &mut Address, _| (address.offended(wait, now), true);
+        if let Some((until, _)) = self.0.addresses.with(&Network::of(client), judge) {
+            self.0.wait_until.fetch_max(until, Ordering::Relaxed);
+        }
+    }
+
+    /// What a new connection from here has to wait for, if there is anything.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub fn penance(&self, client: IpAddr) -> Result<Option<Penance>, Reason> {
+        self.penance_at(client, Instant::now())
+    }
+
+    fn penance_at(&self, client: IpAddr, now: Instant) -> Result<Option<Penance>, Reason> {
+        let limits = &self.0;
+        let now = limits.time(now);
+        // Mostly nobody has done anything, and then nobody is looked for.
+        if limits.wait_until.load(Ordering::Relaxed) <= now {
+            return Ok(None);
+        }
+        let judge = |address: &mut Address, new: bool| (address.queue(now), !new);
+        let Some((queued, place)) = limits.addresses.with(&Network::of(client), judge) else { return Ok(None) };
+        match queued {
+            Ok(wait) => Ok(wait.map(|wait| Penance::new(limits, place, Duration::from_nanos(wait)))),
+            Err(wait) => {
+                Err(Reason::TooMany { limit: Limit::IpPenance, retry_after: Duration::from_nanos(wait) })
+            }
         }
     }
 
