@@ -7,6 +7,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::lane;
 use crate::life::{Farewell, Life, Terms};
 use crate::limits::{ConnectionPermit, Penance};
 use crate::listen::proxy_protocol::{self, ProxyError};
@@ -254,7 +255,7 @@ impl Worker {
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
-            match sniff(&mut socket, limits).await {
+            match lane::then_in_turns(sniff(&mut socket, limits)).await {
                 Ok(Opening::Http2 { read }) => {
                     entry.note_kind("http2");
                     return Some(Open {

@@ -115,6 +115,13 @@ impl<S> Outlet<S> {
         lock(&self.0).stranger.as_ref()?.watch.owes_head_since()
     }
 
+    /// A broker has accepted a token of the peer: it may take more of its thread.
+    pub fn trust(&self) {
+        if let Some(stranger) = &mut lock(&self.0).stranger {
+            stranger.share.trust();
+        }
+    }
+
     /// Whether what was read cannot be what a WebSocket, or TLS, carries.
     pub fn is_garbled(&self) -> bool {
         lock(&self.0).stranger.as_ref().is_some_and(|stranger| stranger.garbled)

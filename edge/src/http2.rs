@@ -304,6 +304,7 @@ where
             self.hear_pong(cx);
             if !self.trusted && self.peer.connection.seat.is_trusted() {
                 self.trusted = true;
+                self.outlet.trust();
                 self.server.set_target_window_size(CONNECTION_WINDOW);
                 continue;
             }

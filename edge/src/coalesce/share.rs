@@ -10,8 +10,13 @@ const TURN: i64 = 256;
 /// What comes back in a millisecond. An agent or a kubectl uses less, and never meets the lane; a thousand of those who
 /// use it up are a thread's work.
 const PER_MILLISECOND: i64 = 32;
+/// The same as long as no broker has accepted a token of it. It is served when nobody else has anything to do, which on a
+/// thread that is not under attack is at once.
+const STRANGERS_PER_MILLISECOND: i64 = 2;
 /// Bytes of whatever kind that cost as much as one frame.
 const BYTES_PER_UNIT: usize = 256;
+/// What a read costs, whatever it brings.
+const READ: usize = 8;
 /// What is read at once at the least, else the system calls would be most of the work.
 const LEAST: usize = 512;
 /// Costs of 1,024 bytes, as long as nothing is known: a first read of 4 KiB.
@@ -25,11 +30,17 @@ pub(super) struct Share {
     at: Instant,
     /// What 1,024 bytes have cost of late.
     density: usize,
+    per_millisecond: i64,
 }
 
 impl Share {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: TURN, at: now, density: FIRST }
+        Self { left: TURN, at: now, density: FIRST, per_millisecond: STRANGERS_PER_MILLISECOND }
+    }
+
+    /// A broker has accepted a token of this connection.
+    pub(super) fn trust(&mut self) {
+        self.per_millisecond = PER_MILLISECOND;
     }
 
     /// Whether anything is left, with what time gave back.
@@ -37,7 +48,7 @@ impl Share {
         let passed = now.saturating_duration_since(self.at);
         if passed >= Duration::from_millis(1) {
             let millis = passed.as_millis().min(1_000_000) as i64;
-            self.left = (self.left + millis * PER_MILLISECOND).min(TURN);
+            self.left = (self.left + millis * self.per_millisecond).min(TURN);
             self.at = now;
         }
         self.left > 0
@@ -61,7 +72,7 @@ impl Share {
         }
         let cost = bytes.div_ceil(BYTES_PER_UNIT) + frames as usize;
         // What was overdrawn is not owed for ever: nobody knew before it was read.
-        self.left = (self.left - cost as i64).max(-TURN);
+        self.left = (self.left - (READ + cost) as i64).max(-TURN);
         let density = cost * 1024 / bytes;
         self.density = if density > self.density { density } else { (3 * self.density + density) / 4 };
     }
@@ -94,6 +105,10 @@ mod tests {
     fn time_gives_a_turn_back_and_never_more() {
         let begin = Instant::now();
         let mut share = Share::new(begin);
+        share.pay(1_000, 100_000);
+        assert!(!share.is_left(begin + Duration::from_millis(100)));
+        share = Share::new(begin);
+        share.trust();
         share.pay(1_000, 100_000);
         assert!(!share.is_left(begin + Duration::from_millis(7)));
         assert!(share.is_left(begin + Duration::from_millis(9)));

@@ -83,25 +83,31 @@ impl Field {
         ]
     }
 
-    /// Measures the tenants for `each`, once alone and once beside the attack.
-    pub(crate) async fn suffer(&self, attack: &'static Attack, each: Duration) -> Outcome {
+    /// Measures the tenants for `each`, alone and beside the attack, so many times in turn: what else the machine does
+    /// meanwhile shall concern both alike.
+    pub(crate) async fn suffer(&self, attack: &'static Attack, each: Duration, times: usize) -> Outcome {
         let before = self.edge.resident();
-        self.tenants.take();
-        tokio::time::sleep(each).await;
-        let quiet = self.tenants.take();
         let ground = Ground::new(self.edge.plain, self.edge.tls, &self.edge.ca.pem());
-        let strangers = strangers(attack, ground.clone());
-        let mut peak = before;
-        let mut every = tokio::time::interval(Duration::from_millis(50));
-        let watched = async {
-            loop {
-                every.tick().await;
-                peak = peak.max(self.edge.resident());
-            }
-        };
-        let _ = tokio::time::timeout(each, watched).await;
-        let under = self.tenants.take();
-        drop(strangers);
+        let (mut quiet, mut under, mut peak) = (Vec::new(), Vec::new(), before);
+        for _ in 0..times {
+            // What the last attack left behind is not the quiet.
+            tokio::time::sleep(each / 8).await;
+            self.tenants.take_all();
+            tokio::time::sleep(each).await;
+            quiet.extend(self.tenants.take_all());
+            let strangers = strangers(attack, ground.clone());
+            let mut every = tokio::time::interval(Duration::from_millis(50));
+            let watched = async {
+                loop {
+                    every.tick().await;
+                    peak = peak.max(self.edge.resident());
+                }
+            };
+            let _ = tokio::time::timeout(each, watched).await;
+            under.extend(self.tenants.take_all());
+            drop(strangers);
+        }
+        let (quiet, under) = (Waits::of(&quiet, &|_| true), Waits::of(&under, &|_| true));
         let (connections, bytes) = ground.counts();
         Outcome { name: attack.name, quiet, under, before, peak, connections, bytes }
     }
@@ -163,7 +169,7 @@ async fn no_stranger_takes_memory_or_fails_the_calls_of_others() {
     let field = Field::begin(SHORT).await;
     println!("{}", Outcome::HEAD);
     for attack in kinds::ATTACKS {
-        let outcome = field.suffer(attack, Duration::from_millis(1500)).await;
+        let outcome = field.suffer(attack, Duration::from_millis(1500), 1).await;
         println!("{}", outcome.row());
         let name = outcome.name;
         assert!(
