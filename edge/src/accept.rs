@@ -140,13 +140,7 @@ impl Worker {
     }
 
     /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
-    fn judge(
-        &self,
-        rules: &Rules,
-        client: SocketAddr,
-        named: bool,
-        room: &mut Room,
-    ) -> Result<(), Reason> {
+    fn judge(&self, rules: &Rules, client: SocketAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
         let ip = client.ip();
         if rules.hop(ip, named).is_some() {
             return Ok(());
@@ -224,7 +218,12 @@ impl Worker {
         let mut read = BytesMut::new();
         let (client, named) = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
         if let Some(penance) = room.penance.take() {
-            tokio::time::sleep(penance.wait()).await;
+            let mut shutdown = self.shutdown.clone();
+            tokio::select! {
+                () = tokio::time::sleep(penance.wait()) => {}
+                // It is better served elsewhere.
+                _ = shutdown.wait_for(|over| *over) => return None,
+            }
         }
         let entry = self.shared.connections.enter(client, raw.local_addr());
         let facts = SocketFacts::of(&raw, client);

@@ -76,15 +76,8 @@ pub enum Emptied {
 /// Both ends of a collecting stream on `io`. `strangers`: count the peer's frames.
 pub fn collect<S>(io: S, strangers: bool) -> (Collected<S>, Outlet<S>) {
     let stranger = strangers.then(|| Box::new(Stranger::new(Instant::now())));
-    let inner = Inner {
-        io,
-        out: Vec::new(),
-        sent: 0,
-        unflushed: false,
-        refused: false,
-        turn: TURN,
-        stranger,
-    };
+    let inner =
+        Inner { io, out: Vec::new(), sent: 0, unflushed: false, refused: false, turn: TURN, stranger };
     let shared = Arc::new(Mutex::new(inner));
     (Collected(shared.clone()), Outlet(shared))
 }

@@ -190,7 +190,7 @@ mod tests {
         let mut left = Vec::new();
         for _ in 0..100 {
             let mut place = Place::default();
-            poll_fn(|cx| Poll::Ready(assert!(place.poll_turn(cx).is_pending()))).await;
+            assert!(poll_fn(|cx| Poll::Ready(place.poll_turn(cx).is_pending())).await);
             left.push(place);
         }
         assert_eq!(length(), 100);

@@ -326,7 +326,9 @@ impl Limits {
             return Ok(None);
         }
         let judge = |address: &mut Address, new: bool| (address.queue(now), !new);
-        let Some((queued, place)) = limits.addresses.with(&Network::of(client), judge) else { return Ok(None) };
+        let Some((queued, place)) = limits.addresses.with(&Network::of(client), judge) else {
+            return Ok(None);
+        };
         match queued {
             Ok(wait) => Ok(wait.map(|wait| Penance::new(limits, place, Duration::from_nanos(wait)))),
             Err(wait) => {
