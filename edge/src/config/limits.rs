@@ -15,7 +15,7 @@ use std::time::Duration;
 const DEFAULT_REQUESTS_PER_MINUTE: u32 = 40_000;
 /// About 7 MB when full.
 const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
-/// About 4 MB when full, for addresses.
+/// About 5 MB when full, for addresses.
 const DEFAULT_TRACKED: u32 = 65_536;
 /// A permit names its places in the tables with 21 bits each.
 pub(crate) const MOST_TRACKED: u32 = 2_000_000;
