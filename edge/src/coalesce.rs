@@ -6,18 +6,17 @@
 //! payload.
 
 mod share;
+mod stranger;
 mod watch;
 
-use crate::lane::Place;
-use share::Share;
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
+use stranger::Stranger;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use watch::Watch;
 
 pub use watch::Flood;
 
@@ -50,16 +49,6 @@ struct Inner<S> {
     /// What may still be read in this turn.
     turn: usize,
     stranger: Option<Box<Stranger>>,
-}
-
-/// What is known of a peer that is no broker.
-struct Stranger {
-    watch: Watch,
-    share: Share,
-    place: Place,
-    flood: Option<Flood>,
-    /// What was read cannot be what a WebSocket, or TLS, carries.
-    garbled: bool,
 }
 
 /// What there is to do after the transport was emptied.
@@ -205,49 +194,6 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
                 self.refused = true;
                 return Poll::Pending;
             }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Stranger {
-    fn new(now: Instant) -> Self {
-        let (watch, share) = (Watch::new(now), Share::new(now));
-        Self { watch, share, place: Place::default(), flood: None, garbled: false }
-    }
-
-    fn poll_read<S: AsyncRead + Unpin>(
-        &mut self,
-        io: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.share.is_left(Instant::now()) {
-            ready!(self.place.poll_turn(cx));
-            self.share.renew();
-        }
-        let most = self.share.bytes();
-        let read = if most < buf.remaining() {
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-            let polled = Pin::new(io).poll_read(cx, &mut part);
-            let read = part.filled().len();
-            buf.advance(read);
-            polled.map_ok(|()| read)
-        } else {
-            let before = buf.filled().len();
-            Pin::new(io).poll_read(cx, buf).map_ok(|()| buf.filled().len() - before)
-        };
-        let read = match ready!(read) {
-            Ok(read) => read,
-            Err(error) => {
-                self.garbled |= error.kind() == io::ErrorKind::InvalidData;
-                return Poll::Ready(Err(error));
-            }
-        };
-        let filled = buf.filled();
-        match self.watch.see(&filled[filled.len() - read..], Instant::now()) {
-            Ok(cost) => self.share.pay(read, cost),
-            Err(flood) => self.flood = Some(flood),
         }
         Poll::Ready(Ok(()))
     }

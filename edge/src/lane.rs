@@ -202,4 +202,18 @@ mod tests {
         assert!(LANE.with(|lane| !lane.line().attended));
         in_turns(async {}).await;
     }
+    #[tokio::test]
+    async fn what_is_done_in_one_go_waits_for_nobody_and_what_is_not_takes_turns() {
+        let mut held = Place::default();
+        assert!(poll_fn(|cx| Poll::Ready(held.poll_turn(cx).is_pending())).await);
+        let mut at_once = pin!(then_in_turns(async { 7 }));
+        assert_eq!(poll_fn(|cx| Poll::Ready(at_once.as_mut().poll(cx))).await, Poll::Ready(7));
+        assert_eq!(length(), 1);
+        let later = then_in_turns(async {
+            yield_now().await;
+            length()
+        });
+        assert_eq!(later.await, 0, "it did not come behind the first");
+        poll_fn(|cx| held.poll_turn(cx)).await;
+    }
 }
