@@ -221,7 +221,7 @@ struct Task<S, H> {
     pinged: bool,
     trusted: bool,
     abandoned_since: Instant,
-    /// It broke the protocol, or floods.
+    /// It broke the protocol.
     offends: bool,
     _held: H,
 }
@@ -319,11 +319,12 @@ where
                 return Poll::Ready(Over(None));
             }
             if let Some(why) = self.flood(emptied) {
+                // Before it can know, and dial again.
+                self.peer.worker.offended(&self.peer.connection);
                 // Said as far as it goes in one turn: whoever floods need not be waited for.
                 self.server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let _ = self.server.poll_closed(cx);
                 let _ = self.outlet.poll(cx);
-                self.offends = true;
                 self.peer.worker.shared.metrics.refusal("flood");
                 return Poll::Ready(Over(Some(why)));
             }
