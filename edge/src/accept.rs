@@ -7,8 +7,9 @@
 
 use crate::config::Timeouts;
 use crate::http2;
+use crate::lane;
 use crate::life::{Farewell, Life, Terms};
-use crate::limits::ConnectionPermit;
+use crate::limits::{ConnectionPermit, Penance};
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
 use crate::listen::{Arrival, Rules, UNIX_PEER};
@@ -28,7 +29,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +39,9 @@ use tokio_util::task::TaskTracker;
 
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Connections that are taken in a row before others come: each costs some system calls and a task.
+const IN_A_ROW: u32 = 8;
 
 /// One thread's share of the data plane.
 pub struct Worker {
@@ -69,6 +73,8 @@ struct Room {
     _process: OwnedSemaphorePermit,
     /// `None` for a proxy: its clients are counted, not its connections.
     client: Option<ConnectionPermit>,
+    /// What it waits for first.
+    penance: Option<Penance>,
 }
 
 impl Open {
@@ -81,7 +87,13 @@ impl Open {
 
 /// Accepts until `stop`. Descriptors running out is survived.
 pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, stop: CancellationToken) {
+    let mut row = 0;
     loop {
+        row += 1;
+        if row > IN_A_ROW {
+            row = 0;
+            tokio::task::yield_now().await;
+        }
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -101,10 +113,10 @@ pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, sto
             tracing::debug!(client = %peer, "closed: limits.connections is reached");
             continue;
         };
-        let mut room = Room { _process: process, client: None };
+        let mut room = Room { _process: process, client: None, penance: None };
         let arrival = rules.arrival(peer.ip());
         let known = match arrival {
-            Arrival::Direct => worker.judge(&rules, peer.ip(), false, &mut room),
+            Arrival::Direct => worker.judge(&rules, peer, false, &mut room),
             Arrival::Header { .. } => Ok(()),
             Arrival::Refused => Err(Reason::Denied),
         };
@@ -128,15 +140,27 @@ impl Worker {
     }
 
     /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
-    fn judge(&self, rules: &Rules, client: IpAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
-        if rules.hop(client, named).is_some() {
+    fn judge(&self, rules: &Rules, client: SocketAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
+        let ip = client.ip();
+        if rules.hop(ip, named).is_some() {
             return Ok(());
         }
-        if !rules.access.admits(client) {
+        if !rules.access.admits(ip) {
             return Err(Reason::Denied);
         }
-        room.client = Some(self.shared.limits.connection(client)?);
+        if client != UNIX_PEER {
+            room.penance = self.shared.limits.penance(ip)?;
+        }
+        room.client = Some(self.shared.limits.connection(ip)?);
         Ok(())
+    }
+
+    /// This connection was ended for what nobody does by accident. The next ones from its address wait; not those of a
+    /// proxy that comes for many, nor of a local socket, whose clients have no address.
+    pub fn offended(&self, connection: &Connection) {
+        if !connection.is_behind_proxy() && connection.client != UNIX_PEER {
+            self.shared.limits.offended(connection.client.ip());
+        }
     }
 
     fn turn_away(&self, client: SocketAddr, reason: &Reason) {
@@ -158,7 +182,7 @@ impl Worker {
         match proxy_protocol::take(raw, read, required, self.timeouts.head).await {
             Ok(named) => {
                 let (client, named) = (named.unwrap_or(peer), named.is_some());
-                match self.judge(rules, client.ip(), named, room) {
+                match self.judge(rules, client, named, room) {
                     Ok(()) => Some((client, named)),
                     Err(reason) => {
                         self.turn_away(client, &reason);
@@ -193,6 +217,14 @@ impl Worker {
         raw.tune();
         let mut read = BytesMut::new();
         let (client, named) = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
+        if let Some(penance) = room.penance.take() {
+            let mut shutdown = self.shutdown.clone();
+            tokio::select! {
+                () = tokio::time::sleep(penance.wait()) => {}
+                // It is better served elsewhere.
+                _ = shutdown.wait_for(|over| *over) => return None,
+            }
+        }
         let entry = self.shared.connections.enter(client, raw.local_addr());
         let facts = SocketFacts::of(&raw, client);
         let mut far =
@@ -222,7 +254,7 @@ impl Worker {
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
-            match sniff(&mut socket, limits).await {
+            match lane::then_in_turns(sniff(&mut socket, limits)).await {
                 Ok(Opening::Http2 { read }) => {
                     entry.note_kind("http2");
                     return Some(Open {

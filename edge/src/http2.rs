@@ -51,6 +51,11 @@ const RESET_REMEMBERED: Duration = Duration::from_secs(1);
 const BROKEN_STREAMS: usize = 1024;
 /// Calls that a client gave up before their response began, within [`ABANDONED_WITHIN`]: each cost a broker something.
 const ABANDONED: u32 = 2000;
+/// The same where no broker has accepted a token yet.
+const STRANGERS_ABANDONED: u32 = 800;
+/// As how many counts what was given up before it was even taken up. It has cost no broker anything, but nobody has reason
+/// to send hundreds of them: those of a batch that is cancelled are part of [`RESET_UNSEEN`] as well.
+const UNSEEN: u32 = 4;
 const ABANDONED_WITHIN: Duration = Duration::from_secs(10);
 /// Below the 60 s after which load balancers drop a silent connection; and a client that vanished is found within less
 /// than a minute. A WebSocket has a ping of its own beneath.
@@ -151,6 +156,9 @@ pub async fn serve<S, H>(
         Ok(server) => server,
         Err(error) => {
             worker.shared.metrics.handshake_failure("http2");
+            if outlet.is_garbled() {
+                worker.offended(&connection);
+            }
             tracing::debug!(client = %connection.client, error, "closed during the HTTP/2 handshake");
             return;
         }
@@ -213,6 +221,8 @@ struct Task<S, H> {
     pinged: bool,
     trusted: bool,
     abandoned_since: Instant,
+    /// It broke the protocol.
+    offends: bool,
     _held: H,
 }
 
@@ -257,6 +267,7 @@ where
             pinged: false,
             trusted: false,
             abandoned_since: now,
+            offends: false,
             _held: held,
         }
     }
@@ -293,6 +304,7 @@ where
             self.hear_pong(cx);
             if !self.trusted && self.peer.connection.seat.is_trusted() {
                 self.trusted = true;
+                self.outlet.trust();
                 self.server.set_target_window_size(CONNECTION_WINDOW);
                 continue;
             }
@@ -307,6 +319,8 @@ where
                 return Poll::Ready(Over(None));
             }
             if let Some(why) = self.flood(emptied) {
+                // Before it can know, and dial again.
+                self.peer.worker.offended(&self.peer.connection);
                 // Said as far as it goes in one turn: whoever floods need not be waited for.
                 self.server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let _ = self.server.poll_closed(cx);
@@ -348,8 +362,15 @@ where
     fn accept(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             match self.server.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
+                    if respond.poll_reset(cx).is_ready() {
+                        self.peer.abandoned.fetch_add(UNSEEN, Ordering::Relaxed);
+                    } else {
+                        self.begin(request, respond);
+                    }
+                }
                 Poll::Ready(Some(Err(error))) => {
+                    self.offends |= error.is_library() || self.outlet.is_garbled();
                     tracing::debug!(client = %self.peer.connection.client, %error, "connection ended");
                     return true;
                 }
@@ -461,7 +482,8 @@ where
     }
 
     fn abandons_too_much(&mut self) -> bool {
-        if self.peer.abandoned.load(Ordering::Relaxed) <= ABANDONED {
+        let most = if self.trusted { ABANDONED } else { STRANGERS_ABANDONED };
+        if self.peer.abandoned.load(Ordering::Relaxed) <= most {
             return false;
         }
         self.peer.abandoned.store(0, Ordering::Relaxed);
@@ -480,6 +502,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.turn(cx).map(|Over(why)| {
+            if this.offends {
+                this.peer.worker.offended(&this.peer.connection);
+            }
             if let Some(why) = why {
                 tracing::debug!(client = %this.peer.connection.client, why, "closed");
             }

@@ -5,6 +5,7 @@
 //! its limit. Knows tokens by their hash only.
 
 mod bucket;
+mod connections;
 mod fleet;
 mod permit;
 mod records;
@@ -20,7 +21,7 @@ use arc_swap::ArcSwap;
 use bucket::{Bucket, Measure, Over, Pays};
 use fleet::Fleet;
 use permit::{ADDRESS, AGENT, TOKEN};
-pub use permit::{ConnectionPermit, Permit};
+pub use permit::{ConnectionPermit, Penance, Permit};
 use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
 use records::{Address, Agent, Network, Token};
@@ -47,6 +48,10 @@ pub enum Limit {
     IpRate,
     IpStreams,
     IpConnections,
+    /// New connections of an address, in a while.
+    IpConnectionRate,
+    /// Connections of an address that wait already, for what others from there did.
+    IpPenance,
     AgentRate,
     AgentStreams,
     /// Too many tokens from one address that brokers did not know.
@@ -78,6 +83,8 @@ struct Inner {
     begin: Instant,
     /// The latest moment until which an address is refused new tokens: mostly past, and then nobody looks for it.
     blocked_until: AtomicU64,
+    /// The same for connections that wait.
+    wait_until: AtomicU64,
 }
 
 /// What is allowed.
@@ -90,6 +97,9 @@ struct Numbers {
     /// In nanoseconds.
     remember: u64,
     connections_per_ip: u32,
+    connection_rate: Option<Bucket>,
+    /// What each offence costs, in nanoseconds. 0: nothing.
+    flood_wait: u64,
     header_bytes: u32,
     body_bytes: u64,
 }
@@ -106,6 +116,8 @@ impl Numbers {
             failed: config.failed_tokens.per_ip.map(Bucket::new),
             remember: nanos(config.failed_tokens.remember),
             connections_per_ip: config.connections_per_ip,
+            connection_rate: config.connection_rate_per_ip.map(Bucket::new),
+            flood_wait: nanos(config.flood_wait),
             header_bytes: config.header_bytes,
             body_bytes: config.body_bytes,
         }
@@ -130,6 +142,7 @@ impl Limits {
             fleet: Fleet::open(config)?,
             begin,
             blocked_until: AtomicU64::new(0),
+            wait_until: AtomicU64::new(0),
         })))
     }
 
@@ -245,27 +258,6 @@ impl Limits {
             }
             (Some(16), _) | (None, 401) => limits.failed(client, &token, limits.time(now)),
             _ => {}
-        }
-    }
-
-    /// A connection may be opened from here.
-    ///
-    /// # Errors
-    /// There are too many of this address.
-    pub fn connection(&self, client: IpAddr) -> Result<ConnectionPermit, Reason> {
-        let most = self.0.numbers.load().connections_per_ip;
-        if most == 0 {
-            return Ok(ConnectionPermit::default());
-        }
-        let judge = |address: &mut Address, _| {
-            let free = address.connections < most;
-            address.connections += u32::from(free);
-            (free, true)
-        };
-        match self.0.addresses.with(&Network::of(client), judge) {
-            Some((false, _)) => Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER }),
-            Some((true, place)) => Ok(ConnectionPermit::new(&self.0, place)),
-            None => Ok(ConnectionPermit::default()),
         }
     }
 

@@ -13,7 +13,7 @@ mod tests;
 use std::{
     fmt,
     io::{self, IoSlice},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -318,6 +318,13 @@ impl<S: AsyncWrite + Unpin> WsStream<S> {
     }
 }
 
+/// Comes back when everybody else has run and, in a runtime, its sockets were looked at.
+fn yield_once(cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let polled = pin!(tokio::task::yield_now()).poll(cx);
+    debug_assert!(polled.is_pending(), "it yields when it is polled first");
+    Poll::Pending
+}
+
 /// Puts the slices of one frame's payload behind the place of its header; returns the places used, and its length.
 fn gather<'a>(slices: &'a [IoSlice<'a>], frame: &mut [IoSlice<'a>; MAX_SLICES + 1]) -> (usize, usize) {
     let mut used = 1;
@@ -397,6 +404,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WsStream<S> {
             if decoded.payload > 0 {
                 this.poll_replies(cx);
                 return Poll::Ready(Ok(()));
+            }
+            if this.end.is_none() && this.leftover.is_empty() {
+                // There may be more that carries nothing, without end: others come first.
+                this.poll_replies(cx);
+                return yield_once(cx);
             }
         }
     }

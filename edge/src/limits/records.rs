@@ -13,6 +13,11 @@ const WAIT: u64 = SECOND;
 const WAIT_MAX: u64 = 60 * SECOND;
 /// An address that was quiet for so long begins again with the first wait.
 const QUIET: u64 = 600 * SECOND;
+/// Offences that an address can owe for: what it does beyond that costs it nothing more, so it is forgiven within seconds.
+pub(super) const OFFENCES: u64 = 16;
+/// Connections of an address that wait because of others of its; further ones are closed. Each costs a descriptor and the
+/// task that waits.
+const WAITING: u32 = 64;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Token {
@@ -88,6 +93,12 @@ pub(super) struct Address {
     pub(super) blocked_until: u64,
     /// How often it was blocked in a row.
     strikes: u8,
+    /// The bucket of connections that were opened.
+    pub(super) opened_full_at: u64,
+    /// New connections wait until then.
+    pub(super) wait_until: u64,
+    /// Those that do.
+    pub(super) waiting: u32,
 }
 
 impl Address {
@@ -106,13 +117,35 @@ impl Address {
     }
 }
 
+impl Address {
+    /// A connection from here broke the rules, each of which costs the next ones so much. Until when they wait.
+    pub(super) fn offended(&mut self, wait: u64, now: u64) -> u64 {
+        let most = now.saturating_add(wait.saturating_mul(OFFENCES));
+        self.wait_until = self.wait_until.max(now).saturating_add(wait).min(most);
+        self.wait_until
+    }
+
+    /// How long a new connection waits; it is one of those who do, then. `Err`: there are too many.
+    pub(super) fn queue(&mut self, now: u64) -> Result<Option<u64>, u64> {
+        match self.wait_until.checked_sub(now).filter(|wait| *wait > 0) {
+            None => Ok(None),
+            Some(wait) if self.waiting >= WAITING => Err(wait),
+            Some(wait) => {
+                self.waiting += 1;
+                Ok(Some(wait))
+            }
+        }
+    }
+}
+
 impl Record for Address {
     fn is_held(&self) -> bool {
-        self.streams > 0 || self.connections > 0
+        self.streams > 0 || self.connections > 0 || self.waiting > 0
     }
 
     fn worth(&self) -> u64 {
-        self.full_at.max(self.failures_full_at).max(self.blocked_until)
+        let buckets = self.full_at.max(self.failures_full_at).max(self.opened_full_at);
+        buckets.max(self.blocked_until).max(self.wait_until)
     }
 }
 

@@ -34,10 +34,11 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         })
     });
     let top: Vec<Value> = top.collect();
-    let (mut blocked, mut connections) = (0u64, 0u64);
+    let (mut blocked, mut connections, mut waiting) = (0u64, 0u64, 0u64);
     limits.addresses.each(|_, address| {
         blocked += u64::from(address.blocked_until > now);
         connections += u64::from(address.connections);
+        waiting += u64::from(address.waiting);
     });
     let mut towards = 0u64;
     limits.agents.each(|_, agent| towards += u64::from(agent.streams));
@@ -48,7 +49,7 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         },
         "addresses": {
             "tracked": limits.addresses.len(), "room": limits.addresses.capacity(),
-            "blocked": blocked, "connections": connections,
+            "blocked": blocked, "connections": connections, "waiting": waiting,
         },
         "agents": {
             "tracked": limits.agents.len(), "room": limits.agents.capacity(), "streams": towards,

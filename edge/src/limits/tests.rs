@@ -21,6 +21,8 @@ fn none() -> Config {
         failed_tokens: FailedTokens { per_ip: None, remember: Duration::ZERO },
         connections: 1,
         connections_per_ip: 0,
+        connection_rate_per_ip: None,
+        flood_wait: Duration::ZERO,
         header_bytes: 65_536,
         body_bytes: 0,
         redis: None,
@@ -359,4 +361,64 @@ fn all_limits_of_one_stream_take_little_time() {
         limits.finished_at(HOME, call.token, 200, Some(0), begin);
     }
     println!("{} ns a stream", clock.elapsed().as_nanos() / 100_000);
+}
+
+#[test]
+fn an_address_opens_so_many_connections_in_a_while_and_another_one_as_many() {
+    let mut config = none();
+    config.connection_rate_per_ip = each(60, 5, 0, 1).rate;
+    let (limits, begin) = limits(&config);
+    let opened = |client, now| limits.connection_at(client, now).is_ok();
+    assert_eq!((0..20).filter(|_| opened(HOME, begin)).count(), 5);
+    assert!(opened(AWAY, begin));
+    let refused = limits.connection_at(HOME, begin).unwrap_err();
+    let expected = Reason::TooMany { limit: Limit::IpConnectionRate, retry_after: Duration::from_secs(1) };
+    assert_eq!(refused, expected);
+    assert!(!opened(HOME, begin + Duration::from_millis(999)));
+    assert!(opened(HOME, begin + Duration::from_secs(1)));
+}
+
+#[test]
+fn connections_of_an_address_wait_for_what_others_of_it_did_and_it_is_forgiven_within_seconds() {
+    let mut config = none();
+    config.flood_wait = Duration::from_millis(250);
+    let (limits, begin) = limits(&config);
+    let wait = |client, now| {
+        let penance = limits.penance_at(client, now).unwrap();
+        penance.map_or(0, |penance| penance.wait().as_millis())
+    };
+    assert_eq!(wait(HOME, begin), 0);
+    limits.offended_at(HOME, begin);
+    assert_eq!((wait(HOME, begin), wait(AWAY, begin)), (250, 0));
+    limits.offended_at(HOME, begin);
+    assert_eq!(wait(HOME, begin), 500);
+    // Whatever it does.
+    (0..1_000_000).for_each(|_| limits.offended_at(HOME, begin));
+    assert_eq!(wait(HOME, begin), 4_000);
+    assert_eq!(wait(HOME, begin + Duration::from_secs(3)), 1_000);
+    assert_eq!(wait(HOME, begin + Duration::from_secs(4)), 0);
+    assert_eq!(limits.0.addresses.len(), 1, "somebody was remembered who did nothing");
+}
+
+#[test]
+fn only_so_many_connections_of_an_address_wait_at_a_time() {
+    let mut config = none();
+    config.flood_wait = Duration::from_secs(1);
+    let (limits, begin) = limits(&config);
+    limits.offended_at(HOME, begin);
+    let mut waiting: Vec<_> = (0..64).map(|_| limits.penance_at(HOME, begin).unwrap().unwrap()).collect();
+    let refused = limits.penance_at(HOME, begin).unwrap_err();
+    assert_eq!(refused.name(), "flood_wait");
+    waiting.pop();
+    assert!(limits.penance_at(HOME, begin).unwrap().is_some());
+    // When the wait is over nobody asks how many waited.
+    assert!(limits.penance_at(HOME, begin + Duration::from_secs(1)).unwrap().is_none());
+}
+
+#[test]
+fn where_it_is_turned_off_nobody_waits() {
+    let (limits, begin) = limits(&none());
+    limits.offended_at(HOME, begin);
+    assert!(limits.penance_at(HOME, begin).unwrap().is_none());
+    assert_eq!(limits.0.addresses.len(), 0);
 }

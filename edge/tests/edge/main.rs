@@ -21,6 +21,8 @@ mod ages;
 mod brokers;
 /// The page that lists the cases of the tables below.
 mod conformance_docs;
+/// Floods: who sends one is ended and waits, and nobody else does.
+mod floods;
 /// HTTP/2 by the RFCs, case by case.
 mod h2_conformance;
 /// Handover: listening sockets from the edge before and from systemd.

@@ -1,0 +1,91 @@
+//! New connections of an address: how many, how often, and how long they wait for what others of it did.
+//!
+//! Beneath `limits`. `accept` asks before the first byte of a connection is read; `http2` says who offended. What is open
+//! is never touched.
+
+use super::permit::{ConnectionPermit, Penance};
+use super::records::{Address, Network};
+use super::{LATER, Limit, Limits, Over, refusal};
+use crate::reply::Reason;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+impl Limits {
+    /// A connection may be opened from here.
+    ///
+    /// # Errors
+    /// There are too many of this address, or were in the last while.
+    pub fn connection(&self, client: IpAddr) -> Result<ConnectionPermit, Reason> {
+        self.connection_at(client, Instant::now())
+    }
+
+    pub(super) fn connection_at(&self, client: IpAddr, now: Instant) -> Result<ConnectionPermit, Reason> {
+        let numbers = self.0.numbers.load();
+        let (most, rate) = (numbers.connections_per_ip, numbers.connection_rate);
+        if most == 0 && rate.is_none() {
+            return Ok(ConnectionPermit::default());
+        }
+        let now = self.0.time(now);
+        let judge = |address: &mut Address, _| {
+            let judged = if most > 0 && address.connections >= most {
+                Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER })
+            } else {
+                rate.map_or(Ok(()), |rate| rate.take(&mut address.opened_full_at, now))
+                    .map_err(|wait| refusal(Over::Rate(wait), Limit::IpConnectionRate, Limit::IpConnections))
+            };
+            // Counted where nothing is limited but the rate, too: the numbers may change while it is open.
+            address.connections += u32::from(judged.is_ok());
+            (judged, true)
+        };
+        match self.0.addresses.with(&Network::of(client), judge) {
+            Some((judged, place)) => judged.map(|()| ConnectionPermit::new(&self.0, place)),
+            None => Ok(ConnectionPermit::default()),
+        }
+    }
+
+    /// A connection from here was ended for a flood, or for what is not the protocol it began with: the next ones wait for
+    /// a moment, the longer the more often. Those that are open go on.
+    pub fn offended(&self, client: IpAddr) {
+        self.offended_at(client, Instant::now());
+    }
+
+    pub(super) fn offended_at(&self, client: IpAddr, now: Instant) {
+        let wait = self.0.numbers.load().flood_wait;
+        if wait == 0 {
+            return;
+        }
+        let now = self.0.time(now);
+        let judge = |address: &mut Address, _| (address.offended(wait, now), true);
+        if let Some((until, _)) = self.0.addresses.with(&Network::of(client), judge) {
+            self.0.wait_until.fetch_max(until, Ordering::Relaxed);
+        }
+    }
+
+    /// What a new connection from here has to wait for, if there is anything.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub fn penance(&self, client: IpAddr) -> Result<Option<Penance>, Reason> {
+        self.penance_at(client, Instant::now())
+    }
+
+    pub(super) fn penance_at(&self, client: IpAddr, now: Instant) -> Result<Option<Penance>, Reason> {
+        let limits = &self.0;
+        let now = limits.time(now);
+        // Mostly nobody has done anything, and then nobody is looked for.
+        if limits.wait_until.load(Ordering::Relaxed) <= now {
+            return Ok(None);
+        }
+        let judge = |address: &mut Address, new: bool| (address.queue(now), !new);
+        let Some((queued, place)) = limits.addresses.with(&Network::of(client), judge) else {
+            return Ok(None);
+        };
+        match queued {
+            Ok(wait) => Ok(wait.map(|wait| Penance::new(limits, place, Duration::from_nanos(wait)))),
+            Err(wait) => {
+                Err(Reason::TooMany { limit: Limit::IpPenance, retry_after: Duration::from_nanos(wait) })
+            }
+        }
+    }
+}
