@@ -7,8 +7,8 @@
 
 use crate::config::Timeouts;
 use crate::http2;
-use crate::life::{Farewell, Life, Terms};
-use crate::limits::ConnectionPermit;
+use crate::life::{Farewell, Life, Seat, Terms};
+use crate::limits::{ConnectionPermit, Reported};
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
 use crate::listen::{Arrival, Rules, UNIX_PEER};
@@ -135,13 +135,33 @@ impl Worker {
         if !rules.access.admits(client) {
             return Err(Reason::Denied);
         }
-        room.client = Some(self.shared.limits.connection(client)?);
+        let reported = self.shared.policies.admits(client, None)?;
+        let mut permit = self.shared.limits.connection(client)?;
+        self.report(client, reported.into_iter().chain(permit.reported.take()));
+        room.client = Some(permit);
         Ok(())
+    }
+
+    /// Policies of `mode: report` would not have let this connection in.
+    fn report(&self, client: IpAddr, reported: impl Iterator<Item = Reported>) {
+        for reported in reported {
+            self.metrics().report(&reported);
+            tracing::debug!(%client, %reported, "a connection that a policy would have refused");
+        }
+    }
+
+    /// A connection that is on the roll by now, but was judged before: the policies may have changed meanwhile.
+    pub fn judge_again(&self, seat: &Seat) {
+        if !self.shared.policies.still_admit(seat.whose()) {
+            self.metrics().departure("denied");
+            seat.deny();
+        }
     }
 
     fn turn_away(&self, client: SocketAddr, reason: &Reason) {
         self.metrics().refusal(reason.name());
-        tracing::debug!(%client, reason = reason.name(), "closed before its first byte");
+        let (reason, rule) = (reason.name(), reason.rule());
+        tracing::debug!(%client, reason, rule, "closed before its first byte");
     }
 
     /// Whose connection it is: the peer's, or that of whom its PROXY header names, and whether it names anybody.
@@ -219,6 +239,7 @@ impl Worker {
         let mut carried = None;
         let mut counted = None;
         let mut life = None;
+        let seat = Arc::<Seat>::default();
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
@@ -239,7 +260,8 @@ impl Worker {
                     let connection = Connection::opened_by(&far, &head.headers, Some(host));
                     if let Err(reason) = self.judge_tunnel(&connection, &head.headers, &mut room) {
                         self.metrics().refusal(reason.name());
-                        tracing::debug!(client = %connection.client, reason = reason.name(), "WebSocket refused");
+                        let (name, rule) = (reason.name(), reason.rule());
+                        tracing::debug!(client = %connection.client, reason = name, rule, "WebSocket refused");
                         answer(socket, reply::plain(&reason)).await;
                         return None;
                     }
@@ -274,12 +296,17 @@ impl Worker {
                 Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection = Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
+                    let connection = Connection::opened_by(&far, &head.headers, None)
+                        .known_as(entry.entry())
+                        .seated(&seat);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
                     let life =
-                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
-                    socket = self.http1(transport, &mut carried, life).await?;
+                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), seat.clone()));
+                    self.judge_again(&seat);
+                    socket = self.http1(transport, &facts, &mut carried, life).await?;
+                    // The next request of a proxy may be another client's.
+                    seat.note_client(far.hop.is_none().then(|| far.client.ip()));
                     socket = self.next_request(socket, life).await?;
                 }
                 Err(error) => {
@@ -301,7 +328,14 @@ impl Worker {
             return Err(Reason::Denied);
         }
         if room.client.is_none() {
-            room.client = Some(self.shared.limits.connection(connection.client.ip())?);
+            let client = connection.client.ip();
+            let reported = match connection.judged(headers) {
+                Some(client) => self.shared.policies.admits(client, None)?,
+                None => None,
+            };
+            let mut permit = self.shared.limits.connection(client)?;
+            self.report(client, reported.into_iter().chain(permit.reported.take()));
+            room.client = Some(permit);
         }
         Ok(())
     }
@@ -310,8 +344,9 @@ impl Worker {
     async fn http1(
         &self,
         transport: Transport<Rewound<Socket>>,
+        facts: &SocketFacts,
         carried: &mut Option<HttpPersistentSettings>,
-        life: &Life,
+        life: &mut Life,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
         if let Some(settings) = carried.take() {
@@ -321,7 +356,17 @@ impl Worker {
         let stays = !*self.shutdown.borrow() && !life.is_leaving();
         session.set_keepalive(stays.then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
-        let reused = silence::unless_silent(served).await??;
+        let mut served = std::pin::pin!(silence::unless_silent(served));
+        let reused = tokio::select! {
+            biased;
+            served = &mut served => served,
+            () = poll_fn(|cx| life.poll_denied(cx)) => {
+                // Whatever runs fails now, and has its line in the log.
+                facts.shut();
+                served.await
+            }
+        };
+        let reused = reused??;
         let (stream, settings) = reused.consume();
         *carried = settings;
         let transport = stream.into_any().downcast::<Transport<Rewound<Socket>>>().ok()?;

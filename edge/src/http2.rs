@@ -155,7 +155,9 @@ pub async fn serve<S, H>(
             return;
         }
     };
+    let seat = connection.seat.clone();
     let task = Task::new(worker.clone(), server, outlet, connection, socket, held);
+    worker.judge_again(&seat);
     worker.tasks.spawn(task);
 }
 

@@ -11,7 +11,7 @@ mod roll;
 mod tests;
 
 pub use farewell::Farewell;
-pub use roll::{Busy, Roll, Seat};
+pub use roll::{Busy, Roll, Seat, Whose};
 
 use crate::config;
 use roll::{Entry, Verdict};
@@ -46,6 +46,8 @@ pub enum Why {
     Age,
     Idle,
     Drain,
+    /// A policy denies the client's address.
+    Denied,
 }
 
 impl Why {
@@ -54,6 +56,7 @@ impl Why {
             Self::Age => "age",
             Self::Idle => "idle",
             Self::Drain => "drain",
+            Self::Denied => "denied by policy",
         }
     }
 }
@@ -177,14 +180,24 @@ impl Life {
         Poll::Pending
     }
 
-    /// What the drain decided meanwhile.
+    /// Ready when a policy denies the client, for who cannot be told anything else while he serves.
+    pub fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.entry.seat().wake_by(cx.waker().clone());
+        self.waker = None;
+        // What else was decided is for `poll` to say.
+        let denied = self.entry.seat().verdict() == Verdict::Denied;
+        if denied && self.obey(true).is_some() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// What was decided meanwhile.
     fn obey(&mut self, open: bool) -> Option<Sentence> {
         match (self.entry.seat().verdict(), &self.stage) {
             (_, Stage::Gone) | (Verdict::Stay, _) => None,
-            (Verdict::Cut, _) => {
+            (verdict @ (Verdict::Cut | Verdict::Denied), _) => {
+                let why = if verdict == Verdict::Cut { Why::Drain } else { Why::Denied };
                 self.stage = Stage::Gone;
-                self.entry.seat().note_cut(Why::Drain);
-                Some(Sentence::Cut(Why::Drain))
+                self.entry.seat().note_cut(why);
+                Some(Sentence::Cut(why))
             }
             (Verdict::Leave, Stage::Staying { .. }) => Some(self.leave(Why::Drain, Instant::now(), open)),
             // Whoever leaves already knows.
@@ -231,7 +244,7 @@ impl Life {
         match why {
             Why::Age => AGE_SETTLES,
             Why::Idle => IDLE_SETTLES.min(self.idle),
-            Why::Drain => DRAIN_SETTLES,
+            Why::Drain | Why::Denied => DRAIN_SETTLES,
         }
     }
 

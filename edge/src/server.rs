@@ -16,7 +16,7 @@ use crate::listen::socket::{Bound, Listener, SocketFile};
 use crate::listen::{Place, Port, Rules};
 use crate::observability::Admin;
 use crate::observability::metrics::Metrics;
-use crate::policy::Policies;
+use crate::policy::{self, Policies};
 use crate::proxy::{self, Shared};
 use crate::relay::pool::Pool;
 use crate::trace::Tracing;
@@ -79,11 +79,11 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
         admin_listener.offer(ADMIN.to_owned(), &offer).context("offer the admin listener to a successor")?;
     }
 
-    let policies = Policies::load(config.policies.as_deref(), &config.limits)?;
+    let policies = Policies::load(config.policies.as_deref())?;
     let (tracing, keeper) = config.telemetry.otlp.as_ref().map(Tracing::new).transpose()?.unzip();
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
-        limits: Limits::new(&policies.limits(), Instant::now()).context("limits.redis")?,
+        limits: Limits::new(&config.limits, policies.set(), Instant::now()).context("limits.redis")?,
         metrics: Metrics::default(),
         streams: Streams::new(),
         connections: Arc::default(),
@@ -155,7 +155,11 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
         }
         tokio::spawn({
             let (shared, stop) = (shared.clone(), forever.clone());
-            async move { shared.policies.keep_fresh(|limits| shared.limits.set(limits), stop).await }
+            async move { shared.policies.keep_fresh(&shared.limits, stop).await }
+        });
+        tokio::spawn({
+            let (shared, rolls) = (shared.clone(), rolls.clone());
+            async move { policy::keep_out(&shared.policies, &rolls, &shared.metrics).await }
         });
         tokio::spawn({
             let shared = shared.clone();

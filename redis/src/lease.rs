@@ -204,7 +204,12 @@ impl Leases {
 
     /// What can be said without waiting. `None`: Redis decides, ask [`Leases::admit`].
     pub fn admit_now(&self, name: Name) -> Option<Result<(), Denied>> {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+        self.admit_now_under(name, self.policy())
+    }
+
+    /// The same under a policy of this name's own.
+    pub fn admit_now_under(&self, name: Name, policy: LimitPolicy) -> Option<Result<(), Denied>> {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         let free = !(self.outage.is_lost() && redis_lost == RedisLost::Deny);
         match self.table(&name).share(&name.id)?.take(per_minute, free) {
             Turn::Admitted => Some(Ok(())),
@@ -216,7 +221,12 @@ impl Leases {
     /// Counts a call that was admitted already, and tells Redis with the next ones. Where there is no room for the name it is
     /// not counted.
     pub fn count(&self, name: Name) {
-        let LimitPolicy { per_minute, .. } = self.policy();
+        self.count_under(name, self.policy());
+    }
+
+    /// The same under a policy of this name's own.
+    pub fn count_under(&self, name: Name, policy: LimitPolicy) {
+        let LimitPolicy { per_minute, .. } = policy;
         if let Some(share) = self.table(&name).share(&name.id)
             && share.take(per_minute, true) != Turn::Admitted
         {
@@ -230,13 +240,27 @@ impl Leases {
     /// # Errors
     /// Why it is not admitted.
     pub async fn admit(self: &Arc<Self>, name: Name) -> Result<(), Denied> {
+        self.counted(name, None).await
+    }
+
+    /// The same under a policy of this name's own.
+    ///
+    /// # Errors
+    /// Why it is not admitted.
+    pub async fn admit_under(self: &Arc<Self>, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
+        self.counted(name, Some(policy)).await
+    }
+
+    /// `own`: the policy of this name, where it has one.
+    async fn counted(self: &Arc<Self>, name: Name, own: Option<LimitPolicy>) -> Result<(), Denied> {
         let deadline = Instant::now() + PATIENCE;
         let mut waiting = Waiting { leases: self, name, minute: None };
         loop {
-            let flight = match self.step(&mut waiting, deadline) {
+            let policy = own.unwrap_or_else(|| self.policy());
+            let flight = match self.step(&mut waiting, deadline, policy) {
                 Step::Admitted => return Ok(()),
                 Step::Refused(denied) => return Err(denied),
-                Step::OneByOne => return self.one(name).await,
+                Step::OneByOne => return self.one(name, policy).await,
                 Step::Wait(flight) => flight,
             };
             tokio::select! {
@@ -247,8 +271,8 @@ impl Leases {
         }
     }
 
-    fn step(self: &Arc<Self>, waiting: &mut Waiting<'_>, deadline: Instant) -> Step {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+    fn step(self: &Arc<Self>, waiting: &mut Waiting<'_>, deadline: Instant, policy: LimitPolicy) -> Step {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         let name = waiting.name;
         let mut table = self.table(&name);
         let minute = table.minute();
@@ -317,7 +341,6 @@ impl Leases {
                     answer.await
                 }
             };
-            let per_minute = this.policy().per_minute;
             match answer {
                 Ok(count) => {
                     if let Some(share) = this.table(&name).share_of(minute, &name.id) {
@@ -337,8 +360,8 @@ impl Leases {
     }
 
     /// A name for which the table has no room: each call is a command, as exact as Redis.
-    async fn one(&self, name: Name) -> Result<(), Denied> {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+    async fn one(&self, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         if !self.outage.is_lost() || self.outage.may_try() {
             let minute = self.table(&name).minute();
             // Opening a connection and the answer may each take so long.

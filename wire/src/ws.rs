@@ -72,7 +72,8 @@ struct Replies {
     pong: Option<Box<Control>>,
     close: Option<Close>,
     close_sent: bool,
-    going_away: bool,
+    /// What the Close of a shutdown says.
+    parting: Option<(u16, &'static str)>,
 }
 
 struct Close {
@@ -120,7 +121,12 @@ impl<S> WsStream<S> {
 
     /// Makes the Close that shutdown sends say 1001 "Shutting down": the process stops, dial again elsewhere.
     pub fn set_going_away(&mut self) {
-        self.replies.going_away = true;
+        self.replies.parting = Some((frame::GOING_AWAY, "Shutting down"));
+    }
+
+    /// Makes the Close that shutdown sends say 1008 and why: whoever is at the other end need not dial again.
+    pub fn set_refused(&mut self, reason: &'static str) {
+        self.replies.parting = Some((frame::POLICY_VIOLATION, reason));
     }
 
     pub fn get_ref(&self) -> &S {
@@ -432,11 +438,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WsStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.replies.close_sent && this.replies.close.is_none() {
-            this.replies.close = Some(if this.replies.going_away {
-                Close { code: Some(frame::GOING_AWAY), reason: "Shutting down" }
-            } else {
-                Close { code: Some(frame::NORMAL), reason: "" }
-            });
+            let (code, reason) = this.replies.parting.unwrap_or((frame::NORMAL, ""));
+            this.replies.close = Some(Close { code: Some(code), reason });
         }
         let flushed = this.poll_flush_all(cx);
         this.writer_waits = flushed.is_pending();

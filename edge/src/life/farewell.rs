@@ -1,8 +1,9 @@
-//! Makes the Close of a WebSocket say why: 1001 where the edge sent the client away, 1000 otherwise.
+//! Makes the Close of a WebSocket say why: 1008 where a policy denies the client, 1001 where the edge sent it away, 1000
+//! otherwise.
 //!
 //! Between `websocket` and `http2`, which shuts the byte stream down without knowing what it is. Only delegates.
 
-use super::Seat;
+use super::{Seat, Why};
 use crate::websocket::Tunnel;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -55,7 +56,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Farewell<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.seat.is_told() {
+        if self.seat.cut() == Some(Why::Denied) {
+            self.tunnel.get_mut().set_refused(Why::Denied.name());
+        } else if self.seat.is_told() {
             self.tunnel.get_mut().set_going_away();
         }
         Pin::new(&mut self.tunnel).poll_shutdown(cx)

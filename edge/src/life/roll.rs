@@ -4,6 +4,8 @@
 //! ends, never for a frame or a stream.
 
 use super::Why;
+use postern_wire::token::TokenKey;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -14,6 +16,8 @@ pub(super) enum Verdict {
     Stay,
     Leave,
     Cut,
+    /// By a policy.
+    Denied,
 }
 
 /// One connection, as its streams and the drain see it.
@@ -27,7 +31,17 @@ pub struct Seat {
     parked: AtomicU32,
     /// A broker has accepted a token of this connection.
     trusted: AtomicBool,
+    /// Whom policies judge it by.
+    whose: Mutex<Whose>,
     waker: Mutex<Option<Waker>>,
+}
+
+/// The one client of a connection, and the first token that came from there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Whose {
+    /// `None`: the connection carries the requests of several.
+    pub client: Option<IpAddr>,
+    pub token: Option<TokenKey>,
 }
 
 /// Somebody waits for what this connection carries, while this is held.
@@ -74,6 +88,26 @@ impl Seat {
         self.trusted.load(Ordering::Relaxed)
     }
 
+    /// What comes from now on is this client's.
+    pub fn note_client(&self, client: Option<IpAddr>) {
+        *lock(&self.whose) = Whose { client, token: None };
+    }
+
+    /// A token with which something was asked for.
+    pub fn note_token(&self, token: &TokenKey) {
+        lock(&self.whose).token.get_or_insert(*token);
+    }
+
+    /// By whom the connection is judged.
+    pub fn whose(&self) -> Whose {
+        *lock(&self.whose)
+    }
+
+    /// A policy denies the client: the connection ends now.
+    pub fn deny(&self) {
+        self.decide(Verdict::Denied);
+    }
+
     /// Whether the client was told to leave.
     pub fn is_told(&self) -> bool {
         self.told.load(Ordering::Relaxed)
@@ -81,7 +115,7 @@ impl Seat {
 
     /// Why the edge ended the connection by force, if it did.
     pub fn cut(&self) -> Option<Why> {
-        [Why::Age, Why::Idle, Why::Drain]
+        [Why::Age, Why::Idle, Why::Drain, Why::Denied]
             .into_iter()
             .find(|why| *why as u8 + 1 == self.cut.load(Ordering::Relaxed))
     }
@@ -94,7 +128,8 @@ impl Seat {
         match self.verdict.load(Ordering::SeqCst) {
             0 => Verdict::Stay,
             1 => Verdict::Leave,
-            _ => Verdict::Cut,
+            2 => Verdict::Cut,
+            _ => Verdict::Denied,
         }
     }
 
@@ -110,8 +145,12 @@ impl Seat {
     }
 
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waker)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Busy {
@@ -191,6 +230,28 @@ impl Roll {
         for seat in seats {
             seat.decide(Verdict::Cut);
         }
+    }
+
+    /// Looks at `count` places from `from` on, and cuts the connections that are denied. Returns how many, and where to
+    /// go on.
+    pub fn deny_where(
+        &self,
+        from: usize,
+        count: usize,
+        is_denied: impl Fn(&Seat) -> bool,
+    ) -> (usize, Option<usize>) {
+        let (denied, next) = {
+            let book = self.book();
+            let seats = book.seats.iter().skip(from).take(count).flatten();
+            let denied: Vec<_> = seats
+                .filter(|seat| seat.verdict() != Verdict::Denied && is_denied(seat))
+                .cloned()
+                .collect();
+            (denied, Some(from + count).filter(|next| *next < book.seats.len()))
+        };
+        // Woken tasks want the lock.
+        denied.iter().for_each(|seat| seat.deny());
+        (denied.len(), next)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -3,7 +3,7 @@
 //! From `limits`, to whoever serves the stream or the connection. Small, for there is one for each stream: it names its
 //! places in the tables instead of its keys.
 
-use super::Inner;
+use super::{Inner, Reported};
 use super::records::Address;
 use super::table::Place;
 use std::fmt;
@@ -23,6 +23,8 @@ pub struct Permit {
 pub struct ConnectionPermit {
     limits: Option<Arc<Inner>>,
     place: Place,
+    /// A policy of `mode: report` that would have refused it.
+    pub reported: Option<Reported>,
 }
 
 /// Up to three places, of a token, an address and an agent; one more than the place, 0 for none.
@@ -83,8 +85,8 @@ impl fmt::Debug for Permit {
 }
 
 impl ConnectionPermit {
-    pub(super) fn new(limits: &Arc<Inner>, place: Place) -> Self {
-        Self { limits: Some(limits.clone()), place }
+    pub(super) fn new(limits: &Arc<Inner>, place: Place, reported: Option<Reported>) -> Self {
+        Self { limits: Some(limits.clone()), place, reported }
     }
 }
 
