@@ -4,19 +4,27 @@
 //! value, with what they know of a [`Subject`]; what no policy says comes from their own configuration. It opens no socket
 //! and keeps no counters: who enforces a limit keeps its buckets, so that another policy does not refill them.
 
+mod gcra;
 mod limits;
 mod live;
+mod load;
 mod meant;
 mod problem;
+mod request;
 mod rules;
 mod subject;
+mod validate;
+mod written;
 
+pub use gcra::Gcra;
 pub use limits::RateLimit;
-pub use live::{Live, Status, load_dir};
+pub use live::{Live, Status};
+pub use load::load_dir;
 pub use meant::{
     Access, Backends, CallRate, CallerRule, Callers, Clients, Connections, Effect, Limits, PolicySet,
     Polling, RedisLost, Request, Resource, Tunnels,
 };
 pub use problem::{Problem, Problems};
+pub use request::Judged;
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
 pub use subject::Subject;
