@@ -7,7 +7,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
-use crate::life::{Farewell, Life, Terms};
+use crate::life::{Farewell, Life, Roll, Seat};
 use crate::limits::ConnectionPermit;
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
@@ -49,7 +49,8 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
-    pub life: Terms,
+    /// The connections of this thread, and what holds for them.
+    pub roll: Arc<Roll>,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -218,7 +219,9 @@ impl Worker {
         let tls = far.tls;
         let mut carried = None;
         let mut counted = None;
+        // Of HTTP/1.1.
         let mut life = None;
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
@@ -263,7 +266,7 @@ impl Worker {
                     entry.note_kind("websocket");
                     let connection = Arc::new(connection.known_as(entry.entry()));
                     return Some(Open {
-                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone(), self.websocket_ping)),
                         connection,
                         socket: facts,
                         _entry: entry,
@@ -274,13 +277,15 @@ impl Worker {
                 Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection = Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
+                    let connection = Connection::opened_by(&far, &head.headers, None);
+                    let connection = connection.known_as(entry.entry()).seated(&seat);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
-                    let life =
-                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
+                    let life = life.get_or_insert_with(|| {
+                        Life::without_idle(&self.roll, seat.clone(), client.ip())
+                    });
                     socket = self.http1(transport, &mut carried, life).await?;
-                    socket = self.next_request(socket, life).await?;
+                    socket = self.next_request(socket, life, client).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -329,11 +334,16 @@ impl Worker {
     }
 
     /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
-    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
+    async fn next_request(
+        &self,
+        mut socket: Rewound<Socket>,
+        life: &mut Life,
+        client: SocketAddr,
+    ) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
         tokio::select! {
             biased;
-            _ = poll_fn(|cx| life.poll(cx, false)) => {
+            _ = poll_fn(|cx| life.poll(cx, false, client.ip())) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;

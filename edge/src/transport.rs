@@ -93,6 +93,7 @@ impl Connection {
     }
 
     fn with(far: Far, origin: Origin, denied: bool, tunnelled_for: Option<String>) -> Self {
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
         Self {
             client: origin.client,
             tls: far.tls,
@@ -104,7 +105,7 @@ impl Connection {
             denied,
             paid: Mutex::default(),
             agent: AtomicBool::new(false),
-            seat: Arc::default(),
+            seat,
         }
     }
 
@@ -144,6 +145,12 @@ impl Connection {
     /// With its place among the connections that are open.
     pub fn known_as(mut self, entry: &Arc<Entry>) -> Self {
         self.entry = Some(entry.clone());
+        self
+    }
+
+    /// With a seat that it shares: its requests come one after the other, each as a connection of its own.
+    pub fn seated(mut self, seat: &Arc<Seat>) -> Self {
+        self.seat = seat.clone();
         self
     }
 
