@@ -159,7 +159,7 @@ impl Drop for Busy {
 #[derive(Debug)]
 pub struct Roll {
     /// What holds for them, and for those of all other workers.
-    terms: Arc<Terms>,
+    pub(super) terms: Arc<Terms>,
     book: Mutex<Book>,
 }
 

@@ -95,7 +95,7 @@ impl Terms {
     }
 
     /// Puts a set in force.
-    pub(super) fn put(&self, set: Arc<PolicySet>) {
+    pub(crate) fn put(&self, set: Arc<PolicySet>) {
         if Arc::ptr_eq(&set, &self.set.swap(set.clone())) {
             return;
         }

@@ -37,12 +37,13 @@ impl Open {
         let mut pace = Pace::new(drain.per_second, 0, drain.grace);
         let ended = loop {
             let count = self.rolls.iter().map(|roll| roll.count().1).sum();
-            pace.set(drain.per_second, count, (deadline - Instant::now()) * 2 / 3);
+            let left = deadline.saturating_duration_since(Instant::now());
+            pace.set(drain.per_second, count, left * 2 / 3);
             tracing::info!(
                 connections = count,
                 per_second = pace.per_second(),
                 streams_busy = self.streams.under_way().busy,
-                seconds = (deadline - Instant::now()).as_secs(),
+                seconds_left = left.as_secs(),
                 "telling connections to leave"
             );
             tokio::select! {
