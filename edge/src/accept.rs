@@ -7,7 +7,7 @@
 
 use crate::config::Timeouts;
 use crate::http2;
-use crate::life::{Farewell, Life, Seat, Terms};
+use crate::life::{Farewell, Life, Roll, Seat};
 use crate::limits::{ConnectionPermit, Reported};
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
@@ -49,7 +49,8 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
-    pub life: Terms,
+    /// The connections of this thread, and what holds for them.
+    pub roll: Arc<Roll>,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -152,7 +153,7 @@ impl Worker {
 
     /// A connection that is on the roll by now, but was judged before: the policies may have changed meanwhile.
     pub fn judge_again(&self, seat: &Seat) {
-        if !self.shared.policies.still_admit(seat.whose()) {
+        if !self.shared.policies.still_admit(seat) {
             self.metrics().departure("denied");
             seat.deny();
         }
@@ -238,8 +239,9 @@ impl Worker {
         let tls = far.tls;
         let mut carried = None;
         let mut counted = None;
+        // Of HTTP/1.1.
         let mut life = None;
-        let seat = Arc::<Seat>::default();
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
@@ -285,7 +287,7 @@ impl Worker {
                     entry.note_kind("websocket");
                     let connection = Arc::new(connection.known_as(entry.entry()));
                     return Some(Open {
-                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone(), self.websocket_ping)),
                         connection,
                         socket: facts,
                         _entry: entry,
@@ -296,18 +298,17 @@ impl Worker {
                 Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection = Connection::opened_by(&far, &head.headers, None)
-                        .known_as(entry.entry())
-                        .seated(&seat);
+                    let connection = Connection::opened_by(&far, &head.headers, None);
+                    let connection = connection.known_as(entry.entry()).seated(&seat);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
                     let life =
-                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), seat.clone()));
+                        life.get_or_insert_with(|| Life::without_idle(&self.roll, seat.clone(), client.ip()));
                     self.judge_again(&seat);
                     socket = self.http1(transport, &facts, &mut carried, life).await?;
                     // The next request of a proxy may be another client's.
                     seat.note_client(far.hop.is_none().then(|| far.client.ip()));
-                    socket = self.next_request(socket, life).await?;
+                    socket = self.next_request(socket, life, client).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -374,11 +375,16 @@ impl Worker {
     }
 
     /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
-    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
+    async fn next_request(
+        &self,
+        mut socket: Rewound<Socket>,
+        life: &mut Life,
+        client: SocketAddr,
+    ) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
         tokio::select! {
             biased;
-            _ = poll_fn(|cx| life.poll(cx, false)) => {
+            _ = poll_fn(|cx| life.poll(cx, false, client.ip())) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;

@@ -98,9 +98,6 @@ fn from_where(
     admission: &mut Admission,
 ) -> Result<(), Reason> {
     let Some(connection) = connection.filter(|_| shared.policies.are_configured()) else { return Ok(()) };
-    if let Some(token) = &admission.token {
-        connection.seat.note_token(token);
-    }
     let Some(client) = connection.judged(headers) else { return Ok(()) };
     admission.reported.extend(shared.policies.admits(client, admission.token.as_ref())?);
     Ok(())
@@ -156,7 +153,8 @@ mod tests {
 
     #[test]
     fn an_agents_version_is_read_as_agents_of_every_generation_say_it() {
-        let agents = Decision { route: Route::Agents, ..decide::decide(Version::HTTP_2, "/a/b", &HeaderMap::new()) };
+        let agents =
+            Decision { route: Route::Agents, ..decide::decide(Version::HTTP_2, "/a/b", &HeaderMap::new()) };
         for (said, wanted) in [
             ("agentk/v14.1.0/abcdef grpc-go/1.39.0", Some("v14.1.0")),
             ("gitlab-agent/v17.0.1/abcdef grpc-go/1.62.1", Some("v17.0.1")),

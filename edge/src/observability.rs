@@ -164,7 +164,8 @@ impl Collector for Now {
             self.0.upstreams.all().count() as i64,
         )?;
         let help = "The policies in force; the same wherever the same files are";
-        let mut info = encoder.encode_descriptor("postern_edge_policy_info", help, None, MetricType::Gauge)?;
+        let mut info =
+            encoder.encode_descriptor("postern_edge_policy_info", help, None, MetricType::Gauge)?;
         info.encode_family(&Version { fingerprint: policies.fingerprint })?.encode_gauge(&1i64)?;
         let help = "Whether this listener of a broker takes connections";
         let mut up = encoder.encode_descriptor("postern_edge_upstream_up", help, None, MetricType::Gauge)?;

@@ -8,7 +8,7 @@ mod expel;
 
 pub use expel::keep_out;
 
-use crate::life::Whose;
+use crate::life::Seat;
 use crate::limits::{Limits, Reported, name_of};
 use crate::reply::{DENIED_BY_POLICY, Reason};
 use postern_policies::{Choice, Live, PolicySet, Problems, Status, Subject};
@@ -80,13 +80,12 @@ impl Policies {
     }
 
     /// Whether a connection that is open may stay.
-    pub fn still_admit(&self, whose: Whose) -> bool {
-        let Some(client) = whose.client.filter(|_| self.configured) else { return true };
+    pub fn still_admit(&self, seat: &Seat) -> bool {
+        let Some(client) = seat.client().filter(|_| self.configured) else { return true };
         let set = self.live.set();
-        let admits = |token| {
-            set.access.clients.find(&whoever(token)).is_none_or(|ruled| ruled.value.admits(client))
-        };
-        admits(None) && (whose.token.is_none() || admits(whose.token.as_ref()))
+        let admits =
+            |token| set.access.clients.find(&whoever(token)).is_none_or(|ruled| ruled.value.admits(client));
+        admits(None) && (seat.token().is_none() || admits(seat.token()))
     }
 
     /// What is in force, since when, and what is wrong.

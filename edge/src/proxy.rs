@@ -333,7 +333,7 @@ impl ProxyHttp for EdgeProxy {
             && session.req_header().method != http::Method::OPTIONS
             && let Some(connection) = Connection::of(session.digest())
         {
-            connection.seat.trust();
+            connection.seat.trust(request.token);
         }
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);

@@ -327,7 +327,7 @@ impl Relay {
             }
         };
         if matches!(ended, Ended::Answered) && exchange.grpc_status == Some(0) {
-            self.peer.trust();
+            self.peer.trust(self.account.token);
         }
         let refused = match &ended {
             Ended::Refused(reason) => Some(reason.name()),
@@ -381,7 +381,7 @@ impl Future for Relay {
             polled = Poll::Ready(Ended::SentHome);
         }
         if this.exchange.was_served() {
-            this.peer.trust();
+            this.peer.trust(this.account.token);
         }
         let ended = ready!(polled);
         this.finish(ended);

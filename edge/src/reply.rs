@@ -351,7 +351,11 @@ mod tests {
             (Reason::NoToken, 401, 16),
             (Reason::Denied, 403, 7),
             (Reason::DeniedByPolicy { rule: "AccessPolicy/x".into() }, 403, 7),
-            (Reason::TooMany { limit: Limit::IpRate, retry_after: Duration::from_secs(1), rule: None }, 429, 8),
+            (
+                Reason::TooMany { limit: Limit::IpRate, retry_after: Duration::from_secs(1), rule: None },
+                429,
+                8,
+            ),
             (Reason::FailedToken, 401, 16),
             (Reason::RedisAway { retry_after: Duration::from_secs(1) }, 503, 14),
             (Reason::TooLarge { most: 1 }, 413, 8),

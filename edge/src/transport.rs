@@ -96,7 +96,7 @@ impl Connection {
     }
 
     fn with(far: Far, origin: Origin, denied: bool, own: bool, tunnelled_for: Option<String>) -> Self {
-        let seat = Arc::<Seat>::default();
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
         if far.hop.is_none() && !own {
             seat.note_client(Some(origin.client.ip()));
         }
@@ -162,7 +162,7 @@ impl Connection {
 
     /// On a connection that carries one request after the other, and is known by `seat`.
     pub fn seated(mut self, seat: &Arc<Seat>) -> Self {
-        seat.note_client(self.seat.whose().client);
+        seat.note_client(self.seat.client());
         self.seat = seat.clone();
         self
     }

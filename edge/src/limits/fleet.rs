@@ -112,7 +112,7 @@ impl Fleet {
         if self.token.on
             && let Some(minute) = self.token.minute(token_name(token), call, numbers)
         {
-            self.token.leases.count_under(minute.name, minute.policy);
+            self.token.leases.count_by(minute.name, minute.policy);
         }
     }
 
@@ -136,14 +136,14 @@ impl Counted {
 
     /// `false`: Redis decides.
     fn admit_now(&self, minute: &Minute) -> Result<bool, Reason> {
-        match self.leases.admit_now_under(minute.name, minute.policy) {
+        match self.leases.admit_now_by(minute.name, minute.policy) {
             Some(admitted) => admitted.map(|()| true).map_err(|denied| self.reason(denied, &minute.rule)),
             None => Ok(false),
         }
     }
 
     async fn admit(&self, minute: Minute) -> Result<(), Reason> {
-        let admitted = self.leases.admit_under(minute.name, minute.policy).await;
+        let admitted = self.leases.admit_by(minute.name, minute.policy).await;
         admitted.map_err(|denied| self.reason(denied, &minute.rule))
     }
 

@@ -88,8 +88,7 @@ impl Base {
     pub(super) fn new(config: &Config) -> Self {
         let all = [&config.per_token, &config.per_ip, &config.per_agent];
         Self {
-            measures: all
-                .map(|each| Measure { rate: each.rate.map(Bucket::new), streams: each.streams }),
+            measures: all.map(|each| Measure { rate: each.rate.map(Bucket::new), streams: each.streams }),
             rates: all.map(|each| each.rate),
             failed: config.failed_tokens.per_ip.map(Bucket::new),
             remember: super::nanos(config.failed_tokens.remember),
@@ -201,7 +200,11 @@ impl Numbers {
     }
 
     /// A rate in whole requests, for those who count by the minute.
-    pub(super) fn per_minute(&self, whose: Whose, subject: &Subject<'_>) -> Option<(NonZeroU32, Option<&Rule>)> {
+    pub(super) fn per_minute(
+        &self,
+        whose: Whose,
+        subject: &Subject<'_>,
+    ) -> Option<(NonZeroU32, Option<&Rule>)> {
         let at = whose as usize;
         let ruled = if self.said.rates[at] { self.rates(whose).find(subject) } else { None };
         match ruled {

@@ -3,9 +3,9 @@
 //! From `limits`, to whoever serves the stream or the connection. Small, for there is one for each stream: it names its
 //! places in the tables instead of its keys.
 
-use super::{Inner, Reported};
 use super::records::Address;
 use super::table::Place;
+use super::{Inner, Reported};
 use std::fmt;
 use std::sync::Arc;
 

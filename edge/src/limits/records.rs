@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn records_are_as_small_as_the_documentation_says() {
-        let sizes = [size_of::<([u8; 32], Token)>(), size_of::<(Network, Address)>(), size_of::<(u64, Agent)>()];
+        let sizes =
+            [size_of::<([u8; 32], Token)>(), size_of::<(Network, Address)>(), size_of::<(u64, Agent)>()];
         assert_eq!(sizes, [72, 64, 32]);
     }
 

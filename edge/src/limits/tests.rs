@@ -1,5 +1,7 @@
 //! All limits together, at explicit times: who is refused, who pays, what strangers can and cannot do.
 
+mod policies;
+
 use super::permit::{BITS, Places};
 use super::*;
 use crate::config::limits::{Each, FailedTokens, Rate, Scope};

@@ -21,7 +21,7 @@ pub async fn keep_out(policies: &Policies, rolls: &[Arc<Roll>], metrics: &Metric
         if policies.live().set().access.clients.is_empty() {
             continue;
         }
-        let closed = expel(rolls, metrics, |seat| !policies.still_admit(seat.whose())).await;
+        let closed = expel(rolls, metrics, |seat| !policies.still_admit(seat)).await;
         if closed > 0 {
             tracing::info!(connections = closed, reason = Why::Denied.name(), "closed connections");
         }

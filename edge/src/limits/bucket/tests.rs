@@ -152,7 +152,8 @@ fn random_changes_and_requests_agree_with_a_fluid_model() {
             };
             for _ in 0..random.random_range(0..200) {
                 // Mostly faster than it refills.
-                now += random.random_range(0..=2 * cost(per_minute)) / u64::from(random.random_range(1..50u32));
+                now +=
+                    random.random_range(0..=2 * cost(per_minute)) / u64::from(random.random_range(1..50u32));
                 let room = fluid.room(now);
                 let took = level.take(bucket(per_minute, burst), now).is_ok();
                 // Nanoseconds are all there is.
