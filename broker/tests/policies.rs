@@ -66,8 +66,7 @@ impl Field {
         let project =
             Project { gitaly_address: gitaly.address().to_owned(), ..Project::new(10, "group/config") };
         let agent = Agent { token: TOKEN.to_owned(), id: 1, name: "a".to_owned(), project };
-        let rails =
-            Rails::start(rails::Options { agents: vec![agent], ..Default::default() }).await.unwrap();
+        let rails = Rails::start(rails::Options { agents: vec![agent], ..Default::default() }).await.unwrap();
         let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
         write("secret", &rails.secret_file());
         write("ca.pem", &postern_certs::dev::Ca::new().pem());

@@ -7,7 +7,7 @@
 use crate::accept::Worker;
 use crate::coalesce::{Collected, Emptied, Flood, Outlet, collect};
 use crate::decide::{self, Route};
-use crate::life::{Life, Sentence};
+use crate::life::{Life, Rhythm, Sentence};
 use crate::transport::{Connection, SocketFacts};
 use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::{bridge, relay};
@@ -16,6 +16,7 @@ use h2::server::{self, Builder, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
 use http::uri::Authority;
+use postern_wire::token::TokenKey;
 use slab::Slab;
 use std::future::Future;
 use std::pin::Pin;
@@ -58,7 +59,7 @@ const STRANGERS_ABANDONED: u32 = 800;
 const UNSEEN: u32 = 4;
 const ABANDONED_WITHIN: Duration = Duration::from_secs(10);
 /// Below the 60 s after which load balancers drop a silent connection; and a client that vanished is found within less
-/// than a minute. A WebSocket has a ping of its own beneath.
+/// than a minute. A WebSocket has a ping of its own beneath. A policy may say otherwise.
 const PING_EVERY: Duration = Duration::from_secs(40);
 const PONG_WITHIN: Duration = Duration::from_secs(15);
 /// How long waiting streams may take to end with a status.
@@ -95,8 +96,8 @@ pub struct Stream {
 
 impl Peer {
     /// A broker served a call, so it accepts the token.
-    pub fn trust(&self) {
-        self.connection.seat.trust();
+    pub fn trust(&self, token: Option<TokenKey>) {
+        self.connection.seat.trust(token);
     }
 
     /// Whether it has as many streams already as somebody may have at the Kubernetes API whom no broker knows. A proxy that
@@ -163,7 +164,9 @@ pub async fn serve<S, H>(
             return;
         }
     };
+    let seat = connection.seat.clone();
     let task = Task::new(worker.clone(), server, outlet, connection, socket, held);
+    worker.judge_again(&seat);
     worker.tasks.spawn(task);
 }
 
@@ -220,10 +223,16 @@ struct Task<S, H> {
     ping: Option<PingPong>,
     pinged: bool,
     trusted: bool,
+    /// How often policies want pings, when it looked last.
+    rhythm: Rhythm,
     abandoned_since: Instant,
     /// It broke the protocol.
     offends: bool,
     _held: H,
+}
+
+fn ping_every(rhythm: Rhythm) -> Duration {
+    rhythm.or(Some(PING_EVERY)).unwrap_or(FAR)
 }
 
 /// The connection is over, and why if that is our doing.
@@ -242,8 +251,9 @@ where
         held: H,
     ) -> Self {
         let now = Instant::now();
-        let ping_at = now + PING_EVERY;
-        let life = Life::new(&worker.life, connection.seat.clone());
+        let life = Life::new(&worker.roll, connection.seat.clone(), connection.client.ip());
+        let rhythm = connection.seat.rhythm();
+        let ping_at = now + ping_every(rhythm);
         let authority = connection.tunnelled_for.as_deref().and_then(|host| host.parse().ok());
         let peer = Peer {
             worker,
@@ -266,6 +276,7 @@ where
             head_at: None,
             pinged: false,
             trusted: false,
+            rhythm,
             abandoned_since: now,
             offends: false,
             _held: held,
@@ -278,7 +289,8 @@ where
             if self.cut.is_some() {
                 return self.part(cx);
             }
-            match self.life.poll(cx, self.server.has_streams()) {
+            let client = self.peer.connection.client.ip();
+            match self.life.poll(cx, self.server.has_streams(), client) {
                 Poll::Ready(Sentence::Leave(why)) => {
                     tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.peer.worker.shared.metrics.departure(why.name());
@@ -294,6 +306,7 @@ where
                 }
                 Poll::Pending => {}
             }
+            self.mind_rhythm();
             while self.alarm.as_mut().poll(cx).is_ready() {
                 if let Some(why) = self.ring() {
                     return Poll::Ready(Over(Some(why)));
@@ -447,6 +460,20 @@ where
         self.alarm.as_mut().reset(next.unwrap_or_else(|| Instant::now() + FAR));
     }
 
+    /// Pings as often as policies want by now.
+    fn mind_rhythm(&mut self) {
+        let rhythm = self.peer.connection.seat.rhythm();
+        if self.rhythm == rhythm {
+            return;
+        }
+        self.rhythm = rhythm;
+        // Who owes a pong owes it still. All connections learn this together, and shall not ping together.
+        if !self.pinged {
+            self.ping_at = Instant::now() + ping_every(rhythm).mul_f64(rand::random());
+            self.wind();
+        }
+    }
+
     /// The alarm rang. Says why the connection is to be closed, if it is.
     fn ring(&mut self) -> Option<&'static str> {
         let now = Instant::now();
@@ -477,7 +504,12 @@ where
             && let Poll::Ready(Ok(_)) = ping.poll_pong(cx)
         {
             self.pinged = false;
-            self.ping_at = Instant::now() + PING_EVERY;
+            self.ping_at = Instant::now() + ping_every(self.rhythm);
+            if self.ping_at < self.alarm.deadline() {
+                self.wind();
+                // To be woken by it. It is not due yet.
+                let _ = self.alarm.as_mut().poll(cx);
+            }
         }
     }
 

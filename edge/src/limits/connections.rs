@@ -5,8 +5,9 @@
 
 use super::permit::{ConnectionPermit, Penance};
 use super::records::{Address, Network};
-use super::{LATER, Limit, Limits, Over, refusal};
+use super::{LATER, Limit, Limits, Reported, name_of};
 use crate::reply::Reason;
+use postern_policies::Subject;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,25 +22,39 @@ impl Limits {
     }
 
     pub(super) fn connection_at(&self, client: IpAddr, now: Instant) -> Result<ConnectionPermit, Reason> {
-        let numbers = self.0.numbers.load();
-        let (most, rate) = (numbers.connections_per_ip, numbers.connection_rate);
-        if most == 0 && rate.is_none() {
+        let in_force = self.0.in_force.load();
+        let rate = in_force.now.base.connection_rate;
+        let most = in_force.now.connections_per_ip(&Subject { client: Some(client), ..Subject::default() });
+        if most.value == 0 && rate.is_none() && !self.0.obeys {
             return Ok(ConnectionPermit::default());
         }
         let now = self.0.time(now);
         let judge = |address: &mut Address, _| {
-            let judged = if most > 0 && address.connections >= most {
-                Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER })
+            let judged = if most.value > 0 && address.connections >= most.value {
+                Err(Reason::TooMany {
+                    limit: Limit::IpConnections,
+                    retry_after: LATER,
+                    rule: most.by.map(name_of),
+                })
             } else {
-                rate.map_or(Ok(()), |rate| rate.take(&mut address.opened_full_at, now))
-                    .map_err(|wait| refusal(Over::Rate(wait), Limit::IpConnectionRate, Limit::IpConnections))
+                let taken = rate.map_or(Ok(()), |rate| rate.take(&mut address.opened_full_at, now));
+                taken.map_err(|wait| Reason::TooMany {
+                    limit: Limit::IpConnectionRate,
+                    retry_after: Duration::from_nanos(wait),
+                    rule: None,
+                })
             };
             // Counted where nothing is limited but the rate, too: the numbers may change while it is open.
             address.connections += u32::from(judged.is_ok());
-            (judged, true)
+            (judged.map(|()| address.connections), true)
         };
         match self.0.addresses.with(&Network::of(client), judge) {
-            Some((judged, place)) => judged.map(|()| ConnectionPermit::new(&self.0, place)),
+            Some((judged, place)) => {
+                let open = judged?;
+                let over = most.reported.filter(|(most, _)| *most > 0 && open > *most);
+                let reported = over.map(|(_, rule)| Reported::new(Limit::IpConnections.name(), rule));
+                Ok(ConnectionPermit::new(&self.0, place, reported))
+            }
             None => Ok(ConnectionPermit::default()),
         }
     }
@@ -51,7 +66,7 @@ impl Limits {
     }
 
     pub(super) fn offended_at(&self, client: IpAddr, now: Instant) {
-        let wait = self.0.numbers.load().flood_wait;
+        let wait = self.0.in_force.load().now.base.flood_wait;
         if wait == 0 {
             return;
         }
@@ -83,9 +98,11 @@ impl Limits {
         };
         match queued {
             Ok(wait) => Ok(wait.map(|wait| Penance::new(limits, place, Duration::from_nanos(wait)))),
-            Err(wait) => {
-                Err(Reason::TooMany { limit: Limit::IpPenance, retry_after: Duration::from_nanos(wait) })
-            }
+            Err(wait) => Err(Reason::TooMany {
+                limit: Limit::IpPenance,
+                retry_after: Duration::from_nanos(wait),
+                rule: None,
+            }),
         }
     }
 }

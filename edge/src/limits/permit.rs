@@ -3,9 +3,9 @@
 //! From `limits`, to whoever serves the stream or the connection. Small, for there is one for each stream: it names its
 //! places in the tables instead of its keys.
 
-use super::Inner;
 use super::records::Address;
 use super::table::Place;
+use super::{Inner, Reported};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub struct Permit {
 pub struct ConnectionPermit {
     limits: Option<Arc<Inner>>,
     place: Place,
+    /// A policy of `mode: report` that would have refused it.
+    pub reported: Option<Reported>,
 }
 
 /// What a new connection waits for before anything else, because others from its address broke the rules a moment ago.
@@ -93,8 +95,8 @@ impl fmt::Debug for Permit {
 }
 
 impl ConnectionPermit {
-    pub(super) fn new(limits: &Arc<Inner>, place: Place) -> Self {
-        Self { limits: Some(limits.clone()), place }
+    pub(super) fn new(limits: &Arc<Inner>, place: Place, reported: Option<Reported>) -> Self {
+        Self { limits: Some(limits.clone()), place, reported }
     }
 }
 

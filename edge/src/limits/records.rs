@@ -2,6 +2,7 @@
 //!
 //! Beneath `limits`, in its tables. Only numbers: nothing here can be turned back into a token.
 
+use super::bucket::Level;
 use super::table::Record;
 use std::net::IpAddr;
 
@@ -21,7 +22,7 @@ const WAITING: u32 = 64;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Token {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     /// A broker said that it is none; until then nobody is asked again.
     pub(super) failed_until: u64,
     pub(super) streams: u32,
@@ -57,7 +58,7 @@ impl Record for Token {
     /// over its limit must not be forgotten for them.
     fn worth(&self) -> u64 {
         let good = if self.good { 1 << 63 } else { 0 };
-        good | self.full_at
+        good | self.level.full_at()
     }
 }
 
@@ -84,7 +85,7 @@ impl Network {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Address {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     pub(super) streams: u32,
     pub(super) connections: u32,
     /// The bucket of tokens that were none.
@@ -144,14 +145,14 @@ impl Record for Address {
     }
 
     fn worth(&self) -> u64 {
-        let buckets = self.full_at.max(self.failures_full_at).max(self.opened_full_at);
+        let buckets = self.level.full_at().max(self.failures_full_at).max(self.opened_full_at);
         buckets.max(self.blocked_until).max(self.wait_until)
     }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Agent {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     pub(super) streams: u32,
 }
 
@@ -161,7 +162,23 @@ impl Record for Agent {
     }
 
     fn worth(&self) -> u64 {
-        self.full_at
+        self.level.full_at()
+    }
+}
+
+/// What policies of `mode: report` would have let pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Supposed {
+    pub(super) level: Level,
+}
+
+impl Record for Supposed {
+    fn is_held(&self) -> bool {
+        false
+    }
+
+    fn worth(&self) -> u64 {
+        self.level.full_at()
     }
 }
 
@@ -200,6 +217,13 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         now += QUIET + 1;
         assert_eq!(blocked(&mut address, now), 1);
+    }
+
+    #[test]
+    fn records_are_as_small_as_the_documentation_says() {
+        let sizes =
+            [size_of::<([u8; 32], Token)>(), size_of::<(Network, Address)>(), size_of::<(u64, Agent)>()];
+        assert_eq!(sizes, [72, 64, 32]);
     }
 
     #[test]

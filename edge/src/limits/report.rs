@@ -18,7 +18,7 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         failed += u64::from(token.failed_until > now);
         streams += u64::from(token.streams);
         // By what it has used of its rate, then by what it has open.
-        let used = token.full_at.saturating_sub(now);
+        let used = token.level.full_at().saturating_sub(now);
         if used > 0 || token.streams > 0 {
             top.push(Reverse((used, token.streams, [id[0], id[1], id[2], id[3]])));
             if top.len() > TOP {

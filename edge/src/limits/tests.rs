@@ -1,5 +1,7 @@
 //! All limits together, at explicit times: who is refused, who pays, what strangers can and cannot do.
 
+mod policies;
+
 use super::permit::{BITS, Places};
 use super::*;
 use crate::config::limits::{Each, FailedTokens, Rate, Scope};
@@ -32,7 +34,7 @@ fn none() -> Config {
 
 fn limits(config: &Config) -> (Limits, Instant) {
     let begin = Instant::now();
-    (Limits::new(config, begin).unwrap(), begin)
+    (Limits::new(config, None, begin).unwrap(), begin)
 }
 
 fn key(name: impl AsRef<[u8]>) -> TokenKey {
@@ -42,8 +44,8 @@ fn key(name: impl AsRef<[u8]>) -> TokenKey {
 const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const AWAY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-fn with(token: &str) -> Call {
-    Call { client: Some(HOME), token: Some(key(token)), agent: None, pays: true }
+fn with(token: &str) -> Call<'static> {
+    Call { client: Some(HOME), token: Some(key(token)), pays: true, ..Call::default() }
 }
 
 fn limit(result: Result<(Permit, bool), Reason>) -> Option<Limit> {
@@ -82,10 +84,10 @@ fn each_rate_and_each_count_of_streams_is_its_own() {
         change(&mut config);
         config
     };
-    let other_token = |call: Call| Call { token: Some(key("other")), ..call };
-    let other_ip = |call: Call| Call { client: Some(AWAY), ..call };
-    let other_agent = |call: Call| Call { agent: Some(2), ..call };
-    type Change = fn(Call) -> Call;
+    let other_token = |call: Call<'static>| Call { token: Some(key("other")), ..call };
+    let other_ip = |call: Call<'static>| Call { client: Some(AWAY), ..call };
+    let other_agent = |call: Call<'static>| Call { agent: Some(2), ..call };
+    type Change = fn(Call<'static>) -> Call<'static>;
     let cases: [(Config, Limit, [Change; 2], Change); 6] = [
         (of(|c| c.per_token = each(60, 2, 0, 100)), Limit::TokenRate, [other_ip, other_agent], other_token),
         (of(|c| c.per_token = each(0, 0, 2, 100)), Limit::TokenStreams, [other_ip, other_agent], other_token),
@@ -258,7 +260,7 @@ fn an_address_that_guesses_is_refused_new_tokens_and_its_good_ones_go_on() {
         guess += 1;
         let token = format!("guess {guess}");
         match limits.decide(&with(&token), now) {
-            Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after }) => return retry_after,
+            Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after, .. }) => return retry_after,
             _ => bad(&limits, HOME, &token, now),
         }
     };
@@ -300,26 +302,6 @@ fn a_flood_of_tokens_and_addresses_takes_bounded_room_and_forgives_nobody() {
 }
 
 #[test]
-fn other_numbers_are_in_force_at_once_and_refill_nothing() {
-    let mut config = none();
-    config.per_token = each(60, 5, 0, 100);
-    let (limits, begin) = limits(&config);
-    while limits.decide(&with("a"), begin).is_ok() {}
-    limits.set(&config);
-    assert_eq!(limit(limits.decide(&with("a"), begin)), Some(Limit::TokenRate));
-    config.per_token = each(60, 7, 0, 100);
-    config.connections_per_ip = 1;
-    config.header_bytes = 5_000;
-    limits.set(&config);
-    let passed = (0..10).filter(|_| limits.decide(&with("a"), begin).is_ok()).count();
-    assert_eq!((passed, limits.header_bytes()), (2, 5_000));
-    let held = limits.connection(HOME).unwrap();
-    assert!(limits.connection(HOME).is_err());
-    drop(held);
-    assert!(limits.connection(HOME).is_ok());
-}
-
-#[test]
 fn connections_of_one_address_are_counted_until_they_close() {
     let mut config = none();
     config.connections_per_ip = 2;
@@ -339,7 +321,7 @@ fn bodies_are_limited_but_those_that_tunnels_carry() {
     let mut config = none();
     config.body_bytes = 10;
     let (limits, _) = limits(&config);
-    let of = |route, purpose| limits.body_bytes(route, purpose).map(NonZeroU64::get);
+    let of = |route, purpose| limits.body_bytes(route, purpose, &with("a")).map(NonZeroU64::get);
     assert_eq!(of(Route::KubernetesApi, Purpose::Call), Some(10));
     assert_eq!(of(Route::Agents, Purpose::Call), Some(10));
     assert_eq!([of(Route::Agents, Purpose::Tunnel), of(Route::Agents, Purpose::Subscription)], [None; 2]);

@@ -3,10 +3,9 @@
 //! From `server`. Whatever hangs, it is over when `drain.pre` and `drain.grace` are, and what a goodbye takes.
 
 use super::Ended;
-use crate::config;
 use crate::drain::Streams;
-use crate::life::Roll;
 use crate::life::pace::{Pace, tell_off};
+use crate::life::{Draining, Roll, Terms, moved};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,26 +26,40 @@ pub(super) struct Open {
 
 impl Open {
     /// After the listeners were closed. Returns when everything that somebody waits for is done and every connection was
-    /// told, at the end of `drain.grace` at the latest.
-    pub(super) async fn finish(&self, drain: &config::Drain) -> Ended {
-        let deadline = Instant::now() + drain.grace;
+    /// told, at the end of the drain's grace at the latest. Policies that change meanwhile count.
+    pub(super) async fn finish(&self, terms: &Terms) -> Ended {
+        let mut changes = terms.changes();
+        let mut drain = terms.drain();
+        let begin = Instant::now();
+        let mut deadline = begin + drain.grace;
         self.tasks.close();
-        let count = self.rolls.iter().map(|roll| roll.count().1).sum();
-        let pace = Pace::new(drain.connections_per_second, count, drain.grace * 2 / 3);
-        tracing::info!(
-            connections = count,
-            per_second = pace.per_second(),
-            streams_busy = self.streams.under_way().busy,
-            "telling connections to leave"
-        );
         let (all_told, told) = watch::channel(false);
-        let telling = tell_off(&self.rolls, pace, &all_told);
-        tokio::select! {
-            ended = self.wait(told, deadline) => ended,
-            () = telling => unreachable!("it goes on for as long as it is polled"),
-        }
+        let mut pace = Pace::new(drain.per_second, 0, drain.grace);
+        let ended = loop {
+            let count = self.rolls.iter().map(|roll| roll.count().1).sum();
+            let left = deadline.saturating_duration_since(Instant::now());
+            pace.set(drain.per_second, count, left * 2 / 3);
+            tracing::info!(
+                connections = count,
+                per_second = pace.per_second(),
+                streams_busy = self.streams.under_way().busy,
+                seconds_left = left.as_secs(),
+                "telling connections to leave"
+            );
+            tokio::select! {
+                ended = self.wait(told.clone(), deadline) => break ended,
+                () = tell_off(&self.rolls, &mut pace, &all_told) => {
+                    unreachable!("it goes on for as long as it is polled")
+                }
+                other = other(terms, &mut changes, drain) => drain = other,
+            }
+            deadline = moved(deadline, begin + drain.grace, Instant::now());
+        };
+        self.cut().await;
+        ended
     }
 
+    /// Until nothing is left that may not be cut.
     async fn wait(&self, mut told: watch::Receiver<bool>, deadline: Instant) -> Ended {
         loop {
             let waited = timeout_at(deadline, async {
@@ -55,17 +68,11 @@ impl Open {
                 self.streams.idle().await;
             });
             if waited.await.is_err() {
-                let left = self.streams.under_way();
-                self.cut().await;
-                return Ended::Cut(left);
+                return Ended::Cut(self.streams.under_way());
             }
             // Idle tunnels are cut a moment after their connection was told; their agents dial again at once. What was
             // sent before the client had read GOAWAY arrives meanwhile, and is served as well.
-            if timeout(LAST, self.tasks.wait()).await.is_ok() {
-                return Ended::Drained;
-            }
-            if self.streams.under_way().busy == 0 {
-                self.cut().await;
+            if timeout(LAST, self.tasks.wait()).await.is_ok() || self.streams.under_way().busy == 0 {
                 return Ended::Drained;
             }
         }
@@ -76,5 +83,18 @@ impl Open {
             roll.cut_all();
         }
         let _ = timeout(GOODBYE, self.tasks.wait()).await;
+    }
+}
+
+/// Waits until something else holds for the drain.
+async fn other(terms: &Terms, changes: &mut watch::Receiver<()>, now: Draining) -> Draining {
+    loop {
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let drain = terms.drain();
+        if drain != now {
+            return drain;
+        }
     }
 }

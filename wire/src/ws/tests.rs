@@ -295,6 +295,11 @@ async fn shutdown_says_why_and_what_is_still_on_the_way_is_read() {
     ending.set_going_away();
     ending.shutdown().await.unwrap();
     assert_eq!(read_frame(&mut raw).await, (FIN | 0x8, close(1001, "Shutting down")));
+
+    let (mut raw, mut ending) = listener();
+    ending.set_refused("not you");
+    ending.shutdown().await.unwrap();
+    assert_eq!(read_frame(&mut raw).await, (FIN | 0x8, close(1008, "not you")));
 }
 
 #[tokio::test]
