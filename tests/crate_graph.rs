@@ -6,14 +6,25 @@ use std::{collections::BTreeMap, process::Command};
 const GRAPH: &[(&str, &[&str])] = &[
     ("postern-wire", &[]),
     ("postern-certs", &[]),
-    ("postern-policies", &[]),
+    ("postern-yaml", &[]),
+    ("postern-policies", &["postern-certs", "postern-yaml"]),
     ("postern-redis", &["postern-certs"]),
     ("postern-telemetry", &["postern-certs"]),
     (
         "postern-edge",
         &["postern-certs", "postern-policies", "postern-redis", "postern-telemetry", "postern-wire"],
     ),
-    ("postern-broker", &["postern-certs", "postern-redis", "postern-telemetry", "postern-wire"]),
+    (
+        "postern-broker",
+        &[
+            "postern-certs",
+            "postern-policies",
+            "postern-redis",
+            "postern-telemetry",
+            "postern-wire",
+            "postern-yaml",
+        ],
+    ),
     ("postern-agent", &["postern-certs", "postern-telemetry", "postern-wire"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),
     ("postern-cli", &["postern-certs", "postern-policies", "postern-wire", "stand-ins"]),
