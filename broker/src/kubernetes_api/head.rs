@@ -10,7 +10,10 @@ use http_body::Body;
 use postern_wire::{
     http as wire_http,
     metadata::{INTERNAL_PREFIX, Program},
-    proto::gitlab::agent::{grpctool::HttpRequest, kubernetes_api::rpc::HeaderExtra},
+    proto::gitlab::agent::{
+        grpctool::{HttpRequest, http_request},
+        kubernetes_api::rpc::HeaderExtra,
+    },
 };
 use prost::Message;
 use url::form_urlencoded;
@@ -20,6 +23,34 @@ const IMPERSONATE: &str = "impersonate-";
 /// Credentials, whoever they are for, and what belongs to them.
 const OURS: [&str; 7] =
     ["authorization", "cookie", "host", "job-token", "private-token", AGENT_ID, CSRF_TOKEN];
+
+/// What a cluster is asked for, as far as rules look at it: as it is sent, not as it was received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// Percent-decoded, without the prefix that was for us.
+    pub(super) path: String,
+    /// Only the parameters that make a request another one, encoded anew.
+    pub(super) query: String,
+}
+
+/// What makes a list a watch, and a list of one a single object.
+const TELLING: [&str; 2] = ["watch", "fieldSelector"];
+
+impl Sent {
+    /// Of the first message.
+    pub(super) fn of(first: &HttpRequest) -> Self {
+        let Some(http_request::Message::Header(header)) = &first.message else { return Self::default() };
+        let Some(request) = &header.request else { return Self::default() };
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        for name in TELLING {
+            let values = request.query.get(name).map(|values| values.value.as_slice()).unwrap_or_default();
+            values.iter().for_each(|value| {
+                query.append_pair(name, value);
+            });
+        }
+        Self { path: request.url_path.clone(), query: query.finish() }
+    }
+}
 
 /// The first message.
 pub(super) fn request(
@@ -91,9 +122,7 @@ mod tests {
     use super::*;
     use http::{HeaderValue, Request};
     use http_body_util::Empty;
-    use postern_wire::proto::gitlab::agent::{
-        grpctool::http_request, kubernetes_api::rpc::ImpersonationConfig,
-    };
+    use postern_wire::proto::gitlab::agent::kubernetes_api::rpc::ImpersonationConfig;
     use std::sync::Arc;
 
     fn head(access: &Access, lines: &[(&str, &str)], uri: &str) -> Result<http_request::Header, ApiFailure> {
@@ -149,6 +178,25 @@ mod tests {
             let wanted =
                 if wanted.is_empty() && !query.starts_with("gitlab-agent-id=") { query } else { wanted };
             assert_eq!(for_cluster(query), wanted, "{query}");
+        }
+    }
+
+    #[test]
+    fn what_is_judged_is_what_is_sent() {
+        for (path, query, wanted) in [
+            ("/x", "", ("/x", "")),
+            ("/a%70i/v1%2Fpods%2570", "w%61tch=1&limit=5&watch=0", ("/api/v1/pods%70", "watch=1&watch=0")),
+            (
+                "/x",
+                "fieldSelector=metadata.name%3Da&gitlab-agent-id=1",
+                ("/x", "fieldSelector=metadata.name%3Da"),
+            ),
+        ] {
+            let (parts, ()) = Request::get(format!("/k8s?{query}")).body(()).unwrap().into_parts();
+            let body = Empty::<bytes::Bytes>::new();
+            let first = request(&parts, path, &body, false, &Access::Agent, crate::app::PROGRAM).unwrap();
+            let sent = Sent::of(&first);
+            assert_eq!((sent.path.as_str(), sent.query.as_str()), wanted);
         }
     }
 

@@ -1,8 +1,8 @@
 //! After `101 Switching Protocols`: bytes of the caller's connection as `UpgradeData` messages, both ways, whatever
 //! protocol they speak (SPDY/3.1, WebSocket). An end on one side is passed on; no side waits on a timer.
 
-use super::{Account, Answer, ExchangeError, Upload, body::finish, message};
-use crate::{auth::caller::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use super::{Account, Answer, ExchangeError, Upload, body::finish, grant::Grant, message};
+use crate::{error::chain, tunnel::stream::RequestHalf};
 use bytes::BytesMut;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,7 @@ pub(super) async fn run(
     client: OnUpgrade,
     mut answer: Answer,
     upload: Upload,
-    permit: CallerPermit,
+    grant: Grant,
     mut account: Account,
 ) {
     let Upload { keep, task, .. } = upload;
@@ -33,7 +33,7 @@ pub(super) async fn run(
         tokio::select! {
             ended = downstream => ended,
             Err(error) = upstream => Err(error),
-            () = permit.withdrawn() => Err(ExchangeError::Withdrawn),
+            error = grant.ended() => Err(error),
             () = cut.cancelled() => Err(ExchangeError::ShuttingDown),
         }
     };
@@ -46,9 +46,7 @@ pub(super) async fn run(
             finish(answer).await;
         }
         Err(error) => {
-            if matches!(error, ExchangeError::Withdrawn) {
-                account.denied("withdrawn");
-            }
+            account.ends(&error);
             let error = chain(&error);
             account.broken(&error);
             tracing::debug!(trace_id = account.trace_id, error, "upgraded connection ended");
