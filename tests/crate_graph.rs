@@ -13,7 +13,10 @@ const GRAPH: &[(&str, &[&str])] = &[
         "postern-edge",
         &["postern-certs", "postern-policies", "postern-redis", "postern-telemetry", "postern-wire"],
     ),
-    ("postern-broker", &["postern-certs", "postern-redis", "postern-telemetry", "postern-wire"]),
+    (
+        "postern-broker",
+        &["postern-certs", "postern-policies", "postern-redis", "postern-telemetry", "postern-wire"],
+    ),
     ("postern-agent", &["postern-certs", "postern-telemetry", "postern-wire"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),
     ("postern-cli", &["postern-certs", "postern-policies", "postern-wire", "stand-ins"]),

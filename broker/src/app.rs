@@ -26,6 +26,7 @@ use crate::{
     },
     observability::{Metrics, Readiness},
     per_agent::PerAgent,
+    policies::Policies,
     redis::Redis,
     spans::Tracing,
     tunnel::{connect::TunnelService, registry::Registry},
@@ -136,6 +137,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let policies = Policies::open(&config)?;
     let (stop, tasks) = (Stops::default(), Tasks::default());
     let (registry, metrics, readiness) =
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());
@@ -157,6 +159,10 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let per_minute = config.agents.connections_per_token_per_minute;
         let policy = LimitPolicy { per_minute, redis_lost: config.agents.redis_lost };
         AgentLimit::new(Arc::clone(redis), redis.key_prefix().to_owned(), policy)
+    });
+    tasks.background.spawn({
+        let (policies, stop) = (policies.clone(), stop.background.clone());
+        async move { policies.live().keep_fresh(stop).await }
     });
     neighbours::cable(config.events.as_ref(), &events, &metrics, &stop, &tasks)?;
     let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
@@ -325,6 +331,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         metrics,
         registry: Arc::clone(&registry),
         directory: fleet.as_ref().map(|fleet| Arc::clone(&fleet.directory)),
+        policies: policies.live().clone(),
         readiness: readiness.clone(),
     });
     let connections = tasks.background.clone();

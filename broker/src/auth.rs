@@ -7,13 +7,14 @@ use crate::{
     agent_limit::AgentLimit,
     gitlab::{AgentInfo, Call, RailsError, Remembered, standing::Standing},
     identities::{Agent, IdentitySource, Verdict},
+    policies::Who,
     repositories::Place,
     tunnel::registry::Registry,
 };
 use futures::future::BoxFuture;
 use http::{HeaderMap, header};
 use postern_wire::{
-    metadata::CORRELATION_ID,
+    metadata::{CORRELATION_ID, agent_version_text},
     token::{AgentToken, TokenKey, bearer},
 };
 use rand::Rng;
@@ -53,6 +54,8 @@ pub struct AgentPermit {
     pub agent: Arc<Agent>,
     /// For what is asked in the agent's name.
     pub token: AgentToken,
+    /// As it says it itself, such as `v16.11.2`.
+    pub version: Option<Arc<str>>,
     key: TokenKey,
     standing: AgentStanding,
 }
@@ -108,6 +111,16 @@ impl AgentPermit {
                     .await;
                 }
             }
+        }
+    }
+
+    /// As policies know it.
+    pub fn who(&self) -> Who {
+        Who {
+            agent_id: u64::try_from(self.agent.id.0).ok(),
+            project_id: u64::try_from(self.agent.project_id.0).ok(),
+            token_hash: *self.key.as_bytes(),
+            version: self.version.clone(),
         }
     }
 
@@ -191,11 +204,12 @@ impl Admission {
 
     async fn identify(&self, headers: &HeaderMap, token: AgentToken) -> Result<AgentPermit, Status> {
         let key = token.key();
+        let version = version(headers);
         match &self.identities {
             Identities::File(identities) => match identities.current().agent(&key) {
                 Verdict::Known(agent) => {
                     let standing = AgentStanding::File(Arc::clone(identities));
-                    Ok(AgentPermit { agent, token, key, standing })
+                    Ok(AgentPermit { agent, token, version, key, standing })
                 }
                 Verdict::Revoked(owner) => {
                     let status = revoked_token();
@@ -215,10 +229,15 @@ impl Admission {
                 };
                 let (info, standing) = held(token.key(), || ask(gitlab, &token, &call)).await?;
                 let agent = Arc::new(described(&info));
-                Ok(AgentPermit { agent, token, key, standing: AgentStanding::GitLab(standing) })
+                Ok(AgentPermit { agent, token, version, key, standing: AgentStanding::GitLab(standing) })
             }
         }
     }
+}
+
+fn version(headers: &HeaderMap) -> Option<Arc<str>> {
+    let user_agent = headers.get(header::USER_AGENT)?.to_str().ok()?;
+    agent_version_text(user_agent).map(Arc::from)
 }
 
 async fn ask(

@@ -43,6 +43,8 @@ pub struct Config {
     pub redis_conn_info: ConnInfo,
     /// Where events of agents are published; absent: nowhere.
     pub events: Option<events::Config>,
+    /// A directory of policy files; absent: only what this file says.
+    pub policies: Option<PathBuf>,
     /// How often usage counters go to GitLab; absent: never.
     pub usage_reporting_period: Option<Duration>,
     /// How long running requests may take to finish once the broker drains.

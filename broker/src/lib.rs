@@ -12,6 +12,7 @@ pub mod listeners;
 pub mod agent_limit;
 pub mod auth;
 pub mod identities;
+pub mod policies;
 
 // features, named as upstream names them
 pub mod agent_configuration;

@@ -6,6 +6,7 @@ use postern_broker::{
     app::{self, Drained, PROGRAM},
     config::{Config, Provider},
     identities::IdentitySource,
+    policies,
 };
 use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,6 +54,7 @@ fn run() -> anyhow::Result<ExitCode> {
         if let Provider::Embedded { identities_file } = &config.provider {
             IdentitySource::load(identities_file.clone())?;
         }
+        policies::open(config.policies.as_deref())?;
         for key in &config.not_in_force {
             println!("{key} is accepted and not in force yet");
         }

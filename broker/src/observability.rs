@@ -2,6 +2,7 @@
 //! token, a path or anything a stranger chooses.
 
 use crate::{fleet::directory, tunnel::registry::Registry};
+use postern_policies::Status;
 use prometheus_client::{
     encoding::{
         EncodeLabelSet, EncodeLabelValue,
@@ -11,6 +12,7 @@ use prometheus_client::{
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
+        info::Info,
     },
     registry::{Registry as MetricRegistry, Unit},
 };
@@ -152,7 +154,12 @@ impl Metrics {
     }
 
     /// All numbers in the OpenMetrics text format; those of the directory where this broker is one of several.
-    pub fn text(&self, registry: &Registry, fleet: Option<&directory::Census>) -> Result<String, fmt::Error> {
+    pub fn text(
+        &self,
+        registry: &Registry,
+        policies: &Status,
+        fleet: Option<&directory::Census>,
+    ) -> Result<String, fmt::Error> {
         let census = registry.census();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.agents.set(number(census.agents));
@@ -161,12 +168,30 @@ impl Metrics {
         self.waiting.set(number(census.waiting));
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &policy_metrics(policies))?;
         if let Some(census) = fleet {
             encode_registry(&mut text, &fleet_metrics(census))?;
         }
         encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+fn policy_metrics(status: &Status) -> MetricRegistry {
+    let mut registry = MetricRegistry::with_prefix("postern_broker_policy");
+    let problems = status.problems.len() + status.more_problems;
+    let gauges = [
+        ("generation", "Policies put in force since the start, which is 1", status.generation),
+        ("problems", "Why the policy files as they are now are not in force", problems as u64),
+    ];
+    for (name, help, value) in gauges {
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    let age = ConstGauge::new(status.age.as_secs_f64());
+    registry.register_with_unit("age", "How long the present policies are in force", Unit::Seconds, age);
+    let documents = Info::new(vec![("fingerprint", status.fingerprint.clone())]);
+    registry.register("documents", "The same in every process that has the same files in force", documents);
+    registry
 }
 
 fn fleet_metrics(census: &directory::Census) -> MetricRegistry {
@@ -223,13 +248,38 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn policies() -> Status {
+        Status {
+            directory: Some("policies".into()),
+            generation: 7,
+            fingerprint: "0123456789ab".to_owned(),
+            age: Duration::from_millis(1_500),
+            problems: Vec::new(),
+            more_problems: 3,
+            bad_for: Some(Duration::from_secs(1)),
+        }
+    }
+
+    #[test]
+    fn policies_are_told_of_by_generation_age_problems_and_fingerprint() {
+        let text = Metrics::default().text(&Registry::default(), &policies(), None).unwrap();
+        for line in [
+            "generation 7",
+            "age_seconds 1.5",
+            "problems 3",
+            "documents_info{fingerprint=\"0123456789ab\"} 1",
+        ] {
+            assert!(text.contains(&format!("\npostern_broker_policy_{line}\n")), "{line} is not in\n{text}");
+        }
+    }
+
     #[test]
     fn requests_are_counted_by_class() {
         let metrics = Metrics::default();
         for status in [200, 204, 404, 0] {
             metrics.finished(status);
         }
-        let text = metrics.text(&Registry::default(), None).unwrap();
+        let text = metrics.text(&Registry::default(), &policies(), None).unwrap();
         assert!(text.contains("postern_broker_kubernetes_api_requests_total{class=\"Success\"} 2"), "{text}");
         assert!(text.contains("class=\"Cancelled\"} 1"), "{text}");
     }
@@ -237,7 +287,7 @@ mod tests {
     #[test]
     fn a_broker_of_several_tells_of_the_directory_and_one_alone_does_not() {
         let (metrics, registry) = (Metrics::default(), Registry::default());
-        let alone = metrics.text(&registry, None).unwrap();
+        let alone = metrics.text(&registry, &policies(), None).unwrap();
         assert!(!alone.contains("postern_broker_fleet"), "{alone}");
         let census = directory::Census {
             announced: 1,
@@ -252,7 +302,7 @@ mod tests {
             refresh: Duration::from_millis(10_500),
             is_up: true,
         };
-        let text = metrics.text(&registry, Some(&census)).unwrap();
+        let text = metrics.text(&registry, &policies(), Some(&census)).unwrap();
         for line in [
             "entries_announced 1",
             "routes_cached 2",

@@ -72,13 +72,18 @@ pub fn may_reach_agent(key: &str) -> bool {
 ///
 /// `None` for programs that do not say one; treat those as old.
 pub fn agent_version(user_agent: &str) -> Option<(u32, u32)> {
+    let version = agent_version_text(user_agent)?.trim_start_matches('v');
+    let mut numbers = version.split(['.', '-', '+']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The same as it is written there: `v14.1.1`. At most 64 bytes of it.
+pub fn agent_version_text(user_agent: &str) -> Option<&str> {
     let (name, rest) = user_agent.split_once('/')?;
     if !matches!(name, "agentk" | "gitlab-agent") {
         return None;
     }
-    let version = rest.split(['/', ' ']).next()?.trim_start_matches('v');
-    let mut numbers = version.split(['.', '-', '+']);
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    rest.split(['/', ' ']).next().filter(|version| (1..=64).contains(&version.len()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`, `events`,
-//! `agent_wait`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
+//! `policies`, `agent_wait`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
 //! `meaning.rs`' business.
 
 use postern_yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
@@ -19,10 +19,15 @@ section!(File {
     private_api: PrivateApi,
     embedded: Embedded,
     events: Events,
+    policies: Policies,
 });
 section!(
     /// Ours: identities and repositories without any other server.
     Embedded { identities_file: String }
+);
+section!(
+    /// Ours: documents that change while the broker runs.
+    Policies { directory: String }
 );
 section!(Gitlab {
     address: String,

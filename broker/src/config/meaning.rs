@@ -140,6 +140,7 @@ impl Reader<'_> {
         let private_api = self.private_api(file, &mut listen_grace);
         let redis = file.redis.as_ref().and_then(|section| self.redis(&section.value, &section.place));
         let events = self.events(file);
+        let policies = self.policies(file);
         let usage_reporting_period = self.usage_reporting_period(file);
         let provider = self.provider(file);
         let redis_conn_info = self.redis_conn_info(agent);
@@ -164,12 +165,27 @@ impl Reader<'_> {
             redis,
             redis_conn_info,
             events,
+            policies,
             usage_reporting_period,
             shutdown_grace,
             listen_grace,
             not_in_force,
             warnings: alone.into_iter().collect(),
         })
+    }
+
+    fn policies(&mut self, file: &File) -> Option<PathBuf> {
+        let section = file.policies.as_ref()?;
+        match &section.value.directory {
+            Some(directory) if !directory.value.is_empty() => Some(self.base.join(&directory.value)),
+            given => {
+                let place = given
+                    .as_ref()
+                    .map_or_else(|| section.place.key("directory"), |given| given.place.clone());
+                self.problem(&place, "no directory", "the path of a directory with policy files is wanted");
+                None
+            }
+        }
     }
 
     /// One of two, since agents of both could have the same id.

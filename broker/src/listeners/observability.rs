@@ -1,4 +1,4 @@
-//! Probes and metrics over HTTP/1.1, without authentication: for the kubelet, the edge's health checks and
+//! Probes, metrics and the policies in force over HTTP/1.1, without authentication: for the kubelet, the edge's health checks and
 //! Prometheus. It lives through a drain and tells about it.
 
 use crate::{
@@ -6,6 +6,7 @@ use crate::{
     fleet::directory::Directory,
     listeners::socket::Listener,
     observability::{Metrics, Readiness},
+    policies,
     tunnel::registry::Registry,
 };
 use bytes::Bytes;
@@ -13,9 +14,12 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_policies::Live;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// The policies in force, unless one of the configured paths is the same.
+const POLICIES_PATH: &str = "/policies";
 const NEXT_HEAD: Duration = Duration::from_secs(60);
 /// Larger heads are answered with 431.
 const MAX_HEAD: usize = 16 * 1024;
@@ -31,6 +35,8 @@ pub struct Probes {
     pub registry: Arc<Registry>,
     /// Numbers of the fleet; absent: there are no other brokers.
     pub directory: Option<Arc<Directory>>,
+    /// What is in force. Files that are bad make nobody unready: the last good ones are in force.
+    pub policies: Live,
     /// Whether new work is wanted.
     pub readiness: Readiness,
 }
@@ -74,15 +80,21 @@ impl Probes {
             }
         } else if path == self.config.metrics_path {
             let fleet = self.directory.as_ref().map(|directory| directory.census());
-            let mut response = match self.metrics.text(&self.registry, fleet.as_ref()) {
-                Ok(metrics) => text(StatusCode::OK, metrics),
-                Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n".into()),
-            };
+            let mut response =
+                match self.metrics.text(&self.registry, &self.policies.status(), fleet.as_ref()) {
+                    Ok(metrics) => text(StatusCode::OK, metrics),
+                    Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n".into()),
+                };
             let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response
+        } else if path == POLICIES_PATH {
+            let mut response = text(StatusCode::OK, policies::report(&self.policies.status()).to_string());
+            let kind = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
         } else {
-            text(StatusCode::NOT_FOUND, "served here: probes and metrics\n".into())
+            text(StatusCode::NOT_FOUND, "served here: probes, metrics and /policies\n".into())
         }
     }
 }
