@@ -2,9 +2,19 @@
 //!
 //! Under `meant`. Built once a reload; asked for each decision, without an allocation.
 
+mod index;
+mod selector;
+#[cfg(test)]
+mod tests;
+
 use crate::Subject;
+use index::{Found, Index};
+pub(crate) use selector::{
+    Cidr, CidrMistake, Header, HexPrefix, MAX_CELLS, MAX_CELLS_IN_ALL, Mode, Selector, VersionPattern, lot,
+};
 use serde::Serialize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The kinds of documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -62,30 +72,65 @@ impl<T> Copy for Choice<'_, T> {}
 /// All documents' values of one field.
 #[derive(Clone, Debug)]
 pub struct Rules<T> {
-    rules: Vec<(T, Rule)>,
+    entries: Vec<Entry<T>>,
+    index: Index,
+}
+
+/// What one document says.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry<T> {
+    pub(crate) value: T,
+    pub(crate) rule: Rule,
+    pub(crate) header: Arc<Header>,
 }
 
 impl<T> Default for Rules<T> {
     fn default() -> Self {
-        Self { rules: Vec::new() }
+        Self { entries: Vec::new(), index: Index::default() }
     }
 }
 
 impl<T> Rules<T> {
-    /// Whether no document sets the field for anybody: then there is nothing to look up.
-    pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+    /// Adds a document's value. Its selector has at most [`MAX_CELLS`] cells: the parser asks before.
+    ///
+    /// # Errors
+    /// The rule it ties with; nothing was added then.
+    pub(crate) fn add(&mut self, header: &Arc<Header>, rule: Rule, value: T) -> Result<(), Rule> {
+        self.index.add(header, self.entries.len()).map_err(|tie| self.entries[tie].rule.clone())?;
+        self.entries.push(Entry { value, rule, header: header.clone() });
+        Ok(())
     }
 
-    /// The most specific values for a subject.
+    /// When all documents are added.
+    pub(crate) fn seal(mut self) -> Self {
+        self.entries.shrink_to_fit();
+        self.index.shrink();
+        self
+    }
+
+    /// In the order in which they were added.
+    pub(crate) fn entries(&self) -> &[Entry<T>] {
+        &self.entries
+    }
+
+    /// Whether no document sets the field for anybody: then there is nothing to look up.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The most specific values for a subject. Allocates nothing; its time hardly depends on the number of documents.
     pub fn choose(&self, subject: &Subject<'_>) -> Choice<'_, T> {
-        let _ = subject;
-        let in_force = self.rules.first().map(|(value, rule)| Ruled { value, rule });
-        Choice { in_force, reported: None }
+        let Found { in_force, reported } = self.index.choose(subject);
+        Choice { in_force: self.ruled(in_force), reported: self.ruled(reported) }
     }
 
     /// What is in force for a subject.
     pub fn find(&self, subject: &Subject<'_>) -> Option<Ruled<'_, T>> {
         self.choose(subject).in_force
+    }
+
+    fn ruled(&self, position: Option<usize>) -> Option<Ruled<'_, T>> {
+        let Entry { value, rule, .. } = self.entries.get(position?)?;
+        Some(Ruled { value, rule })
     }
 }
