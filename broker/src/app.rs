@@ -253,10 +253,14 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     };
     let tunnels = TunnelService {
         registry: Arc::clone(&registry),
-        max_idle: stream_age,
+        policies: policies.clone(),
         departures: departures.clone(),
         tasks: tasks.connections.clone(),
     };
+    tasks.background.spawn({
+        let (registry, stop) = (Arc::clone(&registry), stop.background.clone());
+        async move { registry.keep_bounds(stop).await }
+    });
     let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry), limit };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
@@ -317,7 +321,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             counted: usage,
             router: Router { registry: Arc::clone(&registry), fleet: fleet.clone() },
             url_path_prefix: section.url_path_prefix,
+            policies: policies.live().clone(),
             agent_wait: section.agent_wait,
+            proxies: section.trusted_proxies,
             program: PROGRAM,
             metrics: Arc::clone(&metrics),
             under_way: tasks.requests.clone(),

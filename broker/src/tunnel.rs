@@ -3,6 +3,7 @@
 //! [`connect`] serves the stream, [`registry`] keeps the idle ones of this process, [`stream`] carries one request
 //! through one tunnel and then it is gone.
 
+mod bounds;
 pub mod connect;
 pub mod registry;
 pub mod stream;
