@@ -6,13 +6,17 @@
 
 mod limits;
 mod live;
+mod load;
 mod meant;
 mod problem;
 mod rules;
 mod subject;
+mod validate;
+mod written;
 
 pub use limits::RateLimit;
-pub use live::{Live, Status, load_dir};
+pub use live::{Live, Status};
+pub use load::load_dir;
 pub use meant::{
     Access, Backends, CallRate, CallerRule, Callers, Clients, Connections, Effect, Limits, PolicySet,
     Polling, RedisLost, Request, Resource, Tunnels,

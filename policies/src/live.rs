@@ -3,6 +3,7 @@
 //! Every process with policies keeps one. A bad change keeps the last good set. Tells subscribers that there is another
 //! one; never calls anybody.
 
+use crate::load::{Loaded, load};
 use crate::{PolicySet, Problem, Problems};
 use arc_swap::{ArcSwap, Guard};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub struct Live(Arc<Inner>);
 struct Inner {
     directory: Option<PathBuf>,
     set: ArcSwap<PolicySet>,
+    fingerprint: String,
     generation: watch::Sender<u64>,
 }
 
@@ -45,9 +47,14 @@ impl Live {
     /// # Errors
     /// Every problem of every file.
     pub fn open(directory: Option<&Path>) -> Result<Self, Problems> {
+        let (set, fingerprint) = match directory.map(load).transpose()? {
+            Some(Loaded { set, fingerprint }) => (set, fingerprint),
+            None => (PolicySet::default(), String::new()),
+        };
         Ok(Self(Arc::new(Inner {
             directory: directory.map(Path::to_owned),
-            set: ArcSwap::from_pointee(PolicySet::default()),
+            set: ArcSwap::from_pointee(set),
+            fingerprint,
             generation: watch::Sender::new(1),
         })))
     }
@@ -66,7 +73,7 @@ impl Live {
         Status {
             directory: self.0.directory.clone(),
             generation: *self.0.generation.borrow(),
-            fingerprint: String::new(),
+            fingerprint: self.0.fingerprint.clone(),
             age: Duration::ZERO,
             problems: Vec::new(),
             more_problems: 0,
@@ -78,13 +85,4 @@ impl Live {
     pub async fn keep_fresh(&self, stop: CancellationToken) {
         stop.cancelled().await;
     }
-}
-
-/// Reads the policies of a directory once. Blocking.
-///
-/// # Errors
-/// As [`Live::open`].
-pub fn load_dir(directory: &Path) -> Result<PolicySet, Problems> {
-    let _ = directory;
-    Ok(PolicySet::default())
 }

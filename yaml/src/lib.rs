@@ -15,7 +15,7 @@ mod read;
 mod suggest;
 
 pub use kinds::{Positive, Span, UrlPath, Words, WordsOf, duration};
-pub use parse::parse;
+pub use parse::{parse, parse_part};
 pub use read::{Bare, Cursor, Given, Place, Read, Section};
 use std::{fmt, rc::Rc};
 
@@ -109,6 +109,11 @@ impl Problems {
     /// Whether something was said about this path already.
     pub fn mentions(&self, path: &str) -> bool {
         self.list.iter().any(|problem| problem.path == path)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.list.len() + self.more
     }
 
     /// Whether there is none.

@@ -2,7 +2,7 @@
 //! stops at what is no YAML. Its costs are bounded by the text's length and [`MAX_WEIGHT`], whoever wrote the text.
 
 use super::{Entry, Node, Position, Problems, Value, cut};
-use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, Tag};
 use std::{
     collections::{HashMap, HashSet},
     rc::Rc,
@@ -18,16 +18,25 @@ const TEXT_UNIT: usize = 16;
 
 /// The only document of the text. `None`: it is no YAML, and `problems` says why.
 pub fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
+    parse_part(text, 0, problems)
+}
+
+/// The only document of a part of a file, with so many lines before it.
+pub fn parse_part(text: &str, lines_before: usize, problems: &mut Problems) -> Option<Rc<Node>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = granit_parser::options! {
         flow_nesting_limit: MAX_NESTING,
         block_nesting_limit: MAX_NESTING,
     };
+    let position = |marker: &granit_parser::Marker| Position {
+        line: lines_before + marker.line().max(1),
+        column: marker.col() + 1,
+    };
     let mut builder =
         Builder { problems, open: Vec::new(), anchors: HashMap::new(), spent: 0, root: None, documents: 0 };
     for event in Parser::new_from_str_with_options(text, options) {
         match event {
-            Ok((event, span)) => builder.event(event, span)?,
+            Ok((event, span)) => builder.event(event, position(&span.start))?,
             Err(error) => {
                 let at = position(error.marker());
                 let found = format!("not YAML: {}", error.kind());
@@ -36,15 +45,9 @@ pub fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
             }
         }
     }
-    Some(
-        builder
-            .root
-            .unwrap_or_else(|| Rc::new(Node { at: Position::default(), value: Value::Null, weight: 1 })),
-    )
-}
-
-fn position(marker: &granit_parser::Marker) -> Position {
-    Position { line: marker.line().max(1), column: marker.col() + 1 }
+    Some(builder.root.unwrap_or_else(|| {
+        Rc::new(Node { at: Position { line: lines_before + 1, column: 1 }, value: Value::Null, weight: 1 })
+    }))
 }
 
 struct Builder<'a> {
@@ -79,8 +82,7 @@ enum Key {
 }
 
 impl Builder<'_> {
-    fn event(&mut self, event: Event<'_>, span: Span) -> Option<()> {
-        let at = position(&span.start);
+    fn event(&mut self, event: Event<'_>, at: Position) -> Option<()> {
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;

@@ -54,9 +54,14 @@ impl<'a> Cursor<'a> {
         self.problems.add(at, self.path.clone(), found, wanted);
     }
 
-    /// See [`Problems::nearest`].
-    pub(crate) fn nearest<'k>(&self, word: &str, known: &[&'k str]) -> Option<&'k str> {
+    /// The known word that was probably meant, for messages.
+    pub fn nearest<'k>(&self, word: &str, known: &[&'k str]) -> Option<&'k str> {
         self.problems.nearest(word, known)
+    }
+
+    /// How many problems were reported so far.
+    pub fn reported(&self) -> usize {
+        self.problems.count()
     }
 
     /// Reports that the value is of another kind.
