@@ -11,7 +11,8 @@ pub use private_api::{
 };
 
 use crate::{
-    agent_limit::RedisLost, events, gitaly::ManifestLimits, gitlab, kubernetes_api::Proxies, rate::Rate, redis,
+    agent_limit::RedisLost, events, gitaly::ManifestLimits, gitlab, kubernetes_api::Proxies, rate::Rate,
+    redis,
 };
 use postern_certs::CertFiles;
 use postern_telemetry::Endpoint;

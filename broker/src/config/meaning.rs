@@ -6,7 +6,7 @@ use super::{
     Provider, TracingConfig,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
-use crate::agent_limit::RedisLost;
+use crate::{agent_limit::RedisLost, kubernetes_api::Proxies};
 use postern_certs::CertFiles;
 use postern_telemetry::{Endpoint, Protocol};
 use postern_yaml::{Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};

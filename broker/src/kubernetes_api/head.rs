@@ -27,28 +27,33 @@ const OURS: [&str; 7] =
 /// What a cluster is asked for, as far as rules look at it: as it is sent, not as it was received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
-    /// Percent-decoded, without the prefix that was for us.
-    pub(super) path: String,
-    /// Only the parameters that make a request another one, encoded anew.
-    pub(super) query: String,
+    /// Decoded and encoded anew, as agents do, without the prefix that was for us. Empty: there is none.
+    path: String,
+    /// Only what makes a list a watch.
+    query: String,
 }
-
-/// What makes a list a watch, and a list of one a single object.
-const TELLING: [&str; 2] = ["watch", "fieldSelector"];
 
 impl Sent {
     /// Of the first message.
     pub(super) fn of(first: &HttpRequest) -> Self {
         let Some(http_request::Message::Header(header)) = &first.message else { return Self::default() };
         let Some(request) = &header.request else { return Self::default() };
+        let target = wire_http::request_target(request).unwrap_or_default();
+        let path = target.split('?').next().unwrap_or_default().to_owned();
         let mut query = form_urlencoded::Serializer::new(String::new());
-        for name in TELLING {
-            let values = request.query.get(name).map(|values| values.value.as_slice()).unwrap_or_default();
-            values.iter().for_each(|value| {
-                query.append_pair(name, value);
-            });
+        for value in request.query.get("watch").iter().flat_map(|values| &values.value) {
+            query.append_pair("watch", value);
         }
-        Self { path: request.url_path.clone(), query: query.finish() }
+        Self { path, query: query.finish() }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// As rules see it, without its caller.
+    pub(super) fn request<'a>(&'a self, method: &'a str) -> postern_policies::Request<'a> {
+        postern_policies::Request::of(method, &self.path, Some(&self.query))
     }
 }
 
@@ -185,12 +190,9 @@ mod tests {
     fn what_is_judged_is_what_is_sent() {
         for (path, query, wanted) in [
             ("/x", "", ("/x", "")),
-            ("/a%70i/v1%2Fpods%2570", "w%61tch=1&limit=5&watch=0", ("/api/v1/pods%70", "watch=1&watch=0")),
-            (
-                "/x",
-                "fieldSelector=metadata.name%3Da&gitlab-agent-id=1",
-                ("/x", "fieldSelector=metadata.name%3Da"),
-            ),
+            ("/%61pi/v1%2Fpods", "w%61tch=1&limit=5&watch=0", ("/api/v1/pods", "watch=1&watch=0")),
+            ("/a%20b%2570%C3%A4%3F%23", "watch", ("/a%20b%2570%C3%A4%3F%23", "watch=")),
+            ("/x", "gitlab-agent-id=1&Watch=1", ("/x", "")),
         ] {
             let (parts, ()) = Request::get(format!("/k8s?{query}")).body(()).unwrap().into_parts();
             let body = Empty::<bytes::Bytes>::new();
@@ -198,6 +200,7 @@ mod tests {
             let sent = Sent::of(&first);
             assert_eq!((sent.path.as_str(), sent.query.as_str()), wanted);
         }
+        assert!(Sent::of(&HttpRequest { message: None }).request("GET").obscure);
     }
 
     #[test]

@@ -64,9 +64,7 @@ pub(super) struct Verdict {
 enum Odd {
     Method,
     Override(&'static str),
-    Dots,
-    Empty,
-    Character,
+    Path,
 }
 
 impl Asked {
@@ -144,29 +142,29 @@ impl Asked {
             access: self.access,
             user_id: self.user_id,
             project_id: self.job_project,
-            ..Request::of(&self.method, &self.sent.path, &self.sent.query)
+            ..self.sent.request(&self.method)
         }
     }
 
     fn against(&self, ruled: &Ruled<'_, Callers>) -> Option<Denied> {
         let Ruled { value, rule } = ruled;
         let (who, policy) = (&self.who, &rule.name);
-        let request = self.request();
         let (message, line) = match self.odd {
             Some(odd) => {
-                let (method, path) = (shortened(&self.method), shortened(&self.sent.path));
+                let (method, path) = (shortened(&self.method), shortened(self.sent.path()));
                 let why = odd.words();
                 let message = format!("AccessPolicy {policy} does not let {who} {method} {path:?}: {why}");
                 (message, rule.line)
             }
             None => {
-                let (effect, line) = value.judge(&request);
-                if effect == Effect::Allow {
+                let request = self.request();
+                let judged = value.judge(&request);
+                if judged.effect == Effect::Allow {
                     return None;
                 }
                 let (what, agent) = (what(&request), self.agent);
                 let message = format!("AccessPolicy {policy} does not let {who} {what} at agent {agent}");
-                (message, line.unwrap_or(rule.line))
+                (message, judged.rule_line.unwrap_or(rule.line))
             }
         };
         Some(Denied { message, policy: policy.clone(), place: format!("{}:{line}", rule.file.display()) })
@@ -213,37 +211,19 @@ impl Odd {
         if let Some(name) = OVERRIDES.into_iter().find(|name| headers.contains_key(*name)) {
             return Some(Self::Override(name));
         }
-        let path = sent.path.strip_prefix('/').unwrap_or(&sent.path);
-        if path.chars().any(|character| character.is_control() || character == '\\') {
-            return Some(Self::Character);
-        }
-        if path.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Some(Self::Dots);
-        }
-        // What a service behind the cluster's proxy makes of its part is not the cluster's business.
-        let own = match Request::of(method.as_str(), &sent.path, &sent.query) {
-            Request { resource: Some(resource), namespace, .. } if resource.subresource == Some("proxy") => {
-                let group = if resource.group.is_empty() { 2 } else { 3 };
-                group + if namespace.is_some() { 2 } else { 0 } + 3
-            }
-            _ => usize::MAX,
-        };
-        let path = path.strip_suffix('/').unwrap_or(path);
-        let empty = !path.is_empty() && path.split('/').take(own).any(str::is_empty);
-        (empty || sent.path == "//").then_some(Self::Empty)
+        sent.request(method.as_str()).obscure.then_some(Self::Path)
     }
 
     fn words(self) -> String {
-        let what = match self {
-            Self::Method => return "rules know no such method; leave it".to_owned(),
-            Self::Override(name) => {
-                return format!("the header {name} may stand for another method; leave it out");
+        match self {
+            Self::Method => "rules know no such method".to_owned(),
+            Self::Override(name) => format!("the header {name} may stand for another method; leave it out"),
+            Self::Path => {
+                "the path may mean one thing to the cluster and another to a rule; ask for the plain one, \
+                           without `..`, `//`, backslashes and needless percent-encoding"
+                    .to_owned()
             }
-            Self::Dots => "a dot or two between slashes",
-            Self::Empty => "two slashes in a row",
-            Self::Character => "a control character or a backslash in a path",
-        };
-        format!("{what} can mean something else to the cluster than to a rule; ask for the plain path")
+        }
     }
 }
 

@@ -2,10 +2,14 @@
 
 use super::*;
 use crate::{
+    agent_limit::{LimitPolicy, RedisLost},
     drain::{Others, tests::Peers},
     gitlab,
+    policies::Base,
+    rate::Rate,
     stage::{Stage, TOKEN_A, agents, call_as, serve},
 };
+use postern_policies::Live;
 use postern_wire::{
     ids::AgentId,
     metadata::RETRY_PUSHBACK,
@@ -25,6 +29,20 @@ use tonic::{service::Routes, transport::Channel};
 
 const AGENT: AgentId = AgentId(1);
 const SOON: Duration = Duration::from_secs(20);
+
+/// The policies of this directory over a configuration of long-lived connections.
+fn policies(directory: Option<&std::path::Path>) -> Policies {
+    let base = Base {
+        configuration: SOON,
+        manifests: SOON,
+        max_age: Duration::from_secs(7200),
+        calls: LimitPolicy { per_minute: 0, redis_lost: RedisLost::Local },
+        gitlab: Rate::default(),
+        gitaly: Rate::default(),
+        gitaly_per_server: Rate::default(),
+    };
+    Policies::new(Live::open(directory).unwrap(), base)
+}
 
 struct Field {
     departures: Departures,
@@ -46,7 +64,7 @@ impl Field {
         let (departures, registry) = (Departures::default(), Arc::clone(&stage.admission.registry));
         let service = TunnelService {
             registry: Arc::clone(&registry),
-            max_idle: Duration::from_secs(3600),
+            policies: policies(None),
             departures: departures.clone(),
             tasks: TaskTracker::new(),
         };

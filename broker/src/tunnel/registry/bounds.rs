@@ -130,7 +130,9 @@ mod tests {
 
     /// Which of them the registry has let go of.
     fn ended(tunnels: &mut [Idle]) -> Vec<usize> {
-        let gone = |tunnel: &mut Idle| tunnel.claimed.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+        let gone = |tunnel: &mut Idle| {
+            matches!(tunnel.claimed.try_recv(), Err(oneshot::error::TryRecvError::Closed))
+        };
         tunnels.iter_mut().enumerate().filter_map(|(number, tunnel)| gone(tunnel).then_some(number)).collect()
     }
 
@@ -211,7 +213,9 @@ mod tests {
         for agent in 1..=100 {
             for _ in 0..2 {
                 all.push(registry.present(AgentId(agent), "here".into(), true));
-                let Offer::Idle(ticket, claimed) = registry.offer(AgentId(agent)) else { panic!("nobody waits") };
+                let Offer::Idle(ticket, claimed) = registry.offer(AgentId(agent)) else {
+                    panic!("nobody waits")
+                };
                 Box::leak(Box::new((ticket, claimed)));
             }
         }
