@@ -3,6 +3,8 @@
 //! costs time, not changes: it then looks every half a minute.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +15,12 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+mod directory;
 #[cfg(test)]
 mod tests;
+mod way;
+
+pub use directory::{DirectoryWatch, Snapshot, Wanted};
 
 /// Quiet time after which a burst of changes counts as one: certificate and key are rarely written at once. Short
 /// enough that a change is in force 100 ms after it was made.
@@ -54,7 +60,7 @@ type DirectoryId = (u64, u64, Option<SystemTime>);
 
 /// What `stat` says of a file, links followed. The change time (ctime) cannot be set back, so no write goes
 /// unseen.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
@@ -157,8 +163,8 @@ impl FileWatch {
             let target = std::fs::canonicalize(file).ok();
             for path in [Some(file), target.as_ref()].into_iter().flatten() {
                 let directory = directory_of(path);
-                if let Ok(found) = std::fs::metadata(&directory) {
-                    wanted.entry((found.dev(), found.ino(), found.created().ok())).or_insert(directory);
+                if let Ok(id) = directory_id(&directory) {
+                    wanted.entry(id).or_insert(directory);
                 }
             }
         }
@@ -194,12 +200,33 @@ fn directory_of(path: &Path) -> PathBuf {
     }
 }
 
+fn directory_id(path: &Path) -> io::Result<DirectoryId> {
+    let found = std::fs::metadata(path)?;
+    Ok((found.dev(), found.ino(), found.created().ok()))
+}
+
 fn stamp(path: &Path) -> Option<Stamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some(Stamp {
+    std::fs::metadata(path).ok().map(|found| stamp_of(&found))
+}
+
+fn stamp_of(found: &Metadata) -> Stamp {
+    Stamp {
         device: found.dev(),
         inode: found.ino(),
         length: found.len(),
         changed: (found.ctime(), found.ctime_nsec()),
-    })
+    }
+}
+
+impl Stamp {
+    fn id(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// A time before 1970 is 1970: nobody asks for more than how long ago it was.
+    fn changed_at(&self) -> SystemTime {
+        let (seconds, nanoseconds) = self.changed;
+        let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+        SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
 }

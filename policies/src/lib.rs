@@ -16,7 +16,7 @@ mod written;
 
 pub use limits::RateLimit;
 pub use live::{Live, Status};
-pub use load::load_dir;
+pub use load::{Loaded, load, load_dir};
 pub use meant::{
     Access, Backends, CallRate, CallerRule, Callers, Clients, Connections, Effect, Limits, PolicySet,
     Polling, RedisLost, Request, Resource, Tunnels,

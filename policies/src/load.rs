@@ -6,6 +6,8 @@
 mod documents;
 mod files;
 
+pub(crate) use files::is_policy_file;
+
 use crate::validate::Builder;
 use crate::{PolicySet, Problem, Problems};
 use files::Text;
@@ -18,11 +20,12 @@ const MAX_DOCUMENTS: usize = 10_000;
 const MAX_PROBLEMS: usize = 500;
 
 /// What a directory holds.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub(crate) set: PolicySet,
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub set: PolicySet,
     /// Twelve hexadecimal digits of the SHA-256 of all files' texts in the order of their names.
-    pub(crate) fingerprint: String,
+    pub fingerprint: String,
+    pub documents: usize,
 }
 
 /// Reads the policies of a directory once: every `*.yaml` and `*.yml` file directly in it, in the order of their names.
@@ -34,8 +37,11 @@ pub fn load_dir(directory: &Path) -> Result<PolicySet, Problems> {
     load(directory).map(|loaded| loaded.set)
 }
 
+/// As [`load_dir`], and what `/policies` of a process says that has the same files in force.
+///
+/// # Errors
 /// As [`load_dir`].
-pub(crate) fn load(directory: &Path) -> Result<Loaded, Problems> {
+pub fn load(directory: &Path) -> Result<Loaded, Problems> {
     let mut found = Found::default();
     let mut builder = Builder::default();
     let mut hash = Sha256::new();
@@ -61,7 +67,7 @@ pub(crate) fn load(directory: &Path) -> Result<Loaded, Problems> {
         return Err(Problems { list: found.list, more: found.more });
     }
     let fingerprint = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Loaded { set: builder.finish(), fingerprint })
+    Ok(Loaded { set: builder.finish(), fingerprint, documents })
 }
 
 /// Takes a file's documents in. `false`: there are too many, which was reported.

@@ -5,6 +5,7 @@
 
 use crate::Problem;
 use rustix::fs::OFlags;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -77,10 +78,8 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).map_err(|error| unreadable(&error))? {
         let path = entry.map_err(|error| unreadable(&error))?.path();
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
         // Follows links: a ConfigMap's files are links.
-        if !yaml || hidden || path.is_dir() {
+        if !path.file_name().is_some_and(is_policy_file) || path.is_dir() {
             continue;
         }
         if files.len() == MAX_FILES {
@@ -91,6 +90,13 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a name is that of a policy file. What is there under it is another question.
+pub(crate) fn is_policy_file(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension();
+    let yaml = extension.is_some_and(|extension| extension == "yaml" || extension == "yml");
+    yaml && !name.as_encoded_bytes().starts_with(b".")
 }
 
 enum Unusable {
