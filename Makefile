@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis bench-policies build setup setup-build
 
 menu: ## this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ bench-redis: setup-build build ## count what brokers and agents at rest cost Red
 	@command -v redis-server >/dev/null || tests/setup/tests.sh
 	@# Counts do not depend on how fast programs are, and so the ones that are built anyway will do.
 	cargo bench --profile dev -p postern-tests --bench redis
+
+bench-policies: setup-build ## what a decision by 5,000 policies costs, and how soon an edit is in force everywhere
+	@command -v redis-server >/dev/null || tests/setup/tests.sh
+	cargo build --release --workspace --bins
+	@mkdir -p target/bench
+	cargo bench -p postern-policies --bench decide | tee target/bench/decisions.txt
+	POSTERN_DECISIONS=$(CURDIR)/target/bench/decisions.txt cargo bench -p postern-tests --bench policies
 
 build:
 	cargo build --workspace --bins

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, process::Command};
 const GRAPH: &[(&str, &[&str])] = &[
     ("postern-wire", &[]),
     ("postern-certs", &[]),
-    ("postern-policies", &[]),
+    ("postern-yaml", &[]),
+    ("postern-policies", &["postern-certs", "postern-yaml"]),
     ("postern-redis", &["postern-certs"]),
     ("postern-telemetry", &["postern-certs"]),
     (
@@ -15,7 +16,14 @@ const GRAPH: &[(&str, &[&str])] = &[
     ),
     (
         "postern-broker",
-        &["postern-certs", "postern-policies", "postern-redis", "postern-telemetry", "postern-wire"],
+        &[
+            "postern-certs",
+            "postern-policies",
+            "postern-redis",
+            "postern-telemetry",
+            "postern-wire",
+            "postern-yaml",
+        ],
     ),
     ("postern-agent", &["postern-certs", "postern-telemetry", "postern-wire"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),

@@ -30,6 +30,8 @@ mod kubectl;
 mod kubernetes_api;
 /// The edge behind HAProxy, nginx and Envoy, with the files that operators get.
 mod load_balancers;
+/// Policies edited under load.
+mod policies;
 /// Brokers restarted one after the other under load.
 mod rolling;
 /// What a request costs Redis, here and through another broker, and what is asked of Redis beside it.

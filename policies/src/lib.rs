@@ -4,16 +4,19 @@
 //! value, with what they know of a [`Subject`]; what no policy says comes from their own configuration. It opens no socket
 //! and keeps no counters: who enforces a limit keeps its buckets, so that another policy does not refill them.
 
+mod gcra;
 mod limits;
 mod live;
 mod load;
 mod meant;
 mod problem;
+mod request;
 mod rules;
 mod subject;
 mod validate;
 mod written;
 
+pub use gcra::Gcra;
 pub use limits::RateLimit;
 pub use live::{Live, Status};
 pub use load::{Loaded, load, load_dir};
@@ -22,5 +25,6 @@ pub use meant::{
     Polling, RedisLost, Request, Resource, Tunnels,
 };
 pub use problem::{Problem, Problems};
+pub use request::Judged;
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
 pub use subject::Subject;

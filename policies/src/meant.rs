@@ -2,6 +2,7 @@
 //!
 //! From `written`, checked; to edge and broker. A value without counters, swapped as a whole.
 
+use crate::rules::Cidr;
 use crate::{RateLimit, Rules, Subject};
 use serde::Serialize;
 use std::net::IpAddr;
@@ -111,7 +112,7 @@ pub struct Callers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallerRule {
     pub effect: Effect,
-    /// `ci_job`, `user`, `session`, ... : see [`Request::access`].
+    /// `ci`, `pat`, `session`, `postern`, or `*`: see [`Request::access`].
     pub access: Vec<String>,
     pub user_ids: Vec<u64>,
     /// Of CI jobs.
@@ -145,9 +146,14 @@ pub struct Request<'a> {
     pub verb: &'a str,
     /// Without version; `None`: the path is not about a resource.
     pub resource: Option<Resource<'a>>,
+    /// `None`: the resource has none, or the request is for all of them.
     pub namespace: Option<&'a str>,
+    /// As in the path, percent-encoded. `None`: the request is for all of the type.
+    pub name: Option<&'a str>,
     /// Without the query.
     pub path: &'a str,
+    /// The path may be read in more than one way, so no rule can judge it, and it is denied; see [`Request::of`].
+    pub obscure: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,9 +198,15 @@ pub struct Tunnels {
 }
 
 impl Clients {
+    /// Whether this address may connect.
     pub fn admits(&self, client: IpAddr) -> bool {
-        let _ = client;
-        true
+        let client = client.to_canonical();
+        let has = |networks: &[(IpAddr, u8)]| {
+            networks
+                .iter()
+                .any(|(address, length)| Cidr::of(address.to_canonical(), *length).contains(client))
+        };
+        (self.allow.is_empty() || has(&self.allow)) && !has(&self.deny)
     }
 }
 

@@ -1,0 +1,293 @@
+//! An edge and three brokers that read the same directory of policies, agents with their tunnels through the edge, and
+//! callers at a steady pace. Of what an edit does it only says what somebody met at each process, and when.
+
+use crate::harness::{
+    PATIENCE, Process,
+    agents::{Agents, Habits},
+    brokers::Brokers,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpSocket,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+
+const BROKERS: usize = 3;
+const AGENTS: usize = 100;
+const TUNNELS: usize = 2;
+/// Requests a second, all together.
+const RATE: u32 = 500;
+const LANES: u32 = 20;
+/// Between two looks at a process; a decision is seen so much late at most, and as long as a request takes.
+const LOOK: Duration = Duration::from_millis(3);
+/// The address of whoever looks at the edge: policies mean nobody else.
+const WATCHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
+/// The agent that nobody but those who look at brokers asks for.
+const WATCHED: i64 = 1;
+
+/// Where something is decided.
+pub(crate) const PROCESSES: [&str; 1 + BROKERS] = ["edge", "broker 0", "broker 1", "broker 2"];
+
+/// What the policies say now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Open,
+    Shut,
+}
+
+/// All of it, running.
+pub(crate) struct Field {
+    pub(crate) agents: Agents,
+    edge: Process,
+    edge_address: SocketAddr,
+    _brokers: Brokers,
+    policies: tempfile::TempDir,
+    _watchers: JoinSet<()>,
+    seen: Vec<watch::Receiver<(Option<Word>, Instant)>>,
+    entrance: String,
+}
+
+/// Requests until it is stopped.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    lanes: JoinSet<BTreeMap<String, u64>>,
+}
+
+impl Field {
+    pub(crate) async fn start() -> Self {
+        let policies = tempfile::tempdir().expect("folder");
+        write(policies.path(), Word::Open);
+        let section = format!("policies: {{directory: '{}'}}\n", policies.path().display());
+        let brokers = Brokers::start(BROKERS, AGENTS, &section).await;
+        let folder = tempfile::tempdir().expect("folder");
+        let list = |addresses: Vec<SocketAddr>| {
+            addresses.iter().map(|address| format!("'{address}'")).collect::<Vec<_>>().join(", ")
+        };
+        let text = format!(
+            "listen: [{{address: '127.0.0.1:0'}}]\nupstreams:\n  agents: {{addresses: [{}]}}\n  kubernetes_api: \
+             {{addresses: [{}]}}\nadmin: {{listen: '127.0.0.1:0'}}\n{section}",
+            list(brokers.all.iter().map(|broker| broker.agents).collect()),
+            list(brokers.all.iter().map(|broker| broker.kubernetes).collect()),
+        );
+        fs::write(folder.path().join("edge.yaml"), text).expect("written");
+        let arguments = ["--config".into(), folder.path().join("edge.yaml").display().to_string()];
+        // At `debug` the logs would be what is measured.
+        let mut edge = Process::start(
+            "edge",
+            "postern-edge",
+            folder.path(),
+            &arguments,
+            &[("POSTERN_LOG", "warn,postern_edge=info")],
+        );
+        let edge_address = edge.address("listening", |line| line["tls"] == false).await;
+        let habits = Habits { tunnels: TUNNELS, aged: false };
+        let agents = Agents::start(&[edge_address], &brokers.identities, habits);
+        agents.stand().await;
+        let (_, entrance) = brokers.entrance(0);
+        let mut field = Self {
+            agents,
+            edge,
+            edge_address,
+            policies,
+            _watchers: JoinSet::new(),
+            seen: Vec::new(),
+            entrance,
+            _brokers: brokers,
+        };
+        field.watch();
+        field.meets(Word::Open, Instant::now()).await;
+        field
+    }
+
+    /// Looks at every process all the time.
+    fn watch(&mut self) {
+        let mut addresses = vec![self.edge_address];
+        addresses.extend(self._brokers.all.iter().map(|broker| broker.kubernetes));
+        for (process, address) in addresses.into_iter().enumerate() {
+            let (tell, told) = watch::channel((None, Instant::now()));
+            let bearer = format!("Bearer postern:{WATCHED}:{}", self.entrance);
+            self.seen.push(told);
+            self._watchers.spawn(look(process, address, bearer, tell));
+        }
+    }
+
+    /// Changes the files, as an editor does. Returns when that began.
+    pub(crate) fn edit(&self, word: Word) -> Instant {
+        let begin = Instant::now();
+        write(self.policies.path(), word);
+        begin
+    }
+
+    /// Waits until this is what every process decides, and says after what time each did for the first time.
+    pub(crate) async fn meets(&mut self, word: Word, since: Instant) -> Vec<Duration> {
+        let mut after = Vec::new();
+        for (process, seen) in self.seen.iter_mut().enumerate() {
+            let met = timeout(PATIENCE, seen.wait_for(|(met, _)| *met == Some(word))).await;
+            let met = met.unwrap_or_else(|_| panic!("{} never decides {word:?}", PROCESSES[process]));
+            after.push(met.expect("the watcher lives").1.saturating_duration_since(since));
+        }
+        after
+    }
+
+    /// Callers that no policy means: [`RATE`] requests a second through the edge, to all agents in turn.
+    pub(crate) fn load(&self) -> Load {
+        let (stop, mut lanes) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
+        for lane in 0..LANES {
+            let (stop, address, entrance) = (Arc::clone(&stop), self.edge_address, self.entrance.clone());
+            lanes.spawn(async move {
+                let mut outcomes = BTreeMap::new();
+                let mut pace = interval(Duration::from_secs(1) * LANES / RATE);
+                pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                let mut caller = Caller { kept: None, from: None, address };
+                let mut agent = i64::from(lane);
+                while !stop.load(Ordering::Relaxed) {
+                    pace.tick().await;
+                    agent = agent % (AGENTS as i64 - 1) + 1;
+                    let bearer = format!("Bearer postern:{}:{entrance}", agent + 1);
+                    let outcome = match caller.ask("/version", &bearer).await {
+                        Ok(status) => status.to_string(),
+                        Err(error) => error,
+                    };
+                    *outcomes.entry(outcome).or_default() += 1;
+                }
+                outcomes
+            });
+        }
+        Load { stop, lanes }
+    }
+
+    /// What the edge's log says of policies that were bad.
+    pub(crate) fn complaints(&self) -> usize {
+        self.edge.lines().iter().filter(|line| line["level"] == "ERROR").count()
+    }
+
+    /// The folder of the policies, for edits of another kind.
+    pub(crate) fn folder(&self) -> &Path {
+        self.policies.path()
+    }
+}
+
+impl Load {
+    /// How often each came of it.
+    pub(crate) async fn stop(self) -> BTreeMap<String, u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let lanes = timeout(PATIENCE, self.lanes.join_all()).await.expect("no request hangs");
+        let mut all = BTreeMap::new();
+        for (outcome, count) in lanes.into_iter().flatten() {
+            *all.entry(outcome).or_default() += count;
+        }
+        all
+    }
+}
+
+/// One file, made beside and renamed over: at the edge an address' requests, at brokers what may be read at an agent.
+fn write(folder: &Path, word: Word) {
+    let (rate, effect) = match word {
+        Word::Open => ("unlimited", "allow"),
+        Word::Shut => ("{perMinute: 1}", "deny"),
+    };
+    let text = format!(
+        "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: watcher}}\nmatch: {{clientCidrs: [{WATCHER}/32]}}\n\
+         spec: {{requestsPerToken: {rate}}}\n---\n\
+         apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: watched}}\nmatch: {{agentIds: [{WATCHED}]}}\n\
+         spec: {{kubernetesApi: {{otherwise: {effect}}}}}\n"
+    );
+    let beside = folder.join(".edited");
+    fs::write(&beside, text).expect("written");
+    fs::rename(&beside, folder.join("edited.yaml")).expect("renamed");
+}
+
+/// Asks one process again and again, and tells when its decision changes.
+async fn look(
+    process: usize,
+    address: SocketAddr,
+    bearer: String,
+    tell: watch::Sender<(Option<Word>, Instant)>,
+) {
+    let from = (process == 0).then_some(WATCHER);
+    let mut caller = Caller { kept: None, from, address };
+    let mut pace = interval(LOOK);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        pace.tick().await;
+        let word = match caller.ask("/api/v1/configmaps", &bearer).await {
+            Ok(200) => Word::Open,
+            Ok(403 | 429) => Word::Shut,
+            other => panic!("{} answers {other:?}", PROCESSES[process]),
+        };
+        tell.send_if_modified(|seen| {
+            let changed = seen.0 != Some(word);
+            if changed {
+                *seen = (Some(word), Instant::now());
+            }
+            changed
+        });
+    }
+}
+
+/// One kept connection.
+struct Caller {
+    kept: Option<http1::SendRequest<Empty<Bytes>>>,
+    /// `None`: whatever the system takes.
+    from: Option<Ipv4Addr>,
+    address: SocketAddr,
+}
+
+impl Caller {
+    async fn ask(&mut self, path: &str, bearer: &str) -> Result<u16, String> {
+        let asking = async {
+            let mut send = match self.kept.take() {
+                Some(send) => send,
+                None => self.connect().await?,
+            };
+            let request = Request::get(format!("/k8s-proxy{path}"))
+                .header("host", "localhost")
+                .header("authorization", bearer)
+                .body(Empty::new())
+                .expect("a request");
+            send.ready().await.map_err(|error| format!("ready: {error}"))?;
+            let response = send.send_request(request).await.map_err(|error| format!("head: {error}"))?;
+            let status = response.status().as_u16();
+            let close = response.headers().get("connection").is_some_and(|value| value == "close");
+            response.into_body().collect().await.map_err(|error| format!("body: {error}"))?;
+            if !close {
+                self.kept = Some(send);
+            }
+            Ok(status)
+        };
+        timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Empty<Bytes>>, String> {
+        let connecting = async {
+            let socket = TcpSocket::new_v4()?;
+            if let Some(from) = self.from {
+                socket.bind((from, 0).into())?;
+            }
+            let stream = socket.connect(self.address).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        let stream = connecting.await.map_err(|error| error.to_string())?;
+        let (send, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(send)
+    }
+}
