@@ -73,7 +73,7 @@ fn nowhere() -> Arc<Redis> {
 async fn call(limit: &Arc<AgentLimit>, token: &AgentToken) -> Result<(), Code> {
     let both = async {
         limit.begin(token)?;
-        limit.admit(token).await
+        limit.admit(token, &Subject::default()).await
     };
     both.await.map_err(|status: Status| status.code())
 }
@@ -334,7 +334,7 @@ async fn a_redis_that_is_killed_refuses_nobody_falsely_and_is_noticed_again() {
         assert!(begin.elapsed() < PATIENCE * 2, "{:?}", begin.elapsed());
         // Another token, which has its advance where that is allowed.
         let other = self::token(2);
-        let answer = limit.admit(&other).await;
+        let answer = limit.admit(&other, &Subject::default()).await;
         if redis_lost == RedisLost::Deny {
             let status = answer.unwrap_err();
             assert_eq!(status.code(), Code::Unavailable);

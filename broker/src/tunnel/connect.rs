@@ -5,7 +5,6 @@ use crate::{
     auth::{self, AgentPermit},
     drain::{Departures, Goodbye},
     listeners::agents::peer_address,
-    policies::Policies,
     tunnel::{
         bounds::Bounds,
         registry::{Claim, Offer, Registry},
@@ -37,7 +36,7 @@ pub struct TunnelService {
     /// Where idle tunnels are kept.
     pub registry: Arc<Registry>,
     /// How long a tunnel may stay idle, and how many of an agent.
-    pub policies: Policies,
+    pub bounds: Bounds,
     /// When idle tunnels are to end.
     pub departures: Departures,
     /// Every idle tunnel's task, so that a drain can wait for them.
@@ -86,7 +85,7 @@ fn descriptor(
 impl TunnelService {
     /// Holds the tunnel while it is idle.
     async fn keep(self, permit: AgentPermit, mut tunnel: Tunnel) {
-        let mut bounds = Bounds::new(&self.policies, permit.agent.id, permit.who(), &self.registry);
+        let mut bounded = self.bounds.begin(permit.agent.id, permit.who(), &self.registry);
         let withdrawn = permit.withdrawn();
         tokio::pin!(withdrawn);
         let stay = self.departures.stay(permit.agent.id);
@@ -122,7 +121,7 @@ impl TunnelService {
                         Some(Err(_)) | None => tunnel.close(Ok(())),
                     };
                 }
-                () = bounds.too_old(&self.registry) => return tunnel.close(Ok(())),
+                () = bounded.too_old(&self.registry) => return tunnel.close(Ok(())),
                 status = &mut withdrawn => {
                     self.registry.refused(permit.agent.id, status.message().to_owned());
                     tracing::warn!(agent_id = %permit.agent.id, token = %permit.key(), "tunnel ended: {}", status.message());

@@ -5,7 +5,7 @@ use crate::{
     agent_limit::{LimitPolicy, RedisLost},
     drain::{Others, tests::Peers},
     gitlab,
-    policies::Base,
+    policies::{Base, Policies},
     rate::Rate,
     stage::{PolicyFile, Stage, TOKEN_A, agents, call_as, serve},
 };
@@ -68,7 +68,7 @@ impl Field {
         let (departures, registry) = (Departures::default(), Arc::clone(&stage.admission.registry));
         let service = TunnelService {
             registry: Arc::clone(&registry),
-            policies,
+            bounds: Bounds::of(&policies),
             departures: departures.clone(),
             tasks: TaskTracker::new(),
         };
