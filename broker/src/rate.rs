@@ -448,7 +448,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn under_a_lower_rate_no_more_wait_than_fit_into_the_patience() {
-        let (bucket, field) = (bucket(), FuturesUnordered::new());
+        let (bucket, mut field) = (bucket(), FuturesUnordered::new());
         let mut waiting: Vec<_> = (0..603).map(|_| Box::pin(bucket.wait(None))).collect();
         waiting.retain_mut(|turn| futures::FutureExt::now_or_never(turn).is_none());
         assert_eq!(waiting.len(), 600);

@@ -334,7 +334,7 @@ async fn branches_tags_and_commits_are_what_their_names_say() {
 
 #[tokio::test]
 async fn a_commit_that_is_not_there_is_waited_for_and_never_taken_for_an_empty_one() {
-    let field = Field::with(|service| service.ages = Ages::steady(Duration::from_secs(1)).await);
+    let field = Field::with(|service| service.ages = Ages::steady(Duration::from_secs(1))).await;
     field.commit(30, &[("a.yaml", b"one")]);
     let mut request = request("group/public", "", &[ALL]);
     let missing = git_ref_cf::Ref::Commit("0123456789abcdef0123456789abcdef01234567".to_owned());
@@ -497,7 +497,7 @@ async fn nothing_is_read_for_an_agent_that_does_not_take_it() {
 
 #[tokio::test]
 async fn a_stream_that_waited_its_time_and_one_that_meets_a_drain_end_properly() {
-    let field = Field::with(|service| service.ages = Ages::steady(QUICK).await);
+    let field = Field::with(|service| service.ages = Ages::steady(QUICK)).await;
     let commit = field.commit(30, &[("a.yaml", b"one")]);
     let mut aged = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
     assert_eq!(soon(aged.message()).await.unwrap(), None);
