@@ -444,7 +444,10 @@ impl Started {
         account.status = status.as_u16();
         let mut response = match upgrade {
             Some(client) => {
-                tokio::spawn(upgrade::run(client, answer, upload, grant, account));
+                let websocket = headers
+                    .get(header::UPGRADE)
+                    .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+                tokio::spawn(upgrade::run((client, websocket), answer, upload, grant, account));
                 Response::new(empty())
             }
             None => {

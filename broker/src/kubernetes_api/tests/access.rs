@@ -275,9 +275,14 @@ async fn exec_and_port_forward_end_with_the_permission_and_others_go_on() {
             "- {effect: deny, resources: ['pods/exec', 'pods/portforward']}\n    - {effect: allow",
         ))
         .await;
-    for session in [&mut exec, &mut forward] {
-        let ended = tokio::time::timeout(Duration::from_secs(1), session.read_to_end(&mut Vec::new())).await;
+    for (session, closed) in [(&mut exec, false), (&mut forward, true)] {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(1), session.read_to_end(&mut rest)).await;
         let _ = ended.expect("within a second");
+        let reason = rest.strip_prefix(&[0x88, 94, 0x03, 0xf0]).map(String::from_utf8_lossy);
+        let wanted =
+            "AccessPolicy callers does not let deployer get pods/portforward in namespace prod at agent 1";
+        assert_eq!(reason.as_deref(), closed.then_some(wanted), "{rest:?}");
     }
     cancelled(agent).await;
     cancelled(forwarding).await;

@@ -19,7 +19,7 @@ const FORGOTTEN: u32 = 4;
 /// The bound on one agent's idle tunnels.
 #[derive(Debug, Default)]
 pub(super) struct Bound {
-    /// `None`: any number.
+    /// `None`: nobody has said.
     most: Option<u32>,
     /// When surplus is ended next; the agent is in `Slots::crowded` then.
     due: Option<Instant>,
@@ -77,12 +77,11 @@ impl Slots {
 }
 
 impl Registry {
-    /// So many idle tunnels of this agent are kept from now on; `None`: any number. What is too many already begins to
-    /// end within `spread`.
-    pub fn bound(&self, agent: AgentId, most: Option<u32>, spread: Duration) {
+    /// So many idle tunnels of this agent are kept from now on. What is too many already begins to end within `spread`.
+    pub fn bound(&self, agent: AgentId, most: u32, spread: Duration) {
         let mut slots = self.slots();
         let Some(slot) = slots.agents.get_mut(&agent) else { return };
-        slot.bound.most = most;
+        slot.bound.most = Some(most);
         if slots.look_at(agent, spread) {
             self.crowd.notify_one();
         }
@@ -154,7 +153,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let _kept = kept(&registry);
         let mut tunnels = vec![idle(&registry), idle(&registry)];
-        registry.bound(AGENT, Some(2), Duration::ZERO);
+        registry.bound(AGENT, 2, Duration::ZERO);
         settle().await;
         assert!(ended(&mut tunnels).is_empty());
         tunnels.push(idle(&registry));
@@ -170,15 +169,15 @@ mod tests {
         let mut tunnels: Vec<_> = (0..10).map(|_| idle(&registry)).collect();
         settle().await;
         assert_eq!(registry.census().idle, 10, "nothing is bounded without a word");
-        registry.bound(AGENT, Some(3), Duration::ZERO);
+        registry.bound(AGENT, 3, Duration::ZERO);
         for (after, left) in [(0, 6), (1, 4), (2, 3), (100, 3)] {
             tokio::time::advance(Duration::from_secs(after)).await;
             settle().await;
             assert_eq!(registry.census().idle, left, "after {after} more seconds");
         }
         assert_eq!(ended(&mut tunnels), [0, 1, 2, 3, 4, 5, 6]);
-        registry.bound(AGENT, Some(1), Duration::ZERO);
-        registry.bound(AGENT, None, Duration::ZERO);
+        registry.bound(AGENT, 1, Duration::ZERO);
+        registry.bound(AGENT, 4, Duration::ZERO);
         settle().await;
         assert_eq!(registry.census().idle, 3, "what is no longer too many stays");
     }
@@ -188,7 +187,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let _kept = kept(&registry);
         let mut tunnels: Vec<_> = (0..10).map(|_| idle(&registry)).collect();
-        registry.bound(AGENT, Some(9), Duration::ZERO);
+        registry.bound(AGENT, 9, Duration::ZERO);
         let begin = Instant::now();
         let mut ends = 0;
         while begin.elapsed() < Duration::from_secs(3600) {
@@ -220,7 +219,7 @@ mod tests {
             }
         }
         for agent in 1..=100 {
-            registry.bound(AgentId(agent), Some(1), Duration::from_secs(10));
+            registry.bound(AgentId(agent), 1, Duration::from_secs(10));
         }
         settle().await;
         let mut before = 200;
