@@ -244,11 +244,11 @@ impl Inner {
             return;
         }
         for problem in problems.list.iter().take(LOGGED_PROBLEMS) {
-            tracing::error!(problem = %problem, "policy files have a problem; the last good ones stay in force");
+            tracing::error!(problem = %problem, "bad policy; the last good ones stay in force");
         }
         let more = problems.more + problems.list.len().saturating_sub(LOGGED_PROBLEMS);
         if more > 0 {
-            tracing::error!(more, "policy files have more problems");
+            tracing::error!(more, "bad policies: there are more problems than these");
         }
         let since = state.bad.as_ref().map_or_else(Instant::now, |bad| bad.since);
         state.bad = Some(Bad { problems, since });
