@@ -51,7 +51,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Looks at a directory. Blocking, as long as its file system likes.
     pub fn take(directory: &Path, wanted: Wanted) -> Snapshot {
-        examine(directory, wanted).0
+        examine(&absolute(directory), wanted).0
     }
 
     /// Whether everything in it is old enough for another write to be told from the last one.
@@ -128,10 +128,8 @@ impl DirectoryWatch {
 
     fn polling(directory: PathBuf, wanted: Wanted) -> DirectoryWatch {
         let shared = Arc::new(Shared::default());
-        // The working directory may change; a path that cannot be made absolute is looked at as it is.
-        let directory = std::path::absolute(&directory).unwrap_or(directory);
         let eye = Eye {
-            directory,
+            directory: absolute(&directory),
             wanted,
             watcher: None,
             watched: BTreeMap::new(),
@@ -293,6 +291,11 @@ impl Eye {
         }
         more
     }
+}
+
+/// Only the empty path, and any path without a working directory, has none; there is nothing at either.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn examine(directory: &Path, wanted: Wanted) -> (Snapshot, Interest) {
