@@ -268,4 +268,6 @@ impl Config {
 }
 
 #[cfg(test)]
+mod shipped;
+#[cfg(test)]
 mod tests;
