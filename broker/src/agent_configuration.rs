@@ -13,6 +13,7 @@ use crate::{
     gitaly::poller,
     listeners::agents::peer_address,
     per_agent::{PerAgent, Slot},
+    policies::{Ages, Lifetime},
     repositories::{CommitId, Head, ReadError, Repositories, Repository},
     tunnel::registry::{PresenceGuard, Registry},
 };
@@ -26,9 +27,8 @@ use postern_wire::proto::gitlab::agent::{
     },
     agentcfg,
 };
-use rand::Rng;
 use report::Reports;
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 use tonic::{Request, Response, Status, async_trait};
 
 /// Stands for the commit of an agent that has no repository: its configuration is empty and never changes.
@@ -61,7 +61,7 @@ pub struct ConfigurationService {
     /// Larger documents are refused, in bytes.
     pub max_file_size: u32,
     /// How long one stream lives; agents then open the next one.
-    pub max_age: Duration,
+    pub ages: Ages,
     /// When streams are to end.
     pub departures: Departures,
 }
@@ -97,7 +97,7 @@ impl AgentConfiguration for ConfigurationService {
             true => self.tracker.configured(who, meta),
             false => Some(self.tracker.connected(who, meta)),
         };
-        let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
+        let life = self.ages.begin(permit.who());
         let feed = Feed {
             stay: Arc::new(self.departures.stay(agent.id)),
             service: self.clone(),
@@ -105,15 +105,14 @@ impl AgentConfiguration for ConfigurationService {
             last: Some(request.commit_id).filter(|commit| !commit.is_empty()),
             repository: None,
             over: false,
-            deadline: tokio::time::Instant::now() + age,
             _presence: presence,
             _connection: connection,
             _slot: slot,
         };
-        let responses = stream::unfold(feed, |mut feed| async move {
-            let next = feed.next().await?;
+        let responses = stream::unfold((feed, life), |(mut feed, mut life)| async move {
+            let next = feed.next(&mut life).await?;
             feed.over = next.is_err();
-            Some((next, feed))
+            Some((next, (feed, life)))
         });
         Ok(Response::new(Box::pin(responses)))
     }
@@ -128,7 +127,6 @@ struct Feed {
     last: Option<String>,
     repository: Option<(Repository, Head)>,
     over: bool,
-    deadline: tokio::time::Instant,
     _presence: PresenceGuard,
     _connection: Option<Connection>,
     _slot: Slot,
@@ -136,18 +134,18 @@ struct Feed {
 
 impl Feed {
     /// The next document, an error that ends the stream, or its proper end.
-    async fn next(&mut self) -> Option<Result<ConfigurationResponse, Status>> {
+    async fn next(&mut self, life: &mut Lifetime) -> Option<Result<ConfigurationResponse, Status>> {
         if self.over {
             return None;
         }
-        let (deadline, stay) = (self.deadline, Arc::clone(&self.stay));
+        let stay = Arc::clone(&self.stay);
         let (withdrawn, altered) = (self.permit.withdrawn(), self.permit.altered());
         tokio::select! {
             biased;
             status = withdrawn => Some(Err(status)),
             // Another repository or name: the agent asks anew at once and is told the new one's.
             () = altered => None,
-            () = tokio::time::sleep_until(deadline) => None,
+            () = life.over() => None,
             goodbye = stay.stream_over() => Some(Err(goodbye.status())),
             next = self.changed() => Some(next),
         }
@@ -157,7 +155,7 @@ impl Feed {
         let agent = Arc::clone(&self.permit.agent);
         let (repository, head) = match &mut self.repository {
             Some(known) => known,
-            none => match self.service.repositories.follow(&agent.repository).await {
+            none => match self.service.repositories.follow(&agent.repository, self.permit.who()).await {
                 Some(repository) => {
                     let head = repository.head();
                     none.insert((repository, head))

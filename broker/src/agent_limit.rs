@@ -3,10 +3,14 @@
 //! memory only, so a token that nobody issued never reaches Redis. [`AgentLimit::admit`] is asked after it. How calls are
 //! counted is `postern_redis::lease`' business; the token itself goes nowhere. See docs/limits.md.
 
-use crate::redis::{
-    Redis,
-    lease::{Clock, Denied, Leases, Name, Room},
+use crate::{
+    policies::Policies,
+    redis::{
+        Redis,
+        lease::{Allowed, Clock, Denied, Leases, Name, Room},
+    },
 };
+use postern_policies::{PolicySet, Subject};
 use postern_wire::{metadata, token::AgentToken};
 use rand::Rng;
 use std::{
@@ -28,6 +32,8 @@ const ROOM: Room = Room { good: 65_536, strangers: 16_384, shards: 1 };
 #[derive(Debug)]
 pub struct AgentLimit {
     leases: Arc<Leases>,
+    /// Absent: every token has the same limit.
+    policies: Option<Policies>,
 }
 
 impl AgentLimit {
@@ -36,9 +42,27 @@ impl AgentLimit {
         Self::with(redis, prefix.into(), policy, ROOM, Box::new(SystemTime::now))
     }
 
+    /// Each call is judged by the policies that are in force for its token at that moment. No count begins anew.
+    pub fn under(redis: Arc<Redis>, prefix: &str, policies: Policies) -> Arc<Self> {
+        Self::under_with(redis, prefix, policies, Box::new(SystemTime::now))
+    }
+
+    fn under_with(redis: Arc<Redis>, prefix: &str, policies: Policies, clock: Clock) -> Arc<Self> {
+        let everybody = policies.agent_calls(&PolicySet::everybody());
+        let leases = leases(redis, prefix, everybody, ROOM, clock);
+        Arc::new(Self { leases, policies: Some(policies) })
+    }
+
     fn with(redis: Arc<Redis>, prefix: String, policy: LimitPolicy, room: Room, clock: Clock) -> Arc<Self> {
-        let space = format!("{prefix}:agent_limit");
-        Arc::new(Self { leases: Leases::with_clock(redis, space, "agents'", policy, room, clock) })
+        Arc::new(Self { leases: leases(redis, &prefix, policy, room, clock), policies: None })
+    }
+
+    /// What is allowed to one of whom so much is known.
+    fn allowed(&self, who: &Subject<'_>) -> Option<Allowed> {
+        let policies = self.policies.as_ref()?;
+        // First, so that what is looked up is at least as new.
+        let generation = policies.generation();
+        Some(Allowed { policy: policies.agent_calls(who), generation })
     }
 
     /// What is in force.
@@ -58,7 +82,13 @@ impl AgentLimit {
     /// `ResourceExhausted`: the token has used up this minute, or so many calls with it are under way or were not
     /// authenticated, at this broker alone.
     pub fn begin(&self, token: &AgentToken) -> Result<(), Status> {
-        if self.leases.begin(name(token)) { Ok(()) } else { Err(self.exhausted()) }
+        let key = token.key();
+        let who = Subject { token_hash: Some(key.as_bytes()), ..Subject::default() };
+        let begun = match self.allowed(&who) {
+            Some(allowed) => self.leases.begin_as(name(token), allowed),
+            None => self.leases.begin(name(token)),
+        };
+        if begun { Ok(()) } else { Err(self.exhausted()) }
     }
 
     /// After the token was found good: counts the call for the fleet. Most calls take no command, the others share one;
@@ -67,10 +97,14 @@ impl AgentLimit {
     /// # Errors
     /// `ResourceExhausted`: the token has used up this minute. `Unavailable`: the call cannot be counted, and the policy
     /// admits none of these. Both say when to come again.
-    pub async fn admit(&self, token: &AgentToken) -> Result<(), Status> {
+    pub async fn admit(&self, token: &AgentToken, who: &Subject<'_>) -> Result<(), Status> {
         let name = name(token);
         self.leases.proven(name);
-        self.leases.admit(name).await.map_err(|denied| match denied {
+        let admitted = match self.allowed(who) {
+            Some(allowed) => self.leases.admit_as(name, allowed).await,
+            None => self.leases.admit(name).await,
+        };
+        admitted.map_err(|denied| match denied {
             Denied::Exhausted => self.exhausted(),
             Denied::Away => away(),
         })
@@ -80,6 +114,10 @@ impl AgentLimit {
         let text = "new connection rate limit exhausted for this agent, try again later";
         later(Status::resource_exhausted(text), self.leases.left_of_minute())
     }
+}
+
+fn leases(redis: Arc<Redis>, prefix: &str, policy: LimitPolicy, room: Room, clock: Clock) -> Arc<Leases> {
+    Leases::with_clock(redis, format!("{prefix}:agent_limit"), "agents'", policy, room, clock)
 }
 
 /// Redis counts under the hash of half the token, as a kas does.

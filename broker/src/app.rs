@@ -8,7 +8,7 @@ mod providers;
 
 use crate::{
     agent_configuration::{self, ConfigurationService, report::Reports},
-    agent_limit::{AgentLimit, LimitPolicy},
+    agent_limit::AgentLimit,
     agent_registrar::RegistrarService,
     auth::Admission,
     config::{Config, ListenAddress, Provider},
@@ -26,10 +26,10 @@ use crate::{
     },
     observability::{Metrics, Readiness},
     per_agent::PerAgent,
-    policies::Policies,
+    policies::{Ages, Pacing, Policies},
     redis::Redis,
     spans::Tracing,
-    tunnel::{connect::TunnelService, registry::Registry},
+    tunnel::{bounds::Bounds, connect::TunnelService, registry::Registry},
     usage::Usage,
 };
 use anyhow::Context;
@@ -78,8 +78,6 @@ const MAX_UNARY: usize = 64 * 1024;
 const MAX_METADATA: u32 = 256 * 1024;
 /// Streams that an edge's clients gave up before the broker got to them; h2's default of 20 ends the connection.
 const MAX_ABANDONED: usize = 1024;
-/// Idle tunnels and configuration streams end after this share of the connection age, as kas' do.
-const STREAM_SHARE: f64 = 0.3;
 
 /// A running broker.
 #[derive(Debug)]
@@ -144,7 +142,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     let (events, usage) = (Arc::new(Events::default()), Arc::new(Usage::default()));
     let departures = Departures::default();
     let Providers { identities, repositories, gitlab } =
-        Providers::open(&config, &stop.background, &tasks.background)?;
+        Providers::open(&config, &policies, &stop.background, &tasks.background)?;
     let tracing = match &config.observability.tracing {
         Some(section) => {
             let opened = Tracing::open(section, PROGRAM.version, |name| std::env::var(name).ok());
@@ -155,11 +153,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         None => None,
     };
     let redis = config.redis.clone().map(Redis::open).transpose().context("redis")?;
-    let limit = redis.as_ref().map(|redis| {
-        let per_minute = config.agents.connections_per_token_per_minute;
-        let policy = LimitPolicy { per_minute, redis_lost: config.agents.redis_lost };
-        AgentLimit::new(Arc::clone(redis), redis.key_prefix().to_owned(), policy)
-    });
+    let limit = redis
+        .as_ref()
+        .map(|redis| AgentLimit::under(Arc::clone(redis), redis.key_prefix(), policies.clone()));
     tasks.background.spawn({
         let (policies, stop) = (policies.clone(), stop.background.clone());
         async move { policies.live().keep_fresh(stop).await }
@@ -210,7 +206,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         )?;
     }
 
-    let stream_age = config.agents.max_connection_age.mul_f64(STREAM_SHARE);
+    let ages = Ages::of(&policies);
     let manifests = GitopsService {
         projects: match &gitlab {
             Some(gitlab) => {
@@ -222,8 +218,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             Provider::GitLab(section) => section.manifests,
             Provider::Embedded { .. } => ManifestLimits::default(),
         },
+        pacing: Pacing::of(&policies),
         periods: gitlab.as_ref().map(|gitlab| gitlab.manifest_periods).unwrap_or_default(),
-        max_age: stream_age,
+        ages: ages.clone(),
         departures: departures.clone(),
         room: Room::default(),
         usage: Arc::clone(&usage),
@@ -248,15 +245,19 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         streams: PerAgent::new(agent_configuration::STREAMS_PER_AGENT),
         retry: poller::Periods::default(),
         max_file_size: config.agents.max_configuration_file_size,
-        max_age: stream_age,
+        ages,
         departures: departures.clone(),
     };
     let tunnels = TunnelService {
         registry: Arc::clone(&registry),
-        max_idle: stream_age,
+        bounds: Bounds::of(&policies),
         departures: departures.clone(),
         tasks: tasks.connections.clone(),
     };
+    tasks.background.spawn({
+        let (registry, stop) = (Arc::clone(&registry), stop.background.clone());
+        async move { registry.keep_bounds(stop).await }
+    });
     let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry), limit };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
@@ -317,7 +318,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             counted: usage,
             router: Router { registry: Arc::clone(&registry), fleet: fleet.clone() },
             url_path_prefix: section.url_path_prefix,
+            policies: policies.live().clone(),
             agent_wait: section.agent_wait,
+            proxies: section.trusted_proxies,
             program: PROGRAM,
             metrics: Arc::clone(&metrics),
             under_way: tasks.requests.clone(),

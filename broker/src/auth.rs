@@ -196,7 +196,7 @@ impl Admission {
         limit.begin(&token)?;
         let permit = self.identify(headers, token).await?;
         // Only now for the whole fleet: tokens that nobody issued take no room in Redis.
-        let admitted = limit.admit(&permit.token).await;
+        let admitted = limit.admit(&permit.token, &permit.who().subject()).await;
         let refused = |status: &Status| self.registry.refused(permit.agent.id, status.message().to_owned());
         admitted.inspect_err(refused)?;
         Ok(permit)

@@ -131,6 +131,12 @@ impl Gitaly {
         }
     }
 
+    /// Calls are made so often from now on, to all servers together and to each; who waits for its turn is judged anew.
+    pub fn set_rates(&self, global: Rate, per_server: Rate) {
+        self.global.set(global);
+        self.pool.set_rate(per_server);
+    }
+
     /// The newest commit of the default branch: `HEAD`, else `refs/heads/master`.
     ///
     /// Asks for the one commit; only a server without that call has to advertise all its references.

@@ -194,6 +194,11 @@ impl Rails {
         self.newer.store(true, Ordering::Relaxed);
     }
 
+    /// Calls are made so often from now on; who waits for its turn is judged anew.
+    pub fn set_rate(&self, rate: Rate) {
+        self.rate.set(rate);
+    }
+
     /// Keeps the secret as its file has it, until `stop`. Spawn it once.
     pub fn keep_fresh(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
         Arc::clone(&self.secret).keep_fresh(stop)

@@ -26,6 +26,7 @@ use crate::{
     },
     outgoing::{Outgoing, Sender, outgoing},
     per_agent::{PerAgent, Slot},
+    policies::{Ages, Followed, Lifetime, Pacing},
     repositories::{BadReference, CommitId, Head, Manifests, ReadError, Reference, Repository},
     usage::Usage,
 };
@@ -41,11 +42,10 @@ use postern_wire::{
     },
 };
 use projects::{Project, Refused};
-use rand::Rng;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, sleep_until},
+    time::sleep,
 };
 use tonic::{Request, Response, Status, async_trait};
 
@@ -70,10 +70,12 @@ pub struct GitopsService {
     pub projects: Projects,
     /// What one request may select.
     pub limits: ManifestLimits,
-    /// How often to look whether the agent may still read the project, and when to try again what failed.
+    /// How often to look whether the agent may still read the project.
+    pub pacing: Pacing,
+    /// When to try again what failed.
     pub periods: Periods,
     /// How long a stream waits; agents then open the next one.
-    pub max_age: Duration,
+    pub ages: Ages,
     /// When streams that wait are to end.
     pub departures: Departures,
     /// One of them for all agents.
@@ -182,10 +184,9 @@ impl Gitops for GitopsService {
                 "GitOps: this agent has {STREAMS_PER_AGENT} streams open already"
             )));
         };
-        let age = self.max_age.mul_f64(rand::rng().random_range(0.95..1.05));
-        let stream =
-            Stream { service: self.clone(), permit, wanted, until: Instant::now() + age, _slot: slot };
-        Ok(Response::new(outgoing(STALL, |sender| stream.run(sender))))
+        let life = self.ages.begin(permit.who());
+        let stream = Stream { service: self.clone(), permit, wanted, _slot: slot };
+        Ok(Response::new(outgoing(STALL, |sender| stream.run(life, sender))))
     }
 }
 
@@ -194,7 +195,6 @@ struct Stream {
     service: GitopsService,
     permit: AgentPermit,
     wanted: Wanted,
-    until: Instant,
     _slot: Slot,
 }
 
@@ -207,13 +207,17 @@ struct Found {
 }
 
 impl Stream {
-    async fn run(self, sender: Sender<ObjectsToSynchronizeResponse>) -> Result<(), Status> {
+    async fn run(
+        self,
+        mut life: Lifetime,
+        sender: Sender<ObjectsToSynchronizeResponse>,
+    ) -> Result<(), Status> {
         let withdrawn = self.permit.withdrawn();
         let stay = self.service.departures.stay(self.permit.agent.id);
         let served = async {
             let found = tokio::select! {
                 biased;
-                () = sleep_until(self.until) => return Ok(()),
+                () = life.over() => return Ok(()),
                 goodbye = stay.stream_over() => return Err(goodbye.status()),
                 // Another configuration project: the agent asks anew at once.
                 () = self.permit.altered() => return Ok(()),
@@ -240,7 +244,10 @@ impl Stream {
                 Ok(project) if followed.as_ref().is_some_and(|(known, ..)| *known == project) => {}
                 Ok(project) => {
                     missing = false;
-                    let repository = self.service.projects.follow(&project, &self.wanted.reference).await;
+                    let repository = {
+                        let (projects, reference) = (&self.service.projects, &self.wanted.reference);
+                        projects.follow(&project, reference, self.permit.who()).await
+                    };
                     let repository = repository.ok_or_else(|| {
                         Status::failed_precondition("GitOps: the project has no repository here")
                     })?;
@@ -290,12 +297,12 @@ impl Stream {
                 }
             }
             failures = 0;
-            let period = self.service.periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0));
+            let who = self.permit.who();
             tokio::select! {
                 going = head.changed() => if !going {
                     return Err(Status::unavailable("unavailable: the repository is no longer followed"));
                 },
-                () = sleep(period) => {}
+                () = self.service.pacing.period(Followed::Manifests, &who) => {}
             }
         }
     }

@@ -3,6 +3,13 @@
 //! Before it: `config`, and files that change while the broker runs (`postern_policies::Live`). After it: pollers, clients of
 //! GitLab and Gitaly, limits and streams, which ask for each value. It enforces nothing and counts nothing.
 
+mod lifetime;
+mod pace;
+
+pub use lifetime::{Ages, Lifetime, STREAM_SHARE};
+pub use pace::{Follower, Pacing};
+pub(crate) use pace::{Followers, Rhythm};
+
 use crate::{
     agent_limit::{LimitPolicy, RedisLost},
     config::{Config, Provider},
@@ -15,6 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// Each look at a repository is up to so much earlier, unless a policy says otherwise.
 const POLL_JITTER: u8 = 20;
@@ -162,6 +170,7 @@ impl Base {
 #[derive(Clone, Debug)]
 pub struct Policies {
     live: Live,
+    changes: watch::Receiver<u64>,
     base: Arc<Base>,
 }
 
@@ -176,12 +185,17 @@ impl Policies {
 
     /// These documents over this configuration.
     pub fn new(live: Live, base: Base) -> Self {
-        Self { live, base: Arc::new(base) }
+        Self { changes: live.changes(), live, base: Arc::new(base) }
     }
 
     /// The documents, and when they change.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// Counts the changes that were put in force.
+    pub fn generation(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// What a document says of someone, else what the configuration says.
@@ -241,3 +255,6 @@ impl Policies {
         rate.map_or(base, |rate| Rate { per_second: rate.per_second, burst: rate.burst.get() })
     }
 }
+
+#[cfg(test)]
+mod tests;

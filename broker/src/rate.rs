@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 /// A renewal that would wait longer is put off by whoever asks for it.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -52,16 +52,33 @@ pub(crate) struct TooLong {
 
 #[derive(Debug)]
 pub(crate) struct Bucket {
-    interval: Duration,
-    /// What may be taken ahead of time.
-    ahead: Duration,
     /// Nobody waits longer than this, and so no more than fit into it wait at all.
     patience: Duration,
     state: Mutex<State>,
+    /// The rate is another one.
+    changed: Notify,
+}
+
+/// A rate as times.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Refill {
+    interval: Duration,
+    /// What may be taken ahead of time.
+    ahead: Duration,
+}
+
+impl From<Rate> for Refill {
+    fn from(rate: Rate) -> Self {
+        let interval = Duration::from_secs_f64(1.0 / rate.per_second.clamp(0.001, 1e6));
+        Self { interval, ahead: interval.saturating_mul(rate.burst.saturating_sub(1)) }
+    }
 }
 
 #[derive(Debug)]
 struct State {
+    refill: Refill,
+    /// Counts the changes of the rate.
+    epoch: u64,
     /// When the bucket is full again.
     full_at: Instant,
     /// Who waits, by number, in order.
@@ -76,6 +93,8 @@ struct Place<'a> {
     bucket: &'a Bucket,
     lane: Lane,
     number: u64,
+    /// The rate under which it may wait here.
+    epoch: u64,
     used: bool,
 }
 
@@ -87,7 +106,10 @@ impl Drop for Place<'_> {
         let mut state = self.bucket.lock();
         match state.index(self.lane, self.number) {
             Some(index) => drop(state.waiting[self.lane as usize].remove(index)),
-            None => state.full_at = state.full_at.checked_sub(self.bucket.interval).unwrap_or(state.full_at),
+            None => {
+                let interval = state.refill.interval;
+                state.full_at = state.full_at.checked_sub(interval).unwrap_or(state.full_at);
+            }
         }
     }
 }
@@ -109,8 +131,15 @@ impl State {
         self.waiting[lane as usize].binary_search(&number).ok()
     }
 
+    /// How long the turn after `before` others is away.
+    fn until(&self, before: usize, now: Instant) -> Duration {
+        let turns = self.refill.interval.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+        self.full_at.saturating_duration_since(now).saturating_add(turns).saturating_sub(self.refill.ahead)
+    }
+
     /// Whose turn came has it now, looking or not: nobody is held up by one that does not look.
-    fn serve(&mut self, now: Instant, interval: Duration, ahead: Duration) {
+    fn serve(&mut self, now: Instant) {
+        let Refill { interval, ahead } = self.refill;
         while self.full_at.saturating_duration_since(now) <= ahead {
             let round = (0..LANES).map(|lane| (self.first + lane) % LANES);
             let Some(lane) = round.into_iter().find(|lane| !self.waiting[*lane].is_empty()) else { return };
@@ -123,19 +152,35 @@ impl State {
 
 impl Bucket {
     pub(crate) fn new(rate: Rate, patience: Duration) -> Self {
-        let interval = Duration::from_secs_f64(1.0 / rate.per_second.clamp(0.001, 1e6));
         let state = State {
+            refill: rate.into(),
+            epoch: 0,
             full_at: Instant::now(),
             waiting: Default::default(),
             number: 0,
             first: Lane::Agents as usize,
         };
-        Self {
-            interval,
-            ahead: interval.saturating_mul(rate.burst.saturating_sub(1)),
-            patience,
-            state: Mutex::new(state),
+        Self { patience, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    /// Gives so much from now on. Turns that were taken stay taken, in turns and not in time; who waits is judged anew: it
+    /// has its turn sooner or later, or is told that it would wait too long.
+    pub(crate) fn set(&self, rate: Rate) {
+        let now = Instant::now();
+        let refill = Refill::from(rate);
+        let mut state = self.lock();
+        state.serve(now);
+        if refill == state.refill {
+            return;
         }
+        let taken = state.full_at.saturating_duration_since(now).div_duration_f64(state.refill.interval);
+        let owed = Duration::try_from_secs_f64(taken * refill.interval.as_secs_f64()).ok();
+        state.full_at = owed.and_then(|owed| now.checked_add(owed)).unwrap_or(state.full_at);
+        state.refill = refill;
+        state.epoch += 1;
+        state.serve(now);
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -151,55 +196,60 @@ impl Bucket {
     pub(crate) async fn wait_in(&self, lane: Lane, deadline: Option<Instant>) -> Result<(), TooLong> {
         let Some(mut place) = self.enter(lane, deadline)? else { return Ok(()) };
         loop {
+            // Before the look, so that no change is missed after it.
+            let changed = self.changed.notified();
             let now = Instant::now();
             let at = {
                 let mut state = self.lock();
-                state.serve(now, self.interval, self.ahead);
+                state.serve(now);
                 let Some(index) = state.index(lane, place.number) else {
                     place.used = true;
                     return Ok(());
                 };
-                let wait = self.until(&state, state.before(lane as usize, index), now);
-                if deadline.is_some_and(|deadline| now + wait > deadline) {
+                let wait = state.until(state.before(lane as usize, index), now);
+                let late = place.epoch != state.epoch && self.is_late(&state, lane, (index, wait), now);
+                if late || deadline.is_some_and(|deadline| now + wait > deadline) {
                     return Err(TooLong { wait });
                 }
+                place.epoch = state.epoch;
                 now + wait.min(LOOK)
             };
-            tokio::time::sleep_until(at).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                () = changed => {}
+            }
         }
     }
 
-    /// How long the turn after `before` others is away.
-    fn until(&self, state: &State, before: usize, now: Instant) -> Duration {
-        let turns = self.interval.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
-        (state.full_at.saturating_duration_since(now) + turns).saturating_sub(self.ahead)
+    /// Whether nobody at this place of a lane may wait so long.
+    fn is_late(&self, state: &State, lane: Lane, (index, wait): (usize, Duration), now: Instant) -> bool {
+        match lane {
+            Lane::Agents => wait > self.patience,
+            Lane::Callers => wait > self.patience || state.until(index, now) > self.patience / 2,
+            Lane::Renewals => wait > RENEWAL_PATIENCE.min(self.patience),
+        }
     }
 
     /// A place to wait in; `None`: the turn was there and is taken.
     fn enter(&self, lane: Lane, deadline: Option<Instant>) -> Result<Option<Place<'_>>, TooLong> {
         let now = Instant::now();
         let mut state = self.lock();
-        state.serve(now, self.interval, self.ahead);
+        state.serve(now);
         let index = state.waiting[lane as usize].len();
-        let wait = self.until(&state, state.before(lane as usize, index), now);
+        let wait = state.until(state.before(lane as usize, index), now);
         if wait.is_zero() {
-            state.full_at = state.full_at.max(now) + self.interval;
+            state.full_at = state.full_at.max(now) + state.refill.interval;
             state.first = (lane as usize + 1) % LANES;
             return Ok(None);
         }
-        let alone = self.until(&state, index, now);
-        let late = match lane {
-            Lane::Agents => wait > self.patience,
-            Lane::Callers => wait > self.patience || alone > self.patience / 2,
-            Lane::Renewals => wait > RENEWAL_PATIENCE.min(self.patience),
-        };
+        let late = self.is_late(&state, lane, (index, wait), now);
         if late || deadline.is_some_and(|deadline| now + wait > deadline) {
             return Err(TooLong { wait });
         }
         state.number += 1;
         let number = state.number;
         state.waiting[lane as usize].push_back(number);
-        Ok(Some(Place { bucket: self, lane, number, used: false }))
+        Ok(Some(Place { bucket: self, lane, number, epoch: state.epoch, used: false }))
     }
 }
 
@@ -342,6 +392,72 @@ mod tests {
         let begin = Instant::now();
         last.await.unwrap();
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_that_is_raised_serves_those_who_wait_at_once_and_refills_nothing() {
+        let (bucket, mut field) = (bucket(), FuturesUnordered::new());
+        assert_eq!(ask(&bucket, Lane::Agents, 23, &field), 23);
+        assert_eq!(field.len(), 20);
+        let begin = Instant::now();
+        bucket.set(Rate { per_second: 100.0, burst: 3 });
+        while field.next().await.is_some() {}
+        let took = begin.elapsed();
+        assert!((195..=205).contains(&took.as_millis()), "{took:?}: the three that were taken stay taken");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_used_stays_used_in_turns_whatever_the_rate_becomes() {
+        for (rate, wait) in [(1.0, 1_000), (10.0, 100), (1_000.0, 1)] {
+            let bucket = bucket();
+            for _ in 0..3 {
+                bucket.wait(None).await.unwrap();
+            }
+            for other in [0.01, 7.0, 1e6, rate] {
+                bucket.set(Rate { per_second: other, burst: 3 });
+            }
+            let refused = bucket.wait(Some(Instant::now())).await.unwrap_err();
+            let error = refused.wait.as_secs_f64() * 1e3 - f64::from(wait);
+            assert!(error.abs() < 0.01 * f64::from(wait), "{rate}: {:?}", refused.wait);
+        }
+        let bucket = bucket();
+        for _ in 0..3 {
+            bucket.wait(None).await.unwrap();
+        }
+        bucket.set(Rate { per_second: 10.0, burst: 5 });
+        let at_once = (0..5).filter(|_| bucket.enter(Lane::Agents, None).is_ok_and(|place| place.is_none()));
+        assert_eq!(at_once.count(), 2, "a larger burst gives what it is larger by");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn under_a_lower_rate_those_whose_deadline_is_too_near_are_told_at_once_and_others_wait_on() {
+        let bucket = bucket();
+        for _ in 0..3 {
+            bucket.wait(None).await.unwrap();
+        }
+        let begin = Instant::now();
+        let mut patient = pin!(bucket.wait(None));
+        let mut hurried = pin!(bucket.wait(Some(begin + Duration::from_secs(1))));
+        assert!(futures::poll!(&mut patient).is_pending() && futures::poll!(&mut hurried).is_pending());
+        bucket.set(Rate { per_second: 1.0, burst: 3 });
+        assert_eq!(hurried.await, Err(TooLong { wait: Duration::from_secs(2) }));
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        patient.await.unwrap();
+        assert_eq!(begin.elapsed().as_millis(), 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn under_a_lower_rate_no_more_wait_than_fit_into_the_patience() {
+        let (bucket, mut field) = (bucket(), FuturesUnordered::new());
+        let mut waiting: Vec<_> = (0..603).map(|_| Box::pin(bucket.wait(None))).collect();
+        waiting.retain_mut(|turn| futures::FutureExt::now_or_never(turn).is_none());
+        assert_eq!(waiting.len(), 600);
+        bucket.set(Rate { per_second: 1.0, burst: 3 });
+        field.extend(waiting);
+        let begin = Instant::now();
+        let results: Vec<_> = field.collect().await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 60);
+        assert!(begin.elapsed() <= Duration::from_secs(61), "{:?}", begin.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use crate::gitaly::{
     self, GitalyError, ManifestLimits, ManifestPath, Piece, Source,
     poller::{self, Pollers},
 };
+use crate::policies::{Followed, Follower, Who};
 use bytes::Bytes;
 use local::RepositoryError;
 use std::{path::PathBuf, sync::Arc};
@@ -108,33 +109,53 @@ pub struct Repositories {
 
 /// One repository, followed.
 #[derive(Clone, Debug)]
-pub enum Repository {
-    /// On this machine.
+pub struct Repository {
+    shared: Shared,
+    /// Whose policies say how often it is looked at, too.
+    _follower: Arc<Follower>,
+}
+
+#[derive(Clone, Debug)]
+enum Shared {
     Local(Arc<local::Repository>),
-    /// On a Gitaly server.
     Gitaly(Arc<poller::Repository>),
 }
 
 impl Repositories {
-    /// The follower of a repository; started by its first reader, stopped after its last. `None`: there is no repository.
-    pub async fn follow(&self, place: &Place) -> Option<Repository> {
+    /// The follower of an agent's configuration repository; started by its first reader, stopped after its last. `None`:
+    /// there is no repository.
+    pub async fn follow(&self, place: &Place, who: Who) -> Option<Repository> {
         match place {
             Place::Nowhere => None,
-            Place::Local(path) => Some(Repository::Local(self.local.follow(path).await)),
+            Place::Local(path) => {
+                Some(Repository::local(self.local.follow(path).await, who, Followed::Configuration))
+            }
             Place::Gitaly(source) => {
                 let pollers = self.gitaly.as_ref()?;
-                Some(Repository::Gitaly(pollers.follow(source).await))
+                Some(Repository::gitaly(pollers.follow(source).await, who, Followed::Configuration))
             }
         }
     }
 }
 
 impl Repository {
+    /// On this machine, followed by this one as well.
+    pub(crate) fn local(shared: Arc<local::Repository>, who: Who, followed: Followed) -> Self {
+        let follower = Arc::new(shared.followed_by(who, followed));
+        Self { shared: Shared::Local(shared), _follower: follower }
+    }
+
+    /// On a Gitaly server, followed by this one as well.
+    pub(crate) fn gitaly(shared: Arc<poller::Repository>, who: Who, followed: Followed) -> Self {
+        let follower = Arc::new(shared.followed_by(who, followed));
+        Self { shared: Shared::Gitaly(shared), _follower: follower }
+    }
+
     /// Its newest commit, now and at every change.
     pub fn head(&self) -> Head {
-        match self {
-            Self::Local(repository) => Head::Local(repository.head()),
-            Self::Gitaly(repository) => Head::Gitaly(repository.head()),
+        match &self.shared {
+            Shared::Local(repository) => Head::Local(repository.head()),
+            Shared::Gitaly(repository) => Head::Gitaly(repository.head()),
         }
     }
 
@@ -143,9 +164,9 @@ impl Repository {
     /// # Errors
     /// A file larger than `limit` bytes, something that is no file, and whatever keeps the repository from being read.
     pub async fn read(&self, commit: &CommitId, file: &str, limit: u64) -> Result<Option<Bytes>, ReadError> {
-        match self {
-            Self::Local(repository) => Ok(repository.read(commit, file, limit).await?.map(Bytes::from)),
-            Self::Gitaly(repository) => Ok(repository.read(commit, file, limit).await?),
+        match &self.shared {
+            Shared::Local(repository) => Ok(repository.read(commit, file, limit).await?.map(Bytes::from)),
+            Shared::Gitaly(repository) => Ok(repository.read(commit, file, limit).await?),
         }
     }
 
@@ -159,11 +180,11 @@ impl Repository {
         paths: &[ManifestPath],
         limits: ManifestLimits,
     ) -> Result<Manifests, ReadError> {
-        match self {
-            Self::Local(repository) => {
+        match &self.shared {
+            Shared::Local(repository) => {
                 Ok(Manifests::Local(repository.manifests(commit, paths, limits).await?))
             }
-            Self::Gitaly(repository) => {
+            Shared::Gitaly(repository) => {
                 Ok(Manifests::Gitaly(Box::new(repository.manifests(commit, paths, limits).await?)))
             }
         }

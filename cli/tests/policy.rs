@@ -157,3 +157,124 @@ fn a_single_look_says_who_lacks_what() {
     let (_, err, code) = said(&policy(&["watch", "http://127.0.0.1:1", "--expect", "/does/not/exist"]));
     assert!(code == Some(1) && err.contains("/does/not/exist"), "{err}");
 }
+
+const AGENTS: &str = concat!(
+    "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: large}\nmatch:\n  agentIds: [42]\n",
+    "spec:\n  streamsPerToken: 5000\n---\n",
+    "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: trial}\nmode: report\nmatch:\n  tokenHashes: [ab]\n",
+    "spec:\n  streamsPerToken: 7\n",
+);
+
+#[test]
+fn explain_names_the_value_and_the_line_that_sets_it() {
+    let policies = folder(&[("all.yaml", STREAMS), ("some.yaml", AGENTS)]);
+    let directory = text_of(policies.path());
+    let (out, err, code) = said(&policy(&["explain", directory]));
+    assert!(code == Some(0) && err.is_empty(), "{err}");
+    let line = |out: &str, field: &str| {
+        let found = out.lines().find(|line| line.trim_start().starts_with(field));
+        found.unwrap_or_else(|| panic!("no {field}: {out}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line(&out, "streamsPerToken "), format!("streamsPerToken 100 all, {directory}/all.yaml:5"));
+    assert_eq!(line(&out, "streamsPerIp "), "streamsPerIp - the program's own configuration");
+    assert!(out.contains(&format!("not large ({directory}/some.yaml:7)")), "{out}");
+
+    let arguments = ["explain", directory, "--agent", "42", "--token-hash", "ab12", "--ip", "10.1.2.3"];
+    let (out, err, _) = said(&policy(&arguments));
+    assert_eq!(
+        line(&out, "streamsPerToken "),
+        format!("streamsPerToken 5000 large, {directory}/some.yaml:7")
+    );
+    assert!(err.contains("4 digits are given of the token's hash"), "{err}");
+
+    let arguments = [
+        "explain",
+        directory,
+        "--token-hash",
+        "ab12",
+        "--project",
+        "7",
+        "--agent-version",
+        "v16.1.0",
+        "--json",
+    ];
+    let document = json_of(&policy(&arguments));
+    assert_eq!(document["subject"]["token_hash"].as_str(), Some(format!("ab12{}", "0".repeat(60)).as_str()));
+    let values = document["values"].as_array().expect("it is a list");
+    let streams =
+        values.iter().find(|value| value["field"] == "streamsPerToken").expect("every field is listed");
+    assert_eq!((&streams["value"], &streams["reported"]["value"]), (&json!("100"), &json!("7")));
+    assert_eq!(streams["reported"]["rule"]["name"], "trial");
+
+    let (_, err, code) = said(&policy(&["explain", directory, "--token-hash", "token"]));
+    assert!(code == Some(2) && err.contains("hexadecimal"), "{err}");
+    assert_eq!(said(&policy(&["explain", "/does/not/exist"])).2, Some(1));
+}
+
+#[test]
+fn diff_says_what_would_change_and_exits_as_diff_does() {
+    let before = folder(&[("all.yaml", STREAMS)]);
+    // Another file and another line are the same policies.
+    let same = folder(&[("other.yaml", &format!("# moved\n{STREAMS}"))]);
+    let after = folder(&[("all.yaml", &STREAMS.replace("100", "200")), ("some.yaml", AGENTS)]);
+    let [before, same, after] = [&before, &same, &after].map(|folder| text_of(folder.path()));
+    let (out, err, code) = said(&policy(&["diff", before, same]));
+    assert!(out.is_empty() && err.is_empty() && code == Some(0), "{out}{err}");
+
+    let (out, err, code) = said(&policy(&["diff", before, after]));
+    assert!(err.is_empty() && code == Some(1), "{err}");
+    assert!(out.contains("~ LimitPolicy streamsPerToken for everybody: 100 -> 200"), "{out}");
+    assert!(out.contains("+ LimitPolicy streamsPerToken for agentIds: [42]: 5000"), "{out}");
+
+    let output = policy(&["diff", "--json", before, after]);
+    let document = json_of(&output);
+    assert_eq!((output.status.code(), &document["changed"]), (Some(1), &json!(true)));
+    assert_eq!(document["changes"].as_array().map(Vec::len), Some(3));
+    assert_eq!(json_of(&policy(&["diff", "--json", before, same]))["changes"], json!([]));
+
+    let (out, err, code) = said(&policy(&["diff", "/does/not/exist", after]));
+    assert!(out.is_empty() && err.contains("/does/not/exist") && code == Some(2), "{err}");
+}
+
+#[test]
+fn simulate_says_who_would_have_been_refused() {
+    let strict = STREAMS.replace("streamsPerToken: 100", "requestsPerToken: {perMinute: 1}");
+    let policies = folder(&[("all.yaml", &strict)]);
+    let line = |second: u32, token: &str| {
+        let line = json!({
+            "timestamp": format!("2026-01-02T03:04:{second:02}.000000Z"), "level": "INFO", "target": "access",
+            "message": "stream finished", "client": "10.1.2.3:4000", "route": "agents",
+            "method": "/gitlab.agent.agent_tracker.rpc.AgentTracker/ReportX", "token": token, "connection": 1,
+            "bytes_in": 10, "duration_ms": 5,
+        });
+        format!("{line}\n")
+    };
+    let trace = policies.path().join("access.log");
+    let lines =
+        [line(1, "ab12cd34"), line(2, "ab12cd34"), line(3, "ff00ff00"), "not json\n".to_owned()].concat();
+    std::fs::write(&trace, &lines).expect("the folder is ours");
+    let directory = text_of(policies.path());
+    let (out, err, code) = said(&policy(&["simulate", "--trace", text_of(&trace), directory]));
+    assert!(code == Some(0) && err.is_empty(), "{err}");
+    assert!(out.contains("1 would be refused") && out.contains("token ab12cd34: 1"), "{out}");
+
+    let document = json_of(&policy(&["simulate", "--json", "--trace", text_of(&trace), directory]));
+    let of = |key: &str| document[key].clone();
+    assert_eq!((of("judged"), of("refused"), of("unreadable")), (json!(3), json!(1), json!(1)));
+    assert_eq!((of("span_seconds"), &document["refusals"][0]["rule"]["name"]), (json!(2.0), &json!("all")));
+
+    let (_, err, code) = said(&policy(&["simulate", "--trace", "/does/not/exist", directory]));
+    assert!(code == Some(1) && err.contains("/does/not/exist") && err.contains("access lines"), "{err}");
+    let (_, err, code) = said(&policy(&["simulate", "--trace", "/dev/null", directory]));
+    assert!(code == Some(0) && err.contains("no access lines"), "{err}");
+}
+
+#[test]
+fn schema_is_json_that_knows_every_kind() {
+    let schema = json_of(&policy(&["schema"])).to_string();
+    for kind in
+        ["LimitPolicy", "PollingPolicy", "ConnectionPolicy", "AccessPolicy", "BackendPolicy", "TunnelPolicy"]
+    {
+        assert!(schema.contains(kind), "{kind}");
+    }
+}

@@ -54,6 +54,15 @@ pub struct LimitPolicy {
     pub redis_lost: RedisLost,
 }
 
+/// What is allowed to one name, where not all have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// As it is at this call.
+    pub policy: LimitPolicy,
+    /// Changes whenever the policy of any name may have changed.
+    pub generation: u64,
+}
+
 /// What becomes of calls that Redis cannot count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisLost {
@@ -181,9 +190,28 @@ impl Leases {
     /// `false`: the name has used up this minute, or so many calls with it are under way or were not found good, in this
     /// process alone.
     pub fn begin(self: &Arc<Self>, name: Name) -> bool {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
-        let alone = redis_lost == RedisLost::Local && self.outage.is_lost();
+        self.begin_by(name, self.policy(), None)
+    }
+
+    /// [`Leases::begin`] where names have policies of their own: `allowed` is what is known before the name was found good.
+    /// Once [`Leases::admit_as`] was told more in this minute and this generation, that holds.
+    pub fn begin_as(self: &Arc<Self>, name: Name, allowed: Allowed) -> bool {
+        self.begin_by(name, allowed.policy, Some(allowed.generation))
+    }
+
+    fn begin_by(self: &Arc<Self>, name: Name, policy: LimitPolicy, generation: Option<u64>) -> bool {
         let mut table = self.table(&name);
+        let last = generation.and_then(|now| Some((now, table.last_allowed(&name.id)?)));
+        let policy = match last {
+            Some((now, last)) if last.generation == now => last.policy,
+            // Other policies than those it was judged by: it is judged again once it was found good.
+            Some((_, last)) => {
+                return table.begin_unjudged(&name.id, policy.per_minute.max(last.policy.per_minute));
+            }
+            None => policy,
+        };
+        let LimitPolicy { per_minute, redis_lost } = policy;
+        let alone = redis_lost == RedisLost::Local && self.outage.is_lost();
         if table.begin(&name.id, per_minute, alone) {
             return true;
         }
@@ -192,7 +220,7 @@ impl Leases {
         if let Some(share) = table.share_of(minute, &name.id)
             && alone
         {
-            self.try_redis(name, minute, share, per_minute);
+            self.try_redis(name, minute, share, policy);
         }
         false
     }
@@ -204,7 +232,12 @@ impl Leases {
 
     /// What can be said without waiting. `None`: Redis decides, ask [`Leases::admit`].
     pub fn admit_now(&self, name: Name) -> Option<Result<(), Denied>> {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+        self.admit_now_by(name, self.policy())
+    }
+
+    /// [`Leases::admit_now`] where names have policies of their own; [`Leases::admit_by`] goes on.
+    pub fn admit_now_by(&self, name: Name, policy: LimitPolicy) -> Option<Result<(), Denied>> {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         let free = !(self.outage.is_lost() && redis_lost == RedisLost::Deny);
         match self.table(&name).share(&name.id)?.take(per_minute, free) {
             Turn::Admitted => Some(Ok(())),
@@ -216,7 +249,11 @@ impl Leases {
     /// Counts a call that was admitted already, and tells Redis with the next ones. Where there is no room for the name it is
     /// not counted.
     pub fn count(&self, name: Name) {
-        let LimitPolicy { per_minute, .. } = self.policy();
+        self.count_by(name, self.policy());
+    }
+
+    /// [`Leases::count`] where names have policies of their own.
+    pub fn count_by(&self, name: Name, LimitPolicy { per_minute, .. }: LimitPolicy) {
         if let Some(share) = self.table(&name).share(&name.id)
             && share.take(per_minute, true) != Turn::Admitted
         {
@@ -230,13 +267,31 @@ impl Leases {
     /// # Errors
     /// Why it is not admitted.
     pub async fn admit(self: &Arc<Self>, name: Name) -> Result<(), Denied> {
+        self.admit_by(name, self.policy()).await
+    }
+
+    /// [`Leases::admit`] where names have policies of their own. What was counted stays counted, whatever the policy is at
+    /// the next call.
+    ///
+    /// # Errors
+    /// Why it is not admitted.
+    pub async fn admit_as(self: &Arc<Self>, name: Name, allowed: Allowed) -> Result<(), Denied> {
+        self.table(&name).judged(&name.id, allowed);
+        self.admit_by(name, allowed.policy).await
+    }
+
+    /// [`Leases::admit_as`] for who never asks [`Leases::begin_as`].
+    ///
+    /// # Errors
+    /// Why it is not admitted.
+    pub async fn admit_by(self: &Arc<Self>, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
         let deadline = Instant::now() + PATIENCE;
         let mut waiting = Waiting { leases: self, name, minute: None };
         loop {
-            let flight = match self.step(&mut waiting, deadline) {
+            let flight = match self.step(&mut waiting, policy, deadline) {
                 Step::Admitted => return Ok(()),
                 Step::Refused(denied) => return Err(denied),
-                Step::OneByOne => return self.one(name).await,
+                Step::OneByOne => return self.one(name, policy).await,
                 Step::Wait(flight) => flight,
             };
             tokio::select! {
@@ -247,8 +302,8 @@ impl Leases {
         }
     }
 
-    fn step(self: &Arc<Self>, waiting: &mut Waiting<'_>, deadline: Instant) -> Step {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+    fn step(self: &Arc<Self>, waiting: &mut Waiting<'_>, policy: LimitPolicy, deadline: Instant) -> Step {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         let name = waiting.name;
         let mut table = self.table(&name);
         let minute = table.minute();
@@ -263,7 +318,7 @@ impl Leases {
             Turn::Refused => Step::Refused(Denied::Exhausted),
             Turn::Ask if lost || Instant::now() >= deadline => {
                 if lost {
-                    self.try_redis(name, minute, share, per_minute);
+                    self.try_redis(name, minute, share, policy);
                 }
                 self.outage.uncounted();
                 match redis_lost {
@@ -280,15 +335,15 @@ impl Leases {
                 share.waiting += 1;
                 waiting.minute = Some(minute);
                 let flight = share.flight();
-                Step::Wait(flight.unwrap_or_else(|| self.lease(name, minute, share, per_minute)))
+                Step::Wait(flight.unwrap_or_else(|| self.lease(name, minute, share, policy)))
             }
         }
     }
 
     /// Where Redis is lost: asks it now and then, for nobody waits for the answer.
-    fn try_redis(self: &Arc<Self>, name: Name, minute: u64, share: &mut Share, per_minute: u32) {
+    fn try_redis(self: &Arc<Self>, name: Name, minute: u64, share: &mut Share, policy: LimitPolicy) {
         if share.flight().is_none() && self.outage.may_try() {
-            self.lease(name, minute, share, per_minute);
+            self.lease(name, minute, share, policy);
         }
     }
 
@@ -299,7 +354,7 @@ impl Leases {
         name: Name,
         minute: u64,
         share: &mut Share,
-        per_minute: u32,
+        LimitPolicy { per_minute, redis_lost }: LimitPolicy,
     ) -> CancellationToken {
         let done = CancellationToken::new();
         let ask = share.ask(per_minute, done.clone());
@@ -313,11 +368,10 @@ impl Leases {
             let answer = tokio::select! {
                 answer = &mut answer => answer,
                 () = &mut slow => {
-                    this.outage.failed("no answer within a second", this.policy().redis_lost);
+                    this.outage.failed("no answer within a second", redis_lost);
                     answer.await
                 }
             };
-            let per_minute = this.policy().per_minute;
             match answer {
                 Ok(count) => {
                     if let Some(share) = this.table(&name).share_of(minute, &name.id) {
@@ -329,7 +383,7 @@ impl Leases {
                     if let Some(share) = this.table(&name).share_of(minute, &name.id) {
                         share.failed(ask, ledger::may_have_counted(&error));
                     }
-                    this.outage.failed(&chain(&error), this.policy().redis_lost);
+                    this.outage.failed(&chain(&error), redis_lost);
                 }
             }
         });
@@ -337,8 +391,11 @@ impl Leases {
     }
 
     /// A name for which the table has no room: each call is a command, as exact as Redis.
-    async fn one(&self, name: Name) -> Result<(), Denied> {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+    async fn one(
+        &self,
+        name: Name,
+        LimitPolicy { per_minute, redis_lost }: LimitPolicy,
+    ) -> Result<(), Denied> {
         if !self.outage.is_lost() || self.outage.may_try() {
             let minute = self.table(&name).minute();
             // Opening a connection and the answer may each take so long.

@@ -6,6 +6,7 @@ use crate::{
     events::Published,
     gitaly::{self, Gitaly, poller::Pollers},
     gitlab,
+    policies::{Followed, Pacing},
     rate::Rate,
     repositories::local,
     stage::{Stage, TOKEN_A, agents, call_as, serve},
@@ -23,6 +24,7 @@ use stand_ins::{
     gitaly::{self as stand_in, Fault, Rpc},
     rails::{Options, Project},
 };
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::{sync::broadcast::Receiver, time::timeout};
 use tonic::{Code, Streaming, service::Routes, transport::Channel};
@@ -53,15 +55,22 @@ impl Field {
         let ca_file = folder.path().join("ca.pem");
         std::fs::write(&ca_file, postern_certs::dev::Ca::new().pem()).unwrap();
         let client = Arc::new(Gitaly::new(options, ClientTrust::load(Some(ca_file)).unwrap()));
-        let periods = poller::Periods { poll: QUICK, retry: QUICK, retry_max: QUICK };
+        let pacing = Pacing::steady(QUICK);
+        let periods = poller::Periods { retry: QUICK, retry_max: QUICK };
         let (stop, tasks) = (stage.stop.clone(), stage.tasks.clone());
         let events = Arc::new(Events::default());
         let heard = events.subscribe();
         let tracker = Tracker::default();
         let service = ConfigurationService {
             repositories: Arc::new(Repositories {
-                local: local::Repositories::new(QUICK, stop.clone(), tasks.clone()),
-                gitaly: Some(Pollers::new(client, periods, stop.clone(), tasks)),
+                local: local::Repositories::new(pacing.clone(), stop.clone(), tasks.clone()),
+                gitaly: Some(Pollers::new(
+                    client,
+                    periods,
+                    (pacing, Followed::Configuration),
+                    stop.clone(),
+                    tasks,
+                )),
             }),
             registry: Arc::default(),
             tracker: tracker.clone(),
@@ -72,7 +81,7 @@ impl Field {
             streams: PerAgent::new(STREAMS_PER_AGENT),
             retry: periods,
             max_file_size: 1024,
-            max_age: Duration::from_secs(3600),
+            ages: Ages::steady(Duration::from_secs(3600)),
             departures: Departures::default(),
         };
         let routes = Routes::new(stage.admission.guard(AgentConfigurationServer::new(service)));

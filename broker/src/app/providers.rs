@@ -11,6 +11,7 @@ use crate::{
     },
     gitlab::{self, Rails, Remembered},
     identities::IdentitySource,
+    policies::{Followed, Pacing, Policies},
     repositories::{Repositories, local},
 };
 use anyhow::Context;
@@ -42,10 +43,11 @@ pub(super) struct GitLab {
 impl Providers {
     pub(super) fn open(
         config: &Config,
+        policies: &Policies,
         stop: &CancellationToken,
         tasks: &TaskTracker,
     ) -> anyhow::Result<Self> {
-        let local = local::Repositories::new(config.agents.poll_period, stop.clone(), tasks.clone());
+        let local = local::Repositories::new(Pacing::of(policies), stop.clone(), tasks.clone());
         match &config.provider {
             Provider::Embedded { identities_file } => {
                 let identities = IdentitySource::load(identities_file.clone())?;
@@ -54,9 +56,14 @@ impl Providers {
                 Ok(Self { identities: Identities::File(identities), repositories, gitlab: None })
             }
             Provider::GitLab(section) => {
-                let gitlab = GitLab::open(section, stop, tasks)?;
-                let periods = poller::Periods { poll: config.agents.poll_period, ..Default::default() };
-                let pollers = Pollers::new(Arc::clone(&gitlab.gitaly), periods, stop.clone(), tasks.clone());
+                let gitlab = GitLab::open(section, policies, stop, tasks)?;
+                let pollers = Pollers::new(
+                    Arc::clone(&gitlab.gitaly),
+                    poller::Periods::default(),
+                    (Pacing::of(policies), Followed::Configuration),
+                    stop.clone(),
+                    tasks.clone(),
+                );
                 let repositories = Arc::new(Repositories { local, gitaly: Some(pollers) });
                 let identities = Identities::GitLab(Arc::clone(&gitlab.rails));
                 Ok(Self { identities, repositories, gitlab: Some(gitlab) })
@@ -66,7 +73,12 @@ impl Providers {
 }
 
 impl GitLab {
-    fn open(section: &GitLabConfig, stop: &CancellationToken, tasks: &TaskTracker) -> anyhow::Result<Self> {
+    fn open(
+        section: &GitLabConfig,
+        policies: &Policies,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> anyhow::Result<Self> {
         let trust =
             ClientTrust::load(section.ca_certificate_file.clone()).context("gitlab.ca_certificate_file")?;
         if section.ca_certificate_file.is_some() {
@@ -78,25 +90,44 @@ impl GitLab {
             authentication_secret_file: section.authentication_secret_file.clone(),
             trust: Arc::clone(&trust),
             program: PROGRAM,
-            rate: section.rate,
+            rate: policies.gitlab(),
             limits: gitlab::Limits::default(),
         })?;
         tasks.spawn(rails.keep_fresh(stop.clone()));
         let rails = Arc::new(Remembered::new(Arc::new(rails), section.periods, stop, tasks));
+        let (global, per_server) = policies.gitaly();
         let options = gitaly::Options {
             user_agent: PROGRAM.to_string(),
-            global: section.gitaly_rate,
-            per_server: section.gitaly_rate_per_server,
+            global,
+            per_server,
             ..gitaly::Options::default()
         };
         // Gitaly of an installation with a CA of its own has a certificate of that CA, too.
         let gitaly = Arc::new(Gitaly::new(options, trust));
-        let periods = poller::Periods {
-            poll: section.gitops_poll_period,
-            retry_max: GITOPS_RETRY_MAX,
-            ..Default::default()
-        };
-        let manifests = Arc::new(Pollers::new(Arc::clone(&gitaly), periods, stop.clone(), tasks.clone()));
+        let periods = poller::Periods { retry_max: GITOPS_RETRY_MAX, ..Default::default() };
+        let manifests = Arc::new(Pollers::new(
+            Arc::clone(&gitaly),
+            periods,
+            (Pacing::of(policies), Followed::Manifests),
+            stop.clone(),
+            tasks.clone(),
+        ));
+        tasks.spawn({
+            let (policies, rails, gitaly) =
+                (policies.clone(), Arc::clone(rails.rails()), Arc::clone(&gitaly));
+            stop.clone()
+                .run_until_cancelled_owned(async move { keep_rates(&policies, &rails, &gitaly).await })
+        });
         Ok(Self { rails, gitaly, manifests, manifest_periods: periods })
+    }
+}
+
+/// Calls are made as often as the policies in force say.
+async fn keep_rates(policies: &Policies, rails: &Rails, gitaly: &Gitaly) {
+    let mut changes = policies.live().changes();
+    while changes.changed().await.is_ok() {
+        rails.set_rate(policies.gitlab());
+        let (global, per_server) = policies.gitaly();
+        gitaly.set_rates(global, per_server);
     }
 }

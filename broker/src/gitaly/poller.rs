@@ -3,7 +3,10 @@
 //! knows a repository's [`Source`]. It polls nothing that nobody reads.
 
 use super::{Fault, Gitaly, GitalyError, ManifestLimits, ManifestPath, Manifests, Source};
-use crate::repositories::{CommitId, Reference};
+use crate::{
+    policies::{Followed, Follower, Followers, Pacing, Rhythm, Who},
+    repositories::{CommitId, Reference},
+};
 use bytes::Bytes;
 use futures::{
     FutureExt,
@@ -48,11 +51,10 @@ const AWAY_MAX: Duration = Duration::from_secs(4);
 /// The newest commit, or why there is none.
 pub type Head = Result<CommitId, GitalyError>;
 
-/// When to look; the default is what kas does, spread out.
+/// When to try again what failed; the default is what kas does, spread out. How often to look where nothing failed is
+/// [`Pacing`]'s business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Periods {
-    /// At most this long between two looks; each is up to a fifth earlier, so that pollers do not march in step.
-    pub poll: Duration,
     /// After the first failure; doubled after each further one, plus up to as much again at random.
     pub retry: Duration,
     /// At most this long after a failure, before the random part.
@@ -61,11 +63,7 @@ pub struct Periods {
 
 impl Default for Periods {
     fn default() -> Self {
-        Self {
-            poll: Duration::from_secs(20),
-            retry: Duration::from_secs(10),
-            retry_max: Duration::from_secs(60),
-        }
+        Self { retry: Duration::from_secs(10), retry_max: Duration::from_secs(60) }
     }
 }
 
@@ -75,6 +73,7 @@ pub struct Pollers {
     gitaly: Arc<Gitaly>,
     followed: Mutex<HashMap<Key, Weak<Repository>>>,
     periods: Periods,
+    pacing: (Pacing, Followed),
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -95,6 +94,7 @@ pub struct Repository {
     source: Arc<Current>,
     head: watch::Sender<Head>,
     look: Arc<Notify>,
+    followers: Arc<Followers>,
     files: Mutex<Files>,
     _stop: DropGuard,
 }
@@ -128,8 +128,14 @@ struct Files {
 
 impl Pollers {
     /// Nothing is polled until somebody follows it, and nothing after `stop`.
-    pub fn new(gitaly: Arc<Gitaly>, periods: Periods, stop: CancellationToken, tasks: TaskTracker) -> Self {
-        Self { gitaly, followed: Mutex::default(), periods, stop, tasks }
+    pub fn new(
+        gitaly: Arc<Gitaly>,
+        periods: Periods,
+        pacing: (Pacing, Followed),
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self { gitaly, followed: Mutex::default(), periods, pacing, stop, tasks }
     }
 
     /// The poller of this repository; started by its first reader, stopped after its last. Waits for the first look.
@@ -179,6 +185,7 @@ impl Pollers {
             source: Arc::new(Current(Mutex::new(Arc::new(source.clone())))),
             head: watch::Sender::new(Err(GitalyError::NotAsked)),
             look: Arc::default(),
+            followers: Followers::new(self.pacing.0.clone(), self.pacing.1),
             files: Mutex::default(),
             _stop: stop.clone().drop_guard(),
         });
@@ -186,7 +193,8 @@ impl Pollers {
         let (head, look) = (repository.head.clone(), Arc::clone(&repository.look));
         let (gitaly, source) = (Arc::clone(&self.gitaly), Arc::clone(&repository.source));
         let reference = reference.clone();
-        let rhythm = Rhythm { periods: self.periods, fixed: reference.is_fixed() };
+        let plan = Plan { periods: self.periods, fixed: reference.is_fixed() };
+        let rhythm = repository.followers.rhythm();
         self.tasks.spawn(async move {
             let name = || source.get().name().to_owned();
             let (gitaly, reference) = (&gitaly, &reference);
@@ -194,7 +202,7 @@ impl Pollers {
                 let source = source.get();
                 async move { gitaly.look(&source, reference, (turn, Instant::now() + LOOK)).await }
             };
-            stop.run_until_cancelled(poll(name, ask, head, &look, rhythm)).await;
+            stop.run_until_cancelled(poll(name, ask, head, &look, (plan, rhythm))).await;
         });
         repository
     }
@@ -205,6 +213,11 @@ impl Repository {
     /// is known.
     pub fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
+    }
+
+    /// Looks as often as this one may want, too, while the answer lives.
+    pub fn followed_by(&self, who: Who, followed: Followed) -> Follower {
+        self.followers.enter(followed, who)
     }
 
     /// The bytes of a file at a commit; `None` if there is no such file. All who ask for the same file at the same time
@@ -261,19 +274,24 @@ impl Repository {
 }
 
 #[derive(Clone, Copy)]
-struct Rhythm {
+struct Plan {
     periods: Periods,
     /// What was found once stays.
     fixed: bool,
 }
 
-impl Rhythm {
+/// Until the next look.
+enum Pause {
+    /// As long as those who follow want.
+    Period,
+    /// As long as this.
+    For(Duration),
+}
+
+impl Plan {
     /// The pause after an answer.
-    fn pause(&self, found: bool) -> Duration {
-        if found && self.fixed {
-            return FOR_EVER;
-        }
-        self.periods.poll.mul_f64(rand::rng().random_range(0.8..=1.0))
+    fn pause(&self, found: bool) -> Pause {
+        if found && self.fixed { Pause::For(FOR_EVER) } else { Pause::Period }
     }
 }
 
@@ -283,11 +301,10 @@ async fn poll<F>(
     ask: impl Fn(Duration) -> F,
     head: watch::Sender<Head>,
     look: &Notify,
-    rhythm: Rhythm,
+    (plan, mut rhythm): (Plan, Rhythm),
 ) where
     F: Future<Output = Head>,
 {
-    let periods = rhythm.periods;
     let mut failures = 0_u32;
     let mut awaited = true;
     loop {
@@ -297,13 +314,13 @@ async fn poll<F>(
             Ok(_) => {
                 failures = 0;
                 awaited = false;
-                rhythm.pause(true)
+                plan.pause(true)
             }
             // Nobody failed: too many look at this server, and they take turns in skipping one.
             Err(error @ GitalyError::Throttled { .. }) => {
                 tracing::debug!(repository = name(), %error, "looks for new commits a period later");
                 awaited &= unknown;
-                rhythm.pause(false)
+                plan.pause(false)
             }
             // An answer, too: the first push is noticed as soon as any other.
             Err(error) if is_answer(error) => {
@@ -312,10 +329,10 @@ async fn poll<F>(
                 }
                 failures = 0;
                 awaited = false;
-                rhythm.pause(false)
+                plan.pause(false)
             }
             Err(error) => {
-                let pause = again(periods, failures, error.is_away());
+                let pause = again(plan.periods, failures, error.is_away());
                 let retry_in = tracing::field::debug(pause);
                 // Once, not at every attempt: a server that is down for a night fills no disk.
                 if failures == 0 {
@@ -325,17 +342,27 @@ async fn poll<F>(
                 }
                 failures = failures.saturating_add(1);
                 awaited = false;
-                pause
+                Pause::For(pause)
             }
         };
         head.send_if_modified(|last| tell(&name, last, now));
-        let until = Instant::now() + pause;
+        let mut wait = rhythm.wait();
+        let fixed = match pause {
+            Pause::For(pause) => Some(Instant::now() + pause),
+            Pause::Period => None,
+        };
+        let over = async {
+            match fixed {
+                Some(until) => sleep_until(until).await,
+                None => rhythm.over(&mut wait).await,
+            }
+        };
         tokio::select! {
-            () = sleep_until(until) => {}
+            () = over => {}
             () = look.notified() => {
                 awaited = true;
                 // A push may mean that a server which did not answer is back, and more pushes mean no more than one.
-                if failures > 0 {
+                if let (Some(until), 1..) = (fixed, failures) {
                     sleep_until(until.min(Instant::now() + HASTE)).await;
                 }
             }

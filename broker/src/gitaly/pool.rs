@@ -28,9 +28,14 @@ const TELL_AGAIN: Duration = Duration::from_secs(3600);
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 pub(super) struct Pool {
-    connections: Mutex<HashMap<Key, Arc<Connection>>>,
+    known: Mutex<Known>,
     trust: Arc<ClientTrust>,
     user_agent: String,
+}
+
+struct Known {
+    connections: HashMap<Key, Arc<Connection>>,
+    /// Of each of them.
     rate: Rate,
 }
 
@@ -76,18 +81,28 @@ impl Connection {
 
 impl Pool {
     pub(super) fn new(trust: Arc<ClientTrust>, user_agent: String, rate: Rate) -> Self {
-        Self { connections: Mutex::default(), trust, user_agent, rate }
+        Self { known: Mutex::new(Known { connections: HashMap::new(), rate }), trust, user_agent }
+    }
+
+    /// Of the connections that there are, and of those that come.
+    pub(super) fn set_rate(&self, rate: Rate) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.rate = rate;
+        for connection in known.connections.values() {
+            connection.bucket.set(rate);
+        }
     }
 
     /// The connection to a server; dialled by its first call, and again by the first call after it broke.
     pub(super) fn connection(&self, server: &Server) -> Result<Arc<Connection>, GitalyError> {
         let key = Key { address: server.address.clone(), token: server.token.hash() };
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { connections, rate } = &mut *known;
         if let Some(known) = connections.get(&key) {
             *known.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             return Ok(Arc::clone(known));
         }
-        let connection = Arc::new(self.lazy(server)?);
+        let connection = Arc::new(self.lazy(server, *rate)?);
         connections.retain(|_, connection| connection.last_used().elapsed() < IDLE);
         if connections.len() >= CONNECTIONS_MAX {
             // Calls that are using it hold on to it until they end.
@@ -100,7 +115,7 @@ impl Pool {
         Ok(connection)
     }
 
-    fn lazy(&self, server: &Server) -> Result<Connection, GitalyError> {
+    fn lazy(&self, server: &Server, rate: Rate) -> Result<Connection, GitalyError> {
         let bad = |reason| GitalyError::Address { address: server.address.clone(), reason };
         let address = Address::parse(&server.address).map_err(bad)?;
         let origin = address.origin().map_err(bad)?;
@@ -116,7 +131,7 @@ impl Pool {
         let dialler = Dialler { address, trust: Arc::clone(&self.trust) };
         Ok(Connection {
             channel: endpoint.connect_with_connector_lazy(dialler),
-            bucket: Bucket::new(self.rate, super::PATIENCE),
+            bucket: Bucket::new(rate, super::PATIENCE),
             used: Mutex::new(Instant::now()),
             lacks_find_commit: Mutex::default(),
             told_of_skips: Mutex::default(),
@@ -161,11 +176,26 @@ mod tests {
             tokio::time::advance(Duration::from_millis(1)).await;
             pool.connection(&server(port, "")).unwrap();
         }
-        assert_eq!(pool.connections.lock().unwrap().len(), CONNECTIONS_MAX);
+        assert_eq!(pool.known.lock().unwrap().connections.len(), CONNECTIONS_MAX);
         assert!(!Arc::ptr_eq(&first, &pool.connection(&server(1, "")).unwrap()));
         tokio::time::advance(IDLE).await;
         pool.connection(&server(9_999, "")).unwrap();
-        assert_eq!(pool.connections.lock().unwrap().len(), 1);
+        assert_eq!(pool.known.lock().unwrap().connections.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_rate_holds_for_connections_that_are_there_and_for_those_that_come() {
+        let pool = pool();
+        let there = pool.connection(&server(1, "")).unwrap();
+        there.bucket.wait(None).await.unwrap();
+        pool.set_rate(Rate { per_second: 100.0, burst: 2 });
+        for connection in [there, pool.connection(&server(2, "")).unwrap()] {
+            let begin = Instant::now();
+            for _ in 0..3 {
+                connection.bucket.wait(None).await.unwrap();
+            }
+            assert!(begin.elapsed() <= Duration::from_millis(25), "{:?}", begin.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]

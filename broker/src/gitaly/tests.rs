@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::gitaly::poller::{Periods, Pollers};
+use crate::policies::{Followed, Pacing};
 use crate::rate::Rate;
 use postern_certs::dev::Ca;
 use stand_ins::git::git;
@@ -116,8 +117,10 @@ impl Field {
 
     fn pollers(&self, poll: Duration) -> (Pollers, DropGuard) {
         let stop = CancellationToken::new();
-        let periods = Periods { poll, retry: poll, retry_max: poll };
-        (Pollers::new(Arc::clone(&self.client), periods, stop.clone(), TaskTracker::new()), stop.drop_guard())
+        let periods = Periods { retry: poll, retry_max: poll };
+        let pacing = (Pacing::steady(poll), Followed::Configuration);
+        let tasks = TaskTracker::new();
+        (Pollers::new(Arc::clone(&self.client), periods, pacing, stop.clone(), tasks), stop.drop_guard())
     }
 }
 
@@ -562,7 +565,8 @@ async fn the_last_reader_stops_the_poller() {
     field.commit();
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let pollers = Pollers::new(Arc::clone(&field.client), Periods::default(), stop, tasks.clone());
+    let pacing = (Pacing::steady(Duration::from_secs(20)), Followed::Configuration);
+    let pollers = Pollers::new(Arc::clone(&field.client), Periods::default(), pacing, stop, tasks.clone());
     let one = pollers.follow(&field.source).await;
     let two = pollers.follow(&field.source).await;
     assert!(Arc::ptr_eq(&one, &two));

@@ -9,6 +9,7 @@ use crate::{
         Call, Fault, RailsError, Remembered,
         cache::{Lasting, Remember},
     },
+    policies::{Followed, Who},
     repositories::{Place, Reference, Repositories, Repository},
 };
 use postern_wire::ids::ProjectId;
@@ -85,13 +86,20 @@ impl Projects {
     }
 
     /// Follows a reference of a project. `None`: it has no repository.
-    pub(super) async fn follow(&self, project: &Project, reference: &Reference) -> Option<Repository> {
+    pub(super) async fn follow(
+        &self,
+        project: &Project,
+        reference: &Reference,
+        who: Who,
+    ) -> Option<Repository> {
         match (self, &project.place) {
             (Self::GitLab { pollers, .. }, Place::Gitaly(source)) => {
-                Some(Repository::Gitaly(pollers.follow_reference(source, reference).await))
+                let shared = pollers.follow_reference(source, reference).await;
+                Some(Repository::gitaly(shared, who, Followed::Manifests))
             }
             (Self::Local(repositories), Place::Local(path)) => {
-                Some(Repository::Local(repositories.local.follow_reference(path, reference).await))
+                let shared = repositories.local.follow_reference(path, reference).await;
+                Some(Repository::local(shared, who, Followed::Manifests))
             }
             _ => None,
         }

@@ -79,8 +79,14 @@ impl Field {
         let fast = Rate { per_second: 1e4, burst: 10_000 };
         let options = gitaly::Options { global: fast, per_server: fast, ..gitaly::Options::default() };
         let client = Arc::new(Gitaly::new(options, trust(folder.path())));
-        let periods = Periods { poll: QUICK, retry: QUICK, retry_max: QUICK };
-        let pollers = Pollers::new(client, periods, stage.stop.clone(), stage.tasks.clone());
+        let periods = Periods { retry: QUICK, retry_max: QUICK };
+        let pollers = Pollers::new(
+            client,
+            periods,
+            (Pacing::steady(QUICK), Followed::Manifests),
+            stage.stop.clone(),
+            stage.tasks.clone(),
+        );
         let (mut service, events) =
             service(Projects::GitLab { rails: Arc::clone(&stage.rails), pollers: Arc::new(pollers) });
         adjust(&mut service);
@@ -151,8 +157,9 @@ fn service(projects: Projects) -> (GitopsService, Mutex<Receiver<Arc<Published>>
     let service = GitopsService {
         projects,
         limits: ManifestLimits::default(),
-        periods: Periods { poll: QUICK, retry: QUICK, retry_max: QUICK },
-        max_age: LONG,
+        periods: Periods { retry: QUICK, retry_max: QUICK },
+        pacing: Pacing::steady(QUICK),
+        ages: Ages::steady(LONG),
         departures: Departures::default(),
         room: Room::default(),
         usage: Arc::default(),
@@ -327,7 +334,7 @@ async fn branches_tags_and_commits_are_what_their_names_say() {
 
 #[tokio::test]
 async fn a_commit_that_is_not_there_is_waited_for_and_never_taken_for_an_empty_one() {
-    let field = Field::with(|service| service.max_age = Duration::from_secs(1)).await;
+    let field = Field::with(|service| service.ages = Ages::steady(Duration::from_secs(1))).await;
     field.commit(30, &[("a.yaml", b"one")]);
     let mut request = request("group/public", "", &[ALL]);
     let missing = git_ref_cf::Ref::Commit("0123456789abcdef0123456789abcdef01234567".to_owned());
@@ -490,7 +497,7 @@ async fn nothing_is_read_for_an_agent_that_does_not_take_it() {
 
 #[tokio::test]
 async fn a_stream_that_waited_its_time_and_one_that_meets_a_drain_end_properly() {
-    let field = Field::with(|service| service.max_age = QUICK).await;
+    let field = Field::with(|service| service.ages = Ages::steady(QUICK)).await;
     let commit = field.commit(30, &[("a.yaml", b"one")]);
     let mut aged = field.ask(TOKEN_A, "group/public", &commit, &[ALL]).await.unwrap();
     assert_eq!(soon(aged.message()).await.unwrap(), None);
@@ -549,7 +556,7 @@ async fn without_gitlab_an_agent_reads_its_own_repository_and_no_other() {
     std::fs::write(&file, text).unwrap();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let _stop = stop.clone().drop_guard();
-    let local = local::Repositories::new(Duration::from_secs(1), stop.clone(), tasks);
+    let local = local::Repositories::new(Pacing::steady(Duration::from_secs(1)), stop.clone(), tasks);
     let (service, _) = service(Projects::Local(Arc::new(Repositories { local, gitaly: None })));
     let admission = Admission {
         identities: Identities::File(IdentitySource::load(file).unwrap()),

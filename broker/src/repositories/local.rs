@@ -6,12 +6,12 @@ mod manifests;
 pub use manifests::Manifests;
 
 use super::{CommitId, Reference};
+use crate::policies::{Followed, Follower, Followers, Pacing, Rhythm, Who};
 use postern_certs::watch::FileWatch;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
-    time::Duration,
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -82,7 +82,7 @@ pub type Head = Result<CommitId, RepositoryError>;
 #[derive(Debug)]
 pub struct Repositories {
     followed: Mutex<HashMap<(PathBuf, Reference), Weak<Repository>>>,
-    poll_period: Duration,
+    pacing: Pacing,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -92,13 +92,14 @@ pub struct Repositories {
 pub struct Repository {
     path: PathBuf,
     head: watch::Sender<Head>,
+    followers: Arc<Followers>,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Repositories {
-    /// Followers look at their repository at every change of its files, and at least every `poll_period`.
-    pub fn new(poll_period: Duration, stop: CancellationToken, tasks: TaskTracker) -> Self {
-        Self { followed: Mutex::default(), poll_period, stop, tasks }
+    /// Followers look at their repository at every change of its files, and at least as often as `pacing` says.
+    pub fn new(pacing: Pacing, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { followed: Mutex::default(), pacing, stop, tasks }
     }
 
     /// The follower of this path; started by its first reader, stopped after its last.
@@ -123,10 +124,11 @@ impl Repositories {
         let repository = Arc::new(Repository {
             path: path.to_owned(),
             head: head.clone(),
+            followers: Followers::new(self.pacing.clone(), Followed::Configuration),
             _stop: stop.clone().drop_guard(),
         });
         followed.insert(key.clone(), Arc::downgrade(&repository));
-        let following = follow(key, head, self.poll_period);
+        let following = follow(key, head, repository.followers.rhythm());
         self.tasks.spawn(async move { stop.run_until_cancelled(following).await });
         repository
     }
@@ -143,6 +145,11 @@ impl Repository {
         self.head.subscribe()
     }
 
+    /// Looks as often as this one may want, too, while the answer lives.
+    pub fn followed_by(&self, who: Who, followed: Followed) -> Follower {
+        self.followers.enter(followed, who)
+    }
+
     /// The bytes of a file at a commit; `None` if there is no such file.
     pub async fn read(
         &self,
@@ -155,7 +162,7 @@ impl Repository {
     }
 }
 
-async fn follow(key: (PathBuf, Reference), head: watch::Sender<Head>, poll_period: Duration) {
+async fn follow(key: (PathBuf, Reference), head: watch::Sender<Head>, mut rhythm: Rhythm) {
     let path = &key.0;
     let mut watch = FileWatch::new(watched(path, &key.1)).map_err(|error| {
         tracing::warn!(repository = %path.display(), %error, "changes are noticed by polling only");
@@ -167,7 +174,11 @@ async fn follow(key: (PathBuf, Reference), head: watch::Sender<Head>, poll_perio
                 Err(()) => std::future::pending().await,
             }
         };
-        let _ = tokio::time::timeout(poll_period, changed).await;
+        let mut wait = rhythm.wait();
+        tokio::select! {
+            () = rhythm.over(&mut wait) => {}
+            _ = changed => {}
+        }
         let now = read_head(key.clone()).await;
         head.send_if_modified(|last| {
             if *last == now {

@@ -1,6 +1,7 @@
 //! One token's minute in this process, say a broker: which of its calls are covered by what Redis has granted, and what
 //! Redis must yet be told. It computes; asking is `lease.rs`' business. Its bounds are those of docs/limits.md.
 
+use super::Allowed;
 use tokio_util::sync::CancellationToken;
 
 /// Of the limit, what a broker admits before it tells Redis, and the most it leases ahead of need.
@@ -23,6 +24,8 @@ pub(super) struct Share {
     end: u64,
     /// The fleet's count by the last answer.
     counted: u64,
+    /// What it was last allowed, where names have policies of their own.
+    pub(super) judged: Option<Allowed>,
     /// Calls that wait for an answer.
     pub(super) waiting: u64,
     /// Ends with the answer to the command that is under way.

@@ -2,7 +2,7 @@
 //! has found good yet, and the shares of those that are. Both parts are bounded, each for itself, so that strangers push
 //! nobody out. It asks nobody.
 
-use super::{Id, share::Share};
+use super::{Allowed, Id, share::Share};
 use std::collections::HashMap;
 
 /// A clock that is set back by less than this goes on with the minute it was in.
@@ -43,6 +43,11 @@ impl Table {
         if self.shares.get(key).is_some_and(|share| share.is_used_up(per_minute, alone)) {
             return false;
         }
+        self.begin_unjudged(key, per_minute)
+    }
+
+    /// The same where only what comes of the token says whether its minute is used up.
+    pub(super) fn begin_unjudged(&mut self, key: &Id, per_minute: u32) -> bool {
         if let Some(calls) = self.strangers.get_mut(key) {
             if *calls >= per_minute {
                 return false;
@@ -55,6 +60,18 @@ impl Table {
         }
         self.strangers.insert(*key, 1);
         per_minute > 0
+    }
+
+    /// What a name was last allowed, in this minute.
+    pub(super) fn last_allowed(&self, key: &Id) -> Option<Allowed> {
+        self.shares.get(key).and_then(|share| share.judged)
+    }
+
+    /// A name that was found good is allowed so much.
+    pub(super) fn judged(&mut self, key: &Id, allowed: Allowed) {
+        if let Some(share) = self.share(key) {
+            share.judged = Some(allowed);
+        }
     }
 
     /// The token of a call that began was found good.

@@ -4,11 +4,8 @@ use super::*;
 use tokio::time::sleep;
 use tonic::Code;
 
-const PERIODS: Periods = Periods {
-    poll: Duration::from_secs(20),
-    retry: Duration::from_secs(10),
-    retry_max: Duration::from_secs(60),
-};
+const POLL: Duration = Duration::from_secs(20);
+const PERIODS: Periods = Periods { retry: Duration::from_secs(10), retry_max: Duration::from_secs(60) };
 
 struct Polled {
     looks: Arc<Mutex<Vec<Instant>>>,
@@ -39,8 +36,9 @@ fn polled_as(answer: Head, fixed: bool) -> Polled {
                 turns.lock().unwrap().push(turn);
                 std::future::ready(answer.lock().unwrap().clone())
             };
-            let rhythm = Rhythm { periods: PERIODS, fixed };
-            poll(|| "group/config".to_owned(), ask, head, &look, rhythm).await;
+            let plan = Plan { periods: PERIODS, fixed };
+            let followers = Followers::new(Pacing::steady(POLL), Followed::Configuration);
+            poll(|| "group/config".to_owned(), ask, head, &look, (plan, followers.rhythm())).await;
         }
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
@@ -84,7 +82,7 @@ async fn looks_are_at_most_a_period_apart_and_not_in_step() {
     let gaps = polled.gaps();
     assert!(gaps.len() >= 29, "{gaps:?}");
     let millisecond = Duration::from_millis(2);
-    assert!(gaps.iter().all(|gap| (PERIODS.poll.mul_f64(0.8)..=PERIODS.poll + millisecond).contains(gap)));
+    assert!(gaps.iter().all(|gap| (POLL.mul_f64(0.8)..=POLL + millisecond).contains(gap)));
     assert!(gaps.iter().any(|gap| *gap != gaps[0]), "{gaps:?}");
 }
 
@@ -168,7 +166,7 @@ async fn the_first_push_to_an_empty_repository_is_noticed_like_any_other() {
         let polled = polled(Err(none));
         sleep(Duration::from_secs(3_600)).await;
         let gaps = polled.gaps();
-        assert!(gaps.iter().all(|gap| *gap <= PERIODS.poll + Duration::from_millis(2)), "{gaps:?}");
+        assert!(gaps.iter().all(|gap| *gap <= POLL + Duration::from_millis(2)), "{gaps:?}");
         let mut head = polled.head.subscribe();
         polled.answers(commit("a"));
         polled.look.notify_one();
@@ -205,7 +203,7 @@ async fn a_skipped_look_is_no_failure() {
     sleep(Duration::from_secs(600)).await;
     assert!(!head.has_changed().unwrap());
     let gaps = polled.gaps();
-    assert!(gaps.iter().all(|gap| *gap <= PERIODS.poll + Duration::from_millis(2)), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap <= POLL + Duration::from_millis(2)), "{gaps:?}");
     polled.answers(commit("b"));
     polled.look.notify_one();
     let start = Instant::now();

@@ -2,6 +2,7 @@
 
 use super::*;
 use stand_ins::git::git;
+use std::time::Duration;
 
 fn commit(folder: &Path, file: &str, text: &str) {
     std::fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
@@ -12,7 +13,10 @@ fn commit(folder: &Path, file: &str, text: &str) {
 
 fn repositories() -> (Repositories, tokio_util::sync::DropGuard) {
     let stop = CancellationToken::new();
-    (Repositories::new(Duration::from_secs(20), stop.clone(), TaskTracker::new()), stop.drop_guard())
+    (
+        Repositories::new(Pacing::steady(Duration::from_secs(20)), stop.clone(), TaskTracker::new()),
+        stop.drop_guard(),
+    )
 }
 
 #[tokio::test]
