@@ -6,7 +6,7 @@
 pub(crate) mod fields;
 mod said;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::rules::{Header, Mode, lot};
 use crate::{Kind, PolicySet, Rule, Subject};

@@ -8,8 +8,6 @@ use std::time::Duration;
 pub(crate) struct Time<const LEAST: u64, const MOST: u64>(pub(crate) Duration);
 
 impl<const LEAST: u64, const MOST: u64> Read for Time<LEAST, MOST> {
-    const BLANK: bool = true;
-
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {
         const FORM: &str = "a duration such as 30s, 5m or 1h30m is wanted";
         let time = match &node.value {
