@@ -75,7 +75,7 @@ fn explained(set: &PolicySet, field: &Field, subject: &Subject<'_>) -> Explained
         .iter()
         .chain(&others)
         .take(PASSED_OVER)
-        .map(|one| PassedOver { rule: one.rule.clone(), why: why_not(&one.header, subject) })
+        .map(|one| PassedOver { rule: one.rule.clone(), why: why_not(one.header, subject) })
         .collect();
     let (value, rule) = in_force.map(|Effective { value, rule }| (value, rule)).unzip();
     Explained {
