@@ -281,9 +281,8 @@ impl Worker {
                     let connection = connection.known_as(entry.entry()).seated(&seat);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
-                    let life = life.get_or_insert_with(|| {
-                        Life::without_idle(&self.roll, seat.clone(), client.ip())
-                    });
+                    let life =
+                        life.get_or_insert_with(|| Life::without_idle(&self.roll, seat.clone(), client.ip()));
                     socket = self.http1(transport, &mut carried, life).await?;
                     socket = self.next_request(socket, life, client).await?;
                 }

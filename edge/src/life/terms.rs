@@ -180,7 +180,8 @@ impl Rhythm {
 
     /// `None`: never.
     pub(super) fn of(interval: Option<Duration>) -> Self {
-        let milliseconds = |interval: Duration| interval.as_millis().clamp(1, u128::from(u32::MAX - 1)) as u32;
+        let milliseconds =
+            |interval: Duration| interval.as_millis().clamp(1, u128::from(u32::MAX - 1)) as u32;
         interval.map_or(Self::NEVER, |interval| Self(milliseconds(interval)))
     }
 

@@ -17,9 +17,9 @@ const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
 const GOING_AWAY: &[u8] = b"\x88\x0f\x03\xe9Shutting down";
 
 /// Keeps what was read.
-struct Tap<S> {
-    io: S,
-    read: Arc<Mutex<Vec<u8>>>,
+pub(crate) struct Tap<S> {
+    pub(crate) io: S,
+    pub(crate) read: Arc<Mutex<Vec<u8>>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
