@@ -1,18 +1,24 @@
-//! `policy check DIR`: what the edge and the broker would say about a directory of policies, without them. All problems
-//! at once, one per line with file, line and field; exit code 1 if there is one. It changes nothing.
+//! `policy ...`: what edge and broker would say about policies, and what they say. One module per command; the words are
+//! those of `postern-policies`. Nothing here changes a file or a process.
 
-use std::path::Path;
+mod ask;
+mod check;
+mod table;
+mod watch;
+
 use std::process::ExitCode;
 
-pub(crate) fn check(directory: &Path) -> anyhow::Result<ExitCode> {
-    match postern_policies::load_dir(directory) {
-        Ok(_) => {
-            println!("{}: the policies are valid", directory.display());
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(problems) => {
-            eprintln!("{problems}");
-            Ok(ExitCode::FAILURE)
-        }
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Reads every policy in a directory and reports every problem; exits 1 if there is one
+    Check(check::Options),
+    /// Asks edges and brokers which policies they have in force, until all have the same ones
+    Watch(watch::Options),
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Check(options) => Ok(check::run(options)),
+        Command::Watch(options) => watch::run(options),
     }
 }

@@ -78,8 +78,8 @@ pub struct Life {
     waker: Option<Waker>,
     timer: Pin<Box<Sleep>>,
     born: Instant,
-    /// How much of the jitter its age goes without, 0 to 1. The same whatever the age becomes.
-    luck: f32,
+    /// How much of the jitter its age goes without, of 65,536. The same whatever the age becomes.
+    luck: u16,
     /// Of the terms, when it looked last.
     edition: u32,
     /// The token was known by then.
@@ -213,9 +213,8 @@ impl Life {
         self.entry.seat().set_rhythm(values.ping);
         match &mut self.stage {
             Stage::Staying { leave_at, quiet } => {
-                let end = values
-                    .max_age
-                    .map(|age| self.born + age.mul_f64(1.0 - values.jitter * f64::from(self.luck)));
+                let part = 1.0 - values.jitter * f64::from(self.luck) / 65_536.0;
+                let end = values.max_age.map(|age| self.born + age.mul_f64(part));
                 *leave_at = match (end, values.max_age) {
                     (Some(end), Some(age)) if end <= now => {
                         Some(terms.turn(now, age.mul_f64(values.jitter), *leave_at))

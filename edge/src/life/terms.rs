@@ -94,9 +94,10 @@ impl Terms {
         }
     }
 
-    /// Puts a set in force.
+    /// Puts a set in force. One that says the same about connections wakes none of them.
     pub(crate) fn put(&self, set: Arc<PolicySet>) {
-        if Arc::ptr_eq(&set, &self.set.swap(set.clone())) {
+        let before = self.set.swap(set.clone());
+        if before.connections == set.connections {
             return;
         }
         // Who sees this finds that set.

@@ -98,3 +98,49 @@ async fn other(terms: &Terms, changes: &mut watch::Receiver<()>, now: Draining) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use postern_policies::{PolicySet, load_dir};
+
+    fn policy(grace: &str) -> Arc<PolicySet> {
+        let directory = tempfile::TempDir::new().unwrap();
+        let text = format!(
+            "apiVersion: postern/v1\nkind: ConnectionPolicy\nmetadata: {{name: drain}}\nspec: {{drain: {{grace: {grace}}}}}\n"
+        );
+        std::fs::write(directory.path().join("drain.yaml"), text).unwrap();
+        Arc::new(load_dir(directory.path()).unwrap_or_else(|problems| panic!("{problems}")))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_has_the_grace_that_policies_say_when_it_begins_and_while_it_goes_on() {
+        for (before, meanwhile, wanted) in [
+            ("20s", None, 20),
+            ("20s", Some("50s"), 50),
+            ("60s", Some("30s"), 30),
+            // Whoever was promised more has a moment.
+            ("60s", Some("1s"), 15),
+        ] {
+            let connections = config::Connections { max_age: None, jitter_percent: 0, grace: GOODBYE };
+            let drain =
+                config::Drain { pre: Duration::ZERO, grace: GOODBYE, connections_per_second: 1 };
+            let terms = Terms::new(&connections, GOODBYE, &drain, policy(before));
+            let (streams, tasks) = (Streams::new(), TaskTracker::new());
+            let stream = streams.open();
+            let ending = tokio::spawn({
+                let (terms, rolls) = (terms.clone(), vec![Roll::new(&terms)]);
+                async move { Open { streams, rolls, tasks }.finish(&terms).await }
+            });
+            let begin = Instant::now();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            if let Some(meanwhile) = meanwhile {
+                terms.put(policy(meanwhile));
+            }
+            assert!(matches!(ending.await.unwrap(), Ended::Cut(_)), "a stream is open");
+            assert_eq!(begin.elapsed().as_secs(), wanted, "{before} {meanwhile:?}");
+            drop(stream);
+        }
+    }
+}

@@ -331,3 +331,23 @@ async fn a_silent_peer_is_pinged_and_given_up_and_one_that_answers_is_not() {
     };
     timeout(interval * 100, both).await.expect_err("alive");
 }
+
+#[tokio::test(start_paused = true)]
+async fn how_often_to_ping_can_change_and_a_peer_has_its_time_to_answer_however_often_it_is_pinged() {
+    let interval = Duration::from_secs(20);
+    let (mut dialled, accepted) = duplex(1024);
+    let mut silent = WsStream::listener(accepted, &b""[..], Some(interval));
+    assert!(timeout(interval / 2, silent.read_u8()).await.is_err());
+    silent.set_ping(None);
+    assert!(timeout(interval * 100, silent.read_u8()).await.is_err(), "given up though it is never pinged");
+    let often = Duration::from_secs(2);
+    silent.set_ping(Some(often));
+    let began = Instant::now();
+    assert_eq!(silent.read_u8().await.expect_err("silent").kind(), io::ErrorKind::TimedOut);
+    let (least, took) = (Duration::from_secs(15), began.elapsed());
+    assert!(took >= least && took <= least + 2 * often, "{took:?}");
+    drop(silent);
+    let mut pings = Vec::new();
+    dialled.read_to_end(&mut pings).await.unwrap();
+    assert_eq!(pings.chunks(2).filter(|frame| *frame == [FIN | 0x9, 0]).count(), 8);
+}
