@@ -255,5 +255,8 @@ fn over_random_edits_each_tokens_level_goes_on_as_water_does() {
         }
     }
     println!("{passed} passed, {refused} refused, {close} too close to call");
-    assert!(passed > 10_000 && refused > 10_000 && close < (passed + refused) / 50, "{passed} {refused} {close}");
+    assert!(
+        passed > 10_000 && refused > 10_000 && close < (passed + refused) / 50,
+        "{passed} {refused} {close}"
+    );
 }
