@@ -5,11 +5,13 @@
 //! before a task is made, or as soon as a PROXY header has said them. Every step before the first whole head has a
 //! deadline.
 
+mod judge;
+
 use crate::config::Timeouts;
 use crate::http2;
 use crate::lane;
 use crate::life::{Farewell, Life, Roll, Seat};
-use crate::limits::{ConnectionPermit, Penance, Reported};
+use crate::limits::ConnectionPermit;
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
 use crate::listen::{Arrival, Rules, UNIX_PEER};
@@ -29,7 +31,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -138,55 +140,6 @@ pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, sto
 impl Worker {
     fn metrics(&self) -> &Metrics {
         &self.shared.metrics
-    }
-
-    /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
-    fn judge(&self, rules: &Rules, client: SocketAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
-        let ip = client.ip();
-        if rules.hop(ip, named).is_some() {
-            return Ok(());
-        }
-        if !rules.access.admits(ip) {
-            return Err(Reason::Denied);
-        }
-        let reported = self.shared.policies.admits(ip, None)?;
-        if client != UNIX_PEER {
-            room.penance = self.shared.limits.penance(ip)?;
-        }
-        let mut permit = self.shared.limits.connection(ip)?;
-        self.report(ip, reported.into_iter().chain(permit.reported.take()));
-        room.client = Some(permit);
-        Ok(())
-    }
-
-    /// This connection was ended for what nobody does by accident. The next ones from its address wait; not those of a
-    /// proxy that comes for many, nor of a local socket, whose clients have no address.
-    pub fn offended(&self, connection: &Connection) {
-        if !connection.is_behind_proxy() && connection.client != UNIX_PEER {
-            self.shared.limits.offended(connection.client.ip());
-        }
-    }
-
-    /// Policies of `mode: report` would not have let this connection in.
-    fn report(&self, client: IpAddr, reported: impl Iterator<Item = Reported>) {
-        for reported in reported {
-            self.metrics().report(&reported);
-            tracing::debug!(%client, %reported, "a connection that a policy would have refused");
-        }
-    }
-
-    /// A connection that is on the roll by now, but was judged before: the policies may have changed meanwhile.
-    pub fn judge_again(&self, seat: &Seat) {
-        if !self.shared.policies.still_admit(seat) {
-            self.metrics().departure("denied");
-            seat.deny();
-        }
-    }
-
-    fn turn_away(&self, client: SocketAddr, reason: &Reason) {
-        self.metrics().refusal(reason.name());
-        let (reason, rule) = (reason.name(), reason.rule());
-        tracing::debug!(%client, reason, rule, "closed before its first byte");
     }
 
     /// Whose connection it is: the peer's, or that of whom its PROXY header names, and whether it names anybody.
@@ -348,29 +301,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// A tunnel has one client for all its life, so a proxy's word is asked for and judged once.
-    fn judge_tunnel(
-        &self,
-        connection: &Connection,
-        headers: &http::HeaderMap,
-        room: &mut Room,
-    ) -> Result<(), Reason> {
-        if !connection.admits(headers) {
-            return Err(Reason::Denied);
-        }
-        if room.client.is_none() {
-            let client = connection.client.ip();
-            let reported = match connection.judged(headers) {
-                Some(client) => self.shared.policies.admits(client, None)?,
-                None => None,
-            };
-            let mut permit = self.shared.limits.connection(client)?;
-            self.report(client, reported.into_iter().chain(permit.reported.take()));
-            room.client = Some(permit);
-        }
-        Ok(())
     }
 
     /// Serves one request; the connection comes back when it may carry another one.

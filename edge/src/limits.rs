@@ -7,6 +7,7 @@
 mod bucket;
 mod connections;
 mod fleet;
+mod judge;
 mod numbers;
 mod permit;
 mod records;
@@ -20,13 +21,14 @@ use crate::config::limits::Limits as Config;
 use crate::decide::{Purpose, Route};
 use crate::reply::Reason;
 use arc_swap::ArcSwap;
-use bucket::{Over, Pays};
+use bucket::Pays;
 use fleet::Fleet;
+use judge::refusal;
 pub(crate) use numbers::name_of;
-use numbers::{Base, InForce, Judged, Whose};
+use numbers::{Base, InForce, Whose};
 use permit::{ADDRESS, AGENT, TOKEN};
 pub use permit::{ConnectionPermit, Penance, Permit};
-use postern_policies::{PolicySet, Rule, Subject};
+use postern_policies::{PolicySet, Subject};
 use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
 use records::{Address, Agent, Network, Token};
@@ -34,7 +36,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 pub use supposed::Reported;
@@ -327,95 +329,5 @@ impl Limits {
     /// What is used of the limits, in numbers. Tokens by the first digits of their hash, addresses not at all.
     pub fn report(&self) -> serde_json::Value {
         report::of(&self.0, self.0.time(Instant::now()))
-    }
-}
-
-impl Inner {
-    fn time(&self, now: Instant) -> u64 {
-        nanos(now.saturating_duration_since(self.begin))
-    }
-
-    fn judge_token(
-        &self,
-        in_force: &InForce,
-        token: &mut Token,
-        call: &Call<'_>,
-        pays: Pays,
-        now: u64,
-    ) -> Result<(), Reason> {
-        if now < token.failed_until {
-            return Err(Reason::FailedToken);
-        }
-        token.good = token.is_good(now);
-        if !token.good
-            && let Some(wait) = self.blocked_for(call, now)
-        {
-            return Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after: wait, rule: None });
-        }
-        token.begin(now);
-        let subject = call.subject();
-        in_force.catch_up(&mut token.level, Whose::Token, &subject);
-        let judged = in_force.now.judged(Whose::Token, &subject);
-        judged
-            .enforced
-            .open(&mut token.level, &mut token.streams, pays, now)
-            .map_err(|over| refusal(over, Limit::TokenRate, Limit::TokenStreams, &judged))
-    }
-
-    /// Whether the streams of an address or an agent are counted.
-    fn counts(&self, judged: &Judged<'_>) -> bool {
-        self.obeys || judged.enforced.is_set()
-    }
-
-    fn blocked_for(&self, call: &Call<'_>, now: u64) -> Option<Duration> {
-        if self.blocked_until.load(Ordering::Relaxed) <= now {
-            return None;
-        }
-        let until = self.addresses.find(&Network::of(call.client?), |address| address.blocked_until)?;
-        until.checked_sub(now).filter(|wait| *wait > 0).map(Duration::from_nanos)
-    }
-
-    fn failed(&self, client: IpAddr, token: &TokenKey, now: u64) {
-        let base = self.in_force.load().now.base.clone();
-        let until = if base.remember == 0 { 0 } else { now.saturating_add(base.remember) };
-        self.tokens.find(token.as_bytes(), |token| {
-            token.good = false;
-            token.failed_until = until;
-        });
-        let Some(bucket) = base.failed else { return };
-        let judged =
-            self.addresses.with(&Network::of(client), |address, _| (address.failed(bucket, now), true));
-        if let Some((Some(until), _)) = judged {
-            self.blocked_until.fetch_max(until, Ordering::Relaxed);
-            let seconds = until.saturating_sub(now) / 1_000_000_000;
-            tracing::info!(%client, seconds, "too many tokens from here that no broker knows; new ones are refused");
-        }
-    }
-
-    /// A stream that another limit refused has taken nothing of the token's rate, nor of the address'.
-    fn give_back(&self, permit: &Permit, pays: Pays) {
-        if pays != Pays::Yes {
-            return;
-        }
-        if let Some(place) = permit.place(TOKEN) {
-            self.tokens.at(place, |token| token.level.give_back());
-        }
-        if let Some(place) = permit.place(ADDRESS) {
-            self.addresses.at(place, |address| address.level.give_back());
-        }
-    }
-}
-
-fn refusal(over: Over, rate: Limit, streams: Limit, judged: &Judged<'_>) -> Reason {
-    let named = |rule: Option<&Rule>| rule.map(name_of);
-    match over {
-        Over::Rate(wait) => Reason::TooMany {
-            limit: rate,
-            retry_after: Duration::from_nanos(wait),
-            rule: named(judged.rate_by),
-        },
-        Over::Streams => {
-            Reason::TooMany { limit: streams, retry_after: LATER, rule: named(judged.streams_by) }
-        }
     }
 }

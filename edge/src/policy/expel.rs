@@ -54,3 +54,77 @@ pub(super) async fn expel(
     }
     closed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::life::{Life, Sentence, Terms};
+    use postern_policies::PolicySet;
+    use std::future::poll_fn;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::task::Poll;
+    use tokio::time::Instant;
+
+    fn roll() -> Arc<Roll> {
+        let connections = config::Connections { max_age: None, jitter_percent: 0, grace: PAUSE };
+        let drain = config::Drain { pre: PAUSE, grace: PAUSE, connections_per_second: 1 };
+        Roll::new(&Terms::new(&connections, Duration::from_secs(600), &drain, Arc::new(PolicySet::empty())))
+    }
+
+    fn open(roll: &Arc<Roll>, client: Option<IpAddr>) -> (Life, Arc<Seat>) {
+        let seat = Arc::<Seat>::default();
+        seat.note_client(client);
+        let known_as = client.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        (Life::new(roll, seat.clone(), known_as), seat)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_denied_are_cut_and_never_many_at_once() {
+        const EACH: usize = 5_000;
+        let good = IpAddr::from([192, 0, 2, 1]);
+        let bad = IpAddr::from([198, 51, 100, 1]);
+        let rolls = [roll(), roll()];
+        let mut lives = Vec::new();
+        for n in 0..2 * EACH {
+            // Every other one, and now and then a proxy that comes for many.
+            let client = if n % 100 == 7 { None } else { Some(if n / 2 % 2 == 0 { good } else { bad }) };
+            lives.push((client, open(&rolls[n % 2], client)));
+        }
+        let denied = lives.iter().filter(|(client, _)| *client == Some(bad)).count();
+        let (metrics, begin) = (Metrics::default(), Instant::now());
+        let cut = || lives.iter().filter(|(_, (life, _))| life.is_leaving()).count();
+        let paced = async {
+            let mut before = 0;
+            while before < denied {
+                tokio::time::sleep(PAUSE).await;
+                assert!(cut() - before <= 2 * 2 * STEP, "{} in {PAUSE:?}", cut() - before);
+                before = cut();
+            }
+        };
+        let (closed, ()) = tokio::join!(expel(&rolls, &metrics, |seat| seat.client() == Some(bad)), paced);
+        println!("{closed} connections in {:?}", begin.elapsed());
+        assert_eq!(closed, denied);
+        for (client, (life, seat)) in &mut lives {
+            let said = poll_fn(|cx| Poll::Ready(life.poll(cx, true, good))).await;
+            if *client == Some(bad) {
+                assert_eq!(said, Poll::Ready(Sentence::Cut(Why::Denied)));
+                assert_eq!(seat.cut(), Some(Why::Denied));
+            } else {
+                assert_eq!(said, Poll::Pending);
+            }
+        }
+        // A second look finds nobody, and nobody is counted twice.
+        assert_eq!(expel(&rolls, &metrics, |seat| seat.client() == Some(bad)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_serves_a_request_hears_of_a_denial_and_of_nothing_else() {
+        let (mut life, seat) = open(&roll(), Some(Ipv4Addr::LOCALHOST.into()));
+        let mut hear = async || poll_fn(|cx| Poll::Ready(life.poll_denied(cx))).await;
+        assert_eq!(hear().await, Poll::Pending);
+        seat.deny();
+        assert_eq!(hear().await, Poll::Ready(()));
+        assert_eq!((hear().await, seat.cut()), (Poll::Pending, Some(Why::Denied)));
+    }
+}

@@ -7,6 +7,7 @@ use crate::upstreams::{Agents, KubernetesApi, read_head};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use serde_json::Value;
+use stand_ins::redis::{Options, RedisServer};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -280,4 +281,50 @@ async fn what_is_only_reported_is_counted_and_refuses_nobody() {
     assert_eq!((&line["refused"], &line["grpc_status"]), (&Value::Null, &Value::from(0)));
     echo(&client, &token("other")).await;
     field.metric("postern_edge_policy_reports_total{kind=\"LimitPolicy\",limit=\"body_bytes\"} 1").await;
+}
+
+#[tokio::test]
+async fn a_limit_of_the_fleet_is_the_policys_and_what_was_counted_stays_counted() {
+    let redis = RedisServer::start(Options::default()).await.unwrap();
+    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("ours.yaml");
+    std::fs::write(&file, limits("requestsPerToken: {perMinute: 20}")).unwrap();
+    let more = format!(
+        "limits: {{requests_per_token_per_minute: 1000, per_token: {{scope: fleet}}, redis: {{address: 'unix:{}'}}}}\n\
+         policies: {{directory: '{}'}}",
+        redis.socket().display(),
+        directory.path().display()
+    );
+    let more = more.leak();
+    let setup = || Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more };
+    let edges = [Edge::start(setup()).await, Edge::start(setup()).await];
+    within_a_minute().await;
+    let admitted = async |edge: &Edge, calls: usize| {
+        let client = h2(crate::clients::tcp(edge.plain).await).await;
+        let mut admitted = 0;
+        for _ in 0..calls {
+            admitted += usize::from(code(&client, "agent").await == 0);
+        }
+        admitted
+    };
+    // Each edge has an advance of one.
+    let sum = admitted(&edges[0], 15).await + admitted(&edges[1], 25).await;
+    assert!((19..=22).contains(&sum), "{sum}");
+    let line = edges[1].access(|line| line["refused"] == "rate_limit").await;
+    assert_eq!(line["rule"], "LimitPolicy/ours");
+    std::fs::write(&file, limits("requestsPerToken: {perMinute: 40}")).unwrap();
+    for edge in &edges {
+        edge.line(|line| line["message"] == "changed policies are in force").await;
+    }
+    let sum = sum + admitted(&edges[0], 30).await + admitted(&edges[1], 30).await;
+    assert!((39..=43).contains(&sum), "{sum}");
+}
+
+/// Away from the turn of a minute, at which everything begins anew.
+async fn within_a_minute() {
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 60;
+    while now() > 40 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
