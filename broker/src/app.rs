@@ -26,10 +26,10 @@ use crate::{
     },
     observability::{Metrics, Readiness},
     per_agent::PerAgent,
-    policies::{Ages, Pacing, Policies, STREAM_SHARE},
+    policies::{Ages, Pacing, Policies},
     redis::Redis,
     spans::Tracing,
-    tunnel::{connect::TunnelService, registry::Registry},
+    tunnel::{bounds::Bounds, connect::TunnelService, registry::Registry},
     usage::Usage,
 };
 use anyhow::Context;
@@ -254,10 +254,14 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     };
     let tunnels = TunnelService {
         registry: Arc::clone(&registry),
-        max_idle: config.agents.max_connection_age.mul_f64(STREAM_SHARE),
+        bounds: Bounds::of(&policies),
         departures: departures.clone(),
         tasks: tasks.connections.clone(),
     };
+    tasks.background.spawn({
+        let (registry, stop) = (Arc::clone(&registry), stop.background.clone());
+        async move { registry.keep_bounds(stop).await }
+    });
     let admission = Admission { identities: identities.clone(), registry: Arc::clone(&registry), limit };
     // Agents of both generations compress every message; answers need not be.
     let gzip = CompressionEncoding::Gzip;
@@ -318,7 +322,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             counted: usage,
             router: Router { registry: Arc::clone(&registry), fleet: fleet.clone() },
             url_path_prefix: section.url_path_prefix,
+            policies: policies.live().clone(),
             agent_wait: section.agent_wait,
+            proxies: section.trusted_proxies,
             program: PROGRAM,
             metrics: Arc::clone(&metrics),
             under_way: tasks.requests.clone(),

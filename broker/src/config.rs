@@ -10,7 +10,10 @@ pub use private_api::{
     EnvironmentError, Network, OwnUrl, OwnUrlError, PrivateApiConfig, interface_addresses,
 };
 
-use crate::{agent_limit::RedisLost, events, gitaly::ManifestLimits, gitlab, rate::Rate, redis};
+use crate::{
+    agent_limit::RedisLost, events, gitaly::ManifestLimits, gitlab, kubernetes_api::Proxies, rate::Rate,
+    redis,
+};
 use postern_certs::CertFiles;
 use postern_telemetry::Endpoint;
 use postern_yaml::{Problem, Problems};
@@ -169,6 +172,8 @@ pub struct KubernetesApiConfig {
     pub url_path_prefix: String,
     /// How long a request waits for an agent that may be reconnecting.
     pub agent_wait: Duration,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Proxies,
 }
 
 /// Probes, metrics, log level.

@@ -49,7 +49,7 @@ impl ApiFailure {
     }
 
     /// As a Kubernetes `Status` document, which kubectl and client libraries show to their users.
-    pub fn into_response(self, trace_id: &str, form: Form) -> Response<Full<Bytes>> {
+    pub fn document(&self, trace_id: &str) -> serde_json::Value {
         let reason = match self.code {
             StatusCode::BAD_REQUEST => "BadRequest",
             StatusCode::UNAUTHORIZED => "Unauthorized",
@@ -64,10 +64,15 @@ impl ApiFailure {
             _ => "InternalError",
         };
         let message = format!("GitLab Agent Server: {}. Trace ID: {trace_id}", self.message);
-        let document = serde_json::json!({
+        serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": message, "reason": reason, "code": self.code.as_u16(),
-        });
+        })
+    }
+
+    /// The document as an answer.
+    pub fn into_response(self, trace_id: &str, form: Form) -> Response<Full<Bytes>> {
+        let document = self.document(trace_id);
         let mut response = Response::new(Full::new(form.write(&document)));
         *response.status_mut() = self.code;
         let headers = response.headers_mut();

@@ -58,9 +58,15 @@ pub struct Identities {
     agents: HashMap<TokenKey, Arc<Agent>>,
     callers: HashMap<TokenKey, Arc<Caller>>,
     revoked: HashMap<TokenKey, Option<AgentId>>,
+    projects: HashMap<AgentId, ProjectId>,
 }
 
 impl Identities {
+    /// The project of this agent's configuration; `None`: there is no such agent, or the file does not say.
+    pub fn project(&self, agent: AgentId) -> Option<ProjectId> {
+        self.projects.get(&agent).copied().filter(|project| project.0 != 0)
+    }
+
     /// The agent that holds this token.
     pub fn agent(&self, key: &TokenKey) -> Verdict<Agent> {
         self.verdict(&self.agents, key)
@@ -196,6 +202,7 @@ fn parse(text: &str, path: &Path) -> Result<Identities, IdentitiesError> {
         if !is_agent_name(&entry.name) {
             problems.push(format!("{owner}: name must be lower-case letters, digits and inner dashes"));
         }
+        identities.projects.insert(AgentId(entry.id), ProjectId(entry.project.id));
         let agent = Arc::new(Agent {
             id: AgentId(entry.id),
             name: entry.name,

@@ -24,6 +24,7 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use postern_policies::{Live, Subject};
 use postern_telemetry::TRACEPARENT;
 use postern_wire::{
     http as wire_http,
@@ -33,6 +34,7 @@ use postern_wire::{
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
         prototool::Values,
     },
+    token::TokenKey,
 };
 use prost::Message;
 use std::{
@@ -45,14 +47,21 @@ use tokio::sync::oneshot;
 
 mod account;
 mod body;
+mod client;
 mod cors;
 mod counted;
+mod grant;
 mod head;
+mod rules;
 mod upgrade;
 
 use account::Account;
+pub use client::{NoNetwork, Proxies, Transport};
 pub use cors::Cors;
 pub use counted::{Authorised, Counted};
+use grant::Grant;
+use head::Sent;
+use rules::{Asked, Denied};
 
 /// What a caller receives.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -72,8 +81,12 @@ pub struct KubernetesApi {
     pub router: Router,
     /// Begins and ends with a slash; what follows it is the path in the cluster.
     pub url_path_prefix: String,
-    /// How long a request waits for an agent that may be reconnecting.
+    /// What callers may do, and how long for each agent.
+    pub policies: Live,
+    /// How long a request waits for an agent that may be reconnecting, unless a policy says otherwise.
     pub agent_wait: Duration,
+    /// Who is believed about where callers are.
+    pub proxies: Proxies,
     /// Who we are, for `Via` and `Server`.
     pub program: Program,
     /// Counted here.
@@ -105,6 +118,8 @@ enum ExchangeError {
     CallerGone,
     #[error("the caller may no longer reach this agent")]
     Withdrawn,
+    #[error("the request is no longer allowed: {0}")]
+    Denied(Box<Denied>),
     #[error("{SHUTTING_DOWN}")]
     ShuttingDown,
 }
@@ -112,7 +127,9 @@ enum ExchangeError {
 impl From<ExchangeError> for ApiFailure {
     fn from(error: ExchangeError) -> Self {
         match error {
-            ExchangeError::Withdrawn => Self::new(StatusCode::FORBIDDEN, format!("Forbidden: {error}")),
+            ExchangeError::Withdrawn | ExchangeError::Denied(_) => {
+                Self::new(StatusCode::FORBIDDEN, format!("Forbidden: {error}"))
+            }
             ExchangeError::Tunnel(error) => error.into(),
             ExchangeError::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             ExchangeError::RequestBody(_) => Self::new(StatusCode::BAD_REQUEST, chain(&error)),
@@ -128,6 +145,9 @@ impl KubernetesApi {
             Account::open(&request, Arc::clone(&self.metrics), &self.under_way, self.tracing.as_ref());
         let trace_id = account.trace_id.clone();
         let form = Form::wanted(request.headers());
+        let transport = request.extensions_mut().remove::<Transport>().and_then(|transport| transport.0);
+        let client = self.proxies.client(transport, request.headers());
+        account.comes_from(client);
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let mut response = match self.cors.check(&parts.headers) {
@@ -182,14 +202,22 @@ impl KubernetesApi {
             ApiFailure::new(StatusCode::BAD_REQUEST, message)
         })?;
         let path = path.to_owned();
-        let permit = self.admit(&parts, account).await?;
+        let (permit, token) = self.admit(&parts, account).await?;
         let traced = account.through_tunnel(&mut parts.headers);
 
         let wants_upgrade = wire_http::upgrade_protocol(&parts.headers).is_some();
         let first = head::request(&parts, &path, &body, wants_upgrade, &permit.access, self.program)
-            .inspect_err(|_| {
-                account.denied("refused");
-            })?;
+            .inspect_err(|_| account.refuse())?;
+        let project = self.identities.agent_project(&permit);
+        let head = (&parts.method, &parts.headers);
+        let asked = Asked::new(&permit, token, project, account.client(), head, Sent::of(&first));
+        let (grant, verdict) = Grant::judged(permit, asked, &self.policies);
+        account.judged(&verdict);
+        if let Some(denied) = verdict.denied {
+            return Err(ApiFailure::new(StatusCode::FORBIDDEN, format!("Forbidden: {denied}")));
+        }
+        let (permit, agent) = (&grant.permit, grant.permit.agent);
+        let agent_wait = self.agent_wait(&grant.asked.subject());
         let correlation = Values { value: vec![account.trace_id.clone()] };
         let mut meta = HashMap::from([
             (CORRELATION_ID.to_owned(), correlation),
@@ -200,13 +228,12 @@ impl KubernetesApi {
         }
         let tunnel = tokio::select! {
             biased;
-            () = permit.withdrawn() => return Err(withdrawn(account)),
-            tunnel = self.router.find(permit.agent, METHOD, &meta, self.agent_wait) => tunnel?,
+            error = grant.ended() => return Err(ended(account, error)),
+            tunnel = self.router.find(agent, METHOD, &meta, agent_wait) => tunnel?,
         };
         account.routed(&tunnel);
         if let Some(lacking) = lacking(&tunnel, &permit.access, wants_upgrade) {
-            account.denied("refused");
-            let agent = permit.agent;
+            account.refuse();
             let message = if tunnel.is_of_unknown_version() {
                 format!(
                     "agent {agent} is connected to a broker that does not say its version, which may be older than \
@@ -224,7 +251,7 @@ impl KubernetesApi {
         };
         let (to_agent, from_agent) = tokio::select! {
             biased;
-            () = permit.withdrawn() => return Err(withdrawn(account)),
+            error = grant.ended() => return Err(ended(account, error)),
             opened = opened => opened?,
         };
 
@@ -234,7 +261,7 @@ impl KubernetesApi {
         let header = tokio::select! {
             header = answer.header() => header?,
             Ok(failed) = &mut upload.failed => return Err(failed.into()),
-            () = permit.withdrawn() => return Err(withdrawn(account)),
+            error = grant.ended() => return Err(ended(account, error)),
         };
         let (status, mut headers) = wire_http::response_head(&header).map_err(ExchangeError::from)?;
         let upgraded = wants_upgrade && status == StatusCode::SWITCHING_PROTOCOLS;
@@ -262,18 +289,30 @@ impl KubernetesApi {
             headers.remove(header::SET_COOKIE);
         }
         let upgrade = upgraded.then_some(upgrade);
-        Ok(Started { status, headers, answer, upload, permit, upgrade, method: parts.method })
+        Ok(Started { status, headers, answer, upload, grant, upgrade, method: parts.method })
     }
 
-    async fn admit(&self, parts: &Parts, account: &mut Account) -> Result<CallerPermit, ApiFailure> {
+    /// The caller's token is not the agent's, which is the one that policies about tunnels are for.
+    fn agent_wait(&self, asked: &Subject<'_>) -> Duration {
+        let agent = Subject { token_hash: None, client: None, ..*asked };
+        let set = self.policies.set();
+        set.tunnels.agent_wait.find(&agent).map_or(self.agent_wait, |ruled| *ruled.value)
+    }
+
+    async fn admit(
+        &self,
+        parts: &Parts,
+        account: &mut Account,
+    ) -> Result<(CallerPermit, TokenKey), ApiFailure> {
         let credential = Credential::read(self.identities.issuer(), &parts.headers, parts.uri.query())?;
         account.claimed(&credential);
+        let token = credential.token;
         let call = Call { deadline: None, correlation_id: Some(account.trace_id.clone()), ..Call::default() };
         match self.identities.admit(credential, &call).await {
             Ok(permit) => {
                 account.allowed(&permit);
                 self.counted.authorised(&Authorised::from(&permit));
-                Ok(permit)
+                Ok((permit, token))
             }
             Err(refusal) => {
                 account.known(refusal.who);
@@ -310,9 +349,9 @@ fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
 
-fn withdrawn(account: &mut Account) -> ApiFailure {
-    account.denied("withdrawn");
-    ExchangeError::Withdrawn.into()
+fn ended(account: &mut Account, error: ExchangeError) -> ApiFailure {
+    account.ends(&error);
+    error.into()
 }
 
 fn refused(failure: ApiFailure, mut account: Account, form: Form) -> Response<Body> {
@@ -394,23 +433,27 @@ struct Started {
     headers: HeaderMap,
     answer: Answer,
     upload: Upload,
-    permit: CallerPermit,
+    grant: Grant,
     upgrade: Option<OnUpgrade>,
     method: Method,
 }
 
 impl Started {
     fn respond(self, mut account: Account) -> Response<Body> {
-        let Self { status, headers, answer, upload, permit, upgrade, method } = self;
+        let Self { status, headers, answer, upload, grant, upgrade, method } = self;
         account.status = status.as_u16();
         let mut response = match upgrade {
             Some(client) => {
-                tokio::spawn(upgrade::run(client, answer, upload, permit, account));
+                let websocket = headers
+                    .get(header::UPGRADE)
+                    .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+                tokio::spawn(upgrade::run((client, websocket), answer, upload, grant, account));
                 Response::new(empty())
             }
             None => {
                 let expected = body::expected(&method, status, &headers);
-                Response::new(body::stream(expected, answer, upload, permit, account))
+                let events = body::Events::of(&headers, &grant);
+                Response::new(body::stream((expected, events), answer, upload, grant, account))
             }
         };
         *response.status_mut() = status;

@@ -34,6 +34,22 @@ struct RouteLabel {
     route: Route,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DenialLabel {
+    denial: Denial,
+}
+
+/// How access policies kept a request from its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Denial {
+    /// It was not let in.
+    Refused,
+    /// It ran, and was ended when the policies changed.
+    Ended,
+    /// Not at all: a policy of `mode: report` would have refused it.
+    Reported,
+}
+
 /// Whose tunnel a request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Route {
@@ -59,6 +75,7 @@ pub struct Metrics {
     registry: MetricRegistry,
     requests: Family<StatusLabel, Counter>,
     routes: Family<RouteLabel, Counter>,
+    denials: Family<DenialLabel, Counter>,
     agents: Gauge,
     idle: Gauge,
     busy: Gauge,
@@ -75,6 +92,12 @@ impl Default for Metrics {
             "routed_requests",
             "Requests that got a tunnel, by whether it was of this broker or of another one",
             routes.clone(),
+        );
+        let denials = Family::default();
+        registry.register(
+            "access_denials",
+            "Requests to the Kubernetes API that access policies denied, or would have",
+            denials.clone(),
         );
         let (agents, idle, busy, waiting) =
             (Gauge::default(), Gauge::default(), Gauge::default(), Gauge::default());
@@ -97,7 +120,7 @@ impl Default for Metrics {
             "Events that Rails' cable did not get because its Redis was away or slow",
             events_dropped.clone(),
         );
-        Self { registry, requests, routes, agents, idle, busy, waiting, events_dropped }
+        Self { registry, requests, routes, denials, agents, idle, busy, waiting, events_dropped }
     }
 }
 
@@ -118,6 +141,11 @@ impl Metrics {
             _ => StatusClass::ServerError,
         };
         self.requests.get_or_create(&StatusLabel { class }).inc();
+    }
+
+    /// Counts one request that access policies denied.
+    pub fn denied(&self, denial: Denial) {
+        self.denials.get_or_create(&DenialLabel { denial }).inc();
     }
 
     /// Counts one request that got a tunnel.

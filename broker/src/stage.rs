@@ -1,4 +1,5 @@
-//! For tests of services that agents call: a stand-in GitLab, admission, and a real gRPC connection to the service.
+//! For tests of services that agents call: a stand-in GitLab, admission, and a real gRPC connection to the service. For
+//! tests of what policies change: a directory with a policy file to edit.
 
 use crate::{
     auth::{Admission, Identities},
@@ -7,9 +8,10 @@ use crate::{
     tunnel::registry::Registry,
 };
 use postern_certs::client::ClientTrust;
+use postern_policies::Live;
 use postern_wire::metadata::Program;
 use stand_ins::rails::{self, Agent, Project};
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{
@@ -95,4 +97,34 @@ pub(crate) fn call_as<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
+}
+
+/// Policies in force, and the one file that they are in.
+pub(crate) struct PolicyFile {
+    pub(crate) live: Live,
+    folder: tempfile::TempDir,
+    _stop: DropGuard,
+}
+
+impl PolicyFile {
+    pub(crate) fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("policies.yaml"), text).unwrap();
+        let live = Live::open(Some(folder.path())).unwrap_or_else(|problems| panic!("{problems}"));
+        let stop = CancellationToken::new();
+        let (keeper, guard) = (live.clone(), stop.clone().drop_guard());
+        tokio::spawn(async move { keeper.keep_fresh(stop).await });
+        Self { live, folder, _stop: guard }
+    }
+
+    /// Replaces the file as editors do, and returns when the change is in force.
+    pub(crate) async fn edit(&self, text: &str) {
+        let mut changes = self.live.changes();
+        changes.borrow_and_update();
+        let written = self.folder.path().join(".policies.yaml.new");
+        std::fs::write(&written, text).unwrap();
+        std::fs::rename(&written, self.folder.path().join("policies.yaml")).unwrap();
+        let changed = tokio::time::timeout(Duration::from_secs(20), changes.changed()).await;
+        assert!(changed.is_ok(), "not in force: {:?}", self.live.status().problems);
+    }
 }

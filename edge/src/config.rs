@@ -239,6 +239,8 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 #[cfg(test)]
+mod shipped;
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -214,11 +214,6 @@ impl PolicySet {
         Self::default()
     }
 
-    /// Whether no document says anything about anybody.
-    pub fn is_empty(&self) -> bool {
-        self.limits.requests_per_token.is_empty()
-    }
-
     /// What the policies say of everybody of whom nothing is known.
     pub fn everybody() -> Subject<'static> {
         Subject::default()

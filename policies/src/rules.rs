@@ -13,6 +13,7 @@ pub(crate) use selector::{
     Cidr, CidrMistake, Header, HexPrefix, MAX_CELLS, MAX_CELLS_IN_ALL, Mode, Selector, VersionPattern, lot,
 };
 use serde::Serialize;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,6 +37,27 @@ pub struct Rule {
     pub file: PathBuf,
     /// Where the value stands, from 1.
     pub line: usize,
+}
+
+impl fmt::Display for Kind {
+    /// As in the documents.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::LimitPolicy => "LimitPolicy",
+            Self::PollingPolicy => "PollingPolicy",
+            Self::ConnectionPolicy => "ConnectionPolicy",
+            Self::AccessPolicy => "AccessPolicy",
+            Self::BackendPolicy => "BackendPolicy",
+            Self::TunnelPolicy => "TunnelPolicy",
+        })
+    }
+}
+
+impl fmt::Display for Rule {
+    /// `NAME, FILE:LINE`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}:{}", self.name, self.file.display(), self.line)
+    }
 }
 
 /// A value and who set it.

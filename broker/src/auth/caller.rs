@@ -185,6 +185,14 @@ impl Identities {
         }
     }
 
+    /// The project of the configuration of the agent that a caller may reach.
+    pub fn agent_project(&self, permit: &CallerPermit) -> Option<ProjectId> {
+        match self {
+            Self::File(identities) => identities.current().project(permit.agent),
+            Self::GitLab(_) => permit.config_project,
+        }
+    }
+
     /// Finds out who shows this credential and whether they may reach the agent.
     pub async fn admit(&self, credential: Credential, call: &Call) -> Result<CallerPermit, Refusal> {
         let (agent, kind) = (credential.agent, credential.kind());

@@ -1,5 +1,5 @@
 //! The configuration file as written: kas' own schema, every key of both generations, plus ours (`embedded`, `events`,
-//! `policies`, `agent_wait`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
+//! `policies`, `agent_wait`, `trusted_proxies`, `redis.cluster`, `redis_lost`). Unknown keys are refused with their line. What the keys mean is
 //! `meaning.rs`' business.
 
 use postern_yaml::{Bare, Positive, Span, UrlPath, WordsOf, section, words};
@@ -77,6 +77,7 @@ section!(KubernetesApi {
     allowed_agent_cache_ttl: Span,
     allowed_agent_cache_error_ttl: Positive,
     agent_wait: Span,
+    trusted_proxies: Vec<String>,
 });
 section!(ListenKubernetesApi {
     network: WordsOf<Network>,

@@ -6,7 +6,7 @@ use super::{
     Provider, TracingConfig,
     file::{self, File, Level, NOT_IN_FORCE, Network, ONLY_WITH_GITLAB, ONLY_WITH_REDIS},
 };
-use crate::agent_limit::RedisLost;
+use crate::{agent_limit::RedisLost, kubernetes_api::Proxies};
 use postern_certs::CertFiles;
 use postern_telemetry::{Endpoint, Protocol};
 use postern_yaml::{Cursor, Given, Place, Positive, Problems, Read, Span, UrlPath, WordsOf};
@@ -133,6 +133,7 @@ impl Reader<'_> {
                 url_path_prefix: url_path(&section.url_path_prefix, "/").trim_end_matches('/').to_owned()
                     + "/",
                 agent_wait: span(&section.agent_wait, AGENT_WAIT),
+                trusted_proxies: self.proxies(section.trusted_proxies.as_ref()),
             }
         });
         let observability = self.observability(Given::or_empty(&file.observability));
@@ -171,6 +172,15 @@ impl Reader<'_> {
             listen_grace,
             not_in_force,
             warnings: alone.into_iter().collect(),
+        })
+    }
+
+    fn proxies(&mut self, given: Option<&Given<Vec<String>>>) -> Proxies {
+        let Some(given) = given else { return Proxies::default() };
+        Proxies::parse(&given.value).unwrap_or_else(|error| {
+            let wanted = "networks such as 10.0.0.0/8 and addresses are wanted";
+            self.problem(&given.place, error.to_string(), wanted);
+            Proxies::default()
         })
     }
 

@@ -31,6 +31,14 @@ fn an_empty_kubernetes_api_section_turns_it_on() {
     assert_eq!(api.url_path_prefix, "/");
     assert_eq!(api.agent_wait, Duration::from_secs(20));
     assert!(with("").unwrap().kubernetes_api.is_none(), "null is as good as absent, as in kas");
+    assert_eq!(api.trusted_proxies, Proxies::default());
+    let api = with("\n    trusted_proxies: [10.0.0.0/8, '::1']").unwrap().kubernetes_api.unwrap();
+    assert_eq!(api.trusted_proxies, Proxies::parse(&["10.0.0.0/8", "::1"]).unwrap());
+    let mistaken = with("\n    trusted_proxies: [edge]").unwrap_err().to_string();
+    assert!(
+        mistaken.contains("trusted_proxies") && mistaken.contains("\"edge\" is no network"),
+        "{mistaken}"
+    );
     let api = with("\n    url_path_prefix: /k8s").unwrap().kubernetes_api.unwrap();
     assert_eq!(api.url_path_prefix, "/k8s/");
 }

@@ -1,19 +1,27 @@
 //! The audit line of a request: who asked what of whom, what was decided and why, what came of it. Written when the request
 //! is over, exactly once, whichever way it ends. No secret and no query gets in, since queries can hold tokens.
 
+use super::{
+    ExchangeError,
+    rules::{Denied, Verdict},
+};
 use crate::{
     auth::caller::{CallerPermit, Credential, Who},
     drain::{Running, UnderWay},
     error::ApiFailure,
     fleet::router::Tunnel,
-    observability::{Metrics, Route},
+    observability::{Denial, Metrics, Route},
     spans::{Recording, Tracing},
 };
 use http::{HeaderMap, Request, StatusCode};
 use postern_telemetry::{Context, RequestId, TRACEPARENT, Value};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use postern_wire::token::TokenKey;
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::time::Instant;
 
@@ -28,6 +36,8 @@ pub(super) struct Account {
     recording: Option<Recording>,
     /// How the caller proved who it is; empty if it did not try.
     caller_kind: &'static str,
+    token: Option<TokenKey>,
+    client: Option<IpAddr>,
     who: Option<Who>,
     pub(super) agent: Option<i64>,
     access: Option<&'static str>,
@@ -36,6 +46,10 @@ pub(super) struct Account {
     method: String,
     path: String,
     decision: &'static str,
+    /// The access policy that denied it.
+    policy: Option<Denied>,
+    /// The one that would have.
+    reported: Option<Denied>,
     /// Of a refusal or a failure.
     why: Option<String>,
     pub(super) status: u16,
@@ -62,6 +76,8 @@ impl Account {
             trace_id: id.to_string(),
             recording: tracing.and_then(|tracing| tracing.begin(Context::of(request.headers()))),
             caller_kind: "",
+            token: None,
+            client: None,
             who: None,
             agent: None,
             access: None,
@@ -69,6 +85,8 @@ impl Account {
             method: shortened(request.method().as_str()),
             path: shortened(request.uri().path()),
             decision: "undecided",
+            policy: None,
+            reported: None,
             why: None,
             status: 0,
             outcome: "cancelled",
@@ -83,7 +101,43 @@ impl Account {
     /// Somebody claims to be allowed.
     pub(super) fn claimed(&mut self, credential: &Credential) {
         self.caller_kind = credential.kind().as_str();
+        self.token = Some(credential.token);
         self.agent = Some(credential.agent.0);
+    }
+
+    /// From where, as far as that is known.
+    pub(super) fn comes_from(&mut self, client: Option<IpAddr>) {
+        self.client = client;
+    }
+
+    /// As [`Self::comes_from`] was told.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        self.client
+    }
+
+    /// What the policies said first.
+    pub(super) fn judged(&mut self, verdict: &Verdict) {
+        if let Some(denied) = &verdict.denied {
+            self.metrics.denied(Denial::Refused);
+            self.decision = "denied";
+            self.policy = Some(denied.clone());
+        } else if let Some(reported) = &verdict.reported {
+            self.metrics.denied(Denial::Reported);
+            self.reported = Some(reported.clone());
+        }
+    }
+
+    /// What was allowed no longer is.
+    pub(super) fn ends(&mut self, error: &ExchangeError) {
+        match error {
+            ExchangeError::Withdrawn => self.decision = "withdrawn",
+            ExchangeError::Denied(denied) => {
+                self.metrics.denied(Denial::Ended);
+                self.decision = "denied";
+                self.policy = Some((**denied).clone());
+            }
+            _ => {}
+        }
     }
 
     /// Somebody who is known may not.
@@ -110,9 +164,9 @@ impl Account {
         self.metrics.routed(if self.via.is_some() { Route::Peer } else { Route::Here });
     }
 
-    /// What was allowed no longer is, or was not for this request.
-    pub(super) fn denied(&mut self, decision: &'static str) {
-        self.decision = decision;
+    /// Who is allowed may not do this with this agent.
+    pub(super) fn refuse(&mut self) {
+        self.decision = "refused";
     }
 
     /// A browser only asked whether it might.
@@ -186,9 +240,14 @@ impl Drop for Account {
         let otel_trace_id = self.recording.as_ref().map(|recording| recording.context().trace);
         tracing::info!(
             target: "access", trace_id = %self.trace_id,
-            otel_trace_id = otel_trace_id.map(tracing::field::display), caller_kind = self.caller_kind, caller = %caller, job_id,
+            otel_trace_id = otel_trace_id.map(tracing::field::display), caller_kind = self.caller_kind,
+            token = self.token.map(tracing::field::display), client = self.client.map(tracing::field::display), caller = %caller, job_id,
             project_id, user_id = self.who.as_ref().and_then(Who::user_id), user, agent_id = self.agent,
             access_as = self.access, via = self.via.as_deref(), method = %self.method, path = %self.path, decision = self.decision,
+            policy = self.policy.as_ref().map(|denied| denied.policy.as_str()),
+            rule = self.policy.as_ref().map(|denied| denied.place.as_str()),
+            reported_policy = self.reported.as_ref().map(|denied| denied.policy.as_str()),
+            reported_rule = self.reported.as_ref().map(|denied| denied.place.as_str()),
             status = self.status, outcome = self.outcome, why = self.why.as_deref(),
             bytes_received = self.received.load(Ordering::Relaxed), bytes_sent = self.sent,
             duration_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -1,7 +1,10 @@
 //! Bodies: the caller's in pieces down the tunnel, the cluster's in pieces back, each waiting for the other side.
 
-use super::{Account, Answer, Body, ExchangeError, Upload, message};
-use crate::{auth::caller::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+use super::{Account, Answer, Body, ExchangeError, Upload, grant::Grant, message, rules::Denied};
+use crate::{
+    error::{ApiFailure, chain},
+    tunnel::stream::RequestHalf,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Method, StatusCode, header};
@@ -47,27 +50,27 @@ pub(super) fn expected(method: &Method, status: StatusCode, headers: &HeaderMap)
 
 /// The answer's body. One piece waits for the caller; until it is taken, nothing more is read from the tunnel.
 pub(super) fn stream(
-    expected: Option<u64>,
+    (expected, events): (Option<u64>, Events),
     answer: Answer,
     upload: Upload,
-    permit: CallerPermit,
+    grant: Grant,
     account: Account,
 ) -> Body {
     let (pieces, taken) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(1);
-    tokio::spawn(pump(pieces, expected, answer, upload, permit, account));
+    tokio::spawn(pump(pieces, (expected, events), answer, upload, grant, account));
     StreamBody::new(ReceiverStream::new(taken).fuse()).boxed_unsync()
 }
 
 async fn pump(
     pieces: mpsc::Sender<Result<Frame<Bytes>, io::Error>>,
-    expected: Option<u64>,
+    (expected, mut events): (Option<u64>, Events),
     mut answer: Answer,
     mut upload: Upload,
-    permit: CallerPermit,
+    grant: Grant,
     mut account: Account,
 ) {
-    let withdrawn = permit.withdrawn();
-    tokio::pin!(withdrawn);
+    let ended = grant.ended();
+    tokio::pin!(ended);
     let cut = account.under_way.cut().clone();
     let end = loop {
         let next = tokio::select! {
@@ -77,7 +80,7 @@ async fn pump(
                 Some(expected) if account.sent >= expected => Ok(()),
                 _ => Err(ExchangeError::CallerGone),
             },
-            () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+            error = &mut ended => break Err(error),
             () = cut.cancelled() => break Err(ExchangeError::ShuttingDown),
             next = answer.next() => next,
             Ok(failed) = &mut upload.failed => Err(failed),
@@ -85,11 +88,12 @@ async fn pump(
         match next {
             Ok(Some(http_response::Message::Data(piece))) => {
                 account.sent += piece.data.len() as u64;
+                events.passed(&piece.data);
                 // A send that fails is noticed above: the caller left, or has all it was promised.
                 if !piece.data.is_empty() {
                     tokio::select! {
                         biased;
-                        () = &mut withdrawn => break Err(ExchangeError::Withdrawn),
+                        error = &mut ended => break Err(error),
                         () = cut.cancelled() => break Err(ExchangeError::ShuttingDown),
                         _ = pieces.send(Ok(Frame::data(piece.data))) => {}
                     }
@@ -111,17 +115,57 @@ async fn pump(
             tracing::debug!(trace_id = account.trace_id, error = %chain(&error), "request cancelled");
         }
         Err(error) => {
-            if matches!(error, ExchangeError::Withdrawn) {
-                account.denied("withdrawn");
-            }
+            account.ends(&error);
+            let last = match &error {
+                ExchangeError::Denied(denied) => events.last(denied, &account.trace_id),
+                _ => None,
+            };
             let error = chain(&error);
             account.broken(&error);
             tracing::warn!(trace_id = account.trace_id, agent_id = account.agent, error, "answer cut short");
             // Also for a caller that does not read: the cluster must not go on for it.
             drop((account, answer, upload));
+            if let Some(event) = last {
+                let _ = pieces.send(Ok(Frame::data(event))).await;
+                return;
+            }
             // Too late for a Status: the caller must see that the body is not whole.
             let _ = pieces.send(Err(io::Error::other(error))).await;
         }
+    }
+}
+
+/// Whether an answer is a list of events in JSON, one a line, and so can end with one more that says why.
+pub(super) struct Events {
+    at_line_start: bool,
+    are_lines: bool,
+}
+
+impl Events {
+    pub(super) fn of(headers: &HeaderMap, grant: &Grant) -> Self {
+        let json = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+            let kind = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+            kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        });
+        let whole =
+            headers.contains_key(header::CONTENT_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
+        Self { at_line_start: true, are_lines: json && !whole && grant.asked.is_watch() }
+    }
+
+    fn passed(&mut self, piece: &Bytes) {
+        if let Some(last) = piece.last() {
+            self.at_line_start = *last == b'\n';
+        }
+    }
+
+    /// The one that ends a watch as an API server ends it: clients show it to their users, and list again.
+    fn last(&self, denied: &Denied, trace_id: &str) -> Option<Bytes> {
+        if !self.are_lines || !self.at_line_start {
+            return None;
+        }
+        let failure = ApiFailure::new(StatusCode::FORBIDDEN, format!("Forbidden: {denied}"));
+        let event = serde_json::json!({ "type": "ERROR", "object": failure.document(trace_id) });
+        Some(Bytes::from(format!("{event}\n")))
     }
 }
 

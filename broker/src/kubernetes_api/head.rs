@@ -10,7 +10,10 @@ use http_body::Body;
 use postern_wire::{
     http as wire_http,
     metadata::{INTERNAL_PREFIX, Program},
-    proto::gitlab::agent::{grpctool::HttpRequest, kubernetes_api::rpc::HeaderExtra},
+    proto::gitlab::agent::{
+        grpctool::{HttpRequest, http_request},
+        kubernetes_api::rpc::HeaderExtra,
+    },
 };
 use prost::Message;
 use url::form_urlencoded;
@@ -20,6 +23,39 @@ const IMPERSONATE: &str = "impersonate-";
 /// Credentials, whoever they are for, and what belongs to them.
 const OURS: [&str; 7] =
     ["authorization", "cookie", "host", "job-token", "private-token", AGENT_ID, CSRF_TOKEN];
+
+/// What a cluster is asked for, as far as rules look at it: as it is sent, not as it was received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// Decoded and encoded anew, as agents do, without the prefix that was for us. Empty: there is none.
+    path: String,
+    /// Only what makes a list a watch.
+    query: String,
+}
+
+impl Sent {
+    /// Of the first message.
+    pub(super) fn of(first: &HttpRequest) -> Self {
+        let Some(http_request::Message::Header(header)) = &first.message else { return Self::default() };
+        let Some(request) = &header.request else { return Self::default() };
+        let target = wire_http::request_target(request).unwrap_or_default();
+        let path = target.split('?').next().unwrap_or_default().to_owned();
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        for value in request.query.get("watch").iter().flat_map(|values| &values.value) {
+            query.append_pair("watch", value);
+        }
+        Self { path, query: query.finish() }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// As rules see it, without its caller.
+    pub(super) fn request<'a>(&'a self, method: &'a str) -> postern_policies::Request<'a> {
+        postern_policies::Request::of(method, &self.path, Some(&self.query))
+    }
+}
 
 /// The first message.
 pub(super) fn request(
@@ -91,9 +127,7 @@ mod tests {
     use super::*;
     use http::{HeaderValue, Request};
     use http_body_util::Empty;
-    use postern_wire::proto::gitlab::agent::{
-        grpctool::http_request, kubernetes_api::rpc::ImpersonationConfig,
-    };
+    use postern_wire::proto::gitlab::agent::kubernetes_api::rpc::ImpersonationConfig;
     use std::sync::Arc;
 
     fn head(access: &Access, lines: &[(&str, &str)], uri: &str) -> Result<http_request::Header, ApiFailure> {
@@ -150,6 +184,23 @@ mod tests {
                 if wanted.is_empty() && !query.starts_with("gitlab-agent-id=") { query } else { wanted };
             assert_eq!(for_cluster(query), wanted, "{query}");
         }
+    }
+
+    #[test]
+    fn what_is_judged_is_what_is_sent() {
+        for (path, query, wanted) in [
+            ("/x", "", ("/x", "")),
+            ("/%61pi/v1%2Fpods", "w%61tch=1&limit=5&watch=0", ("/api/v1/pods", "watch=1&watch=0")),
+            ("/a%20b%2570%C3%A4%3F%23", "watch", ("/a%20b%2570%C3%A4%3F%23", "watch=")),
+            ("/x", "gitlab-agent-id=1&Watch=1", ("/x", "")),
+        ] {
+            let (parts, ()) = Request::get(format!("/k8s?{query}")).body(()).unwrap().into_parts();
+            let body = Empty::<bytes::Bytes>::new();
+            let first = request(&parts, path, &body, false, &Access::Agent, crate::app::PROGRAM).unwrap();
+            let sent = Sent::of(&first);
+            assert_eq!((sent.path.as_str(), sent.query.as_str()), wanted);
+        }
+        assert!(Sent::of(&HttpRequest { message: None }).request("GET").obscure);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A caller over an in-memory connection, an agent made of channels, and the broker between them.
 
+mod access;
 mod gitlab;
 
 use super::*;
@@ -63,7 +64,9 @@ fn api(
         counted,
         router: Router { registry, fleet: None },
         url_path_prefix: "/k8s/".into(),
+        policies: Live::open(None).unwrap(),
         agent_wait: Duration::ZERO,
+        proxies: Proxies::default(),
         program: crate::app::PROGRAM,
         metrics: Arc::default(),
         under_way: Running::default(),
@@ -73,7 +76,10 @@ fn api(
 
 /// A connection to it.
 async fn serve(api: KubernetesApi) -> client::SendRequest<Full<Bytes>> {
-    let api = Arc::new(api);
+    serve_shared(Arc::new(api)).await
+}
+
+async fn serve_shared(api: Arc<KubernetesApi>) -> client::SendRequest<Full<Bytes>> {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);

@@ -1,23 +1,30 @@
 //! After `101 Switching Protocols`: bytes of the caller's connection as `UpgradeData` messages, both ways, whatever
-//! protocol they speak (SPDY/3.1, WebSocket). An end on one side is passed on; no side waits on a timer.
+//! protocol they speak (SPDY/3.1, WebSocket). An end on one side is passed on; no side waits on a timer. A WebSocket that a
+//! policy ends is told why.
 
-use super::{Account, Answer, ExchangeError, Upload, body::finish, message};
-use crate::{auth::caller::CallerPermit, error::chain, tunnel::stream::RequestHalf};
+mod frames;
+
+use super::{Account, Answer, ExchangeError, Upload, body::finish, grant::Grant, message};
+use crate::{error::chain, tunnel::stream::RequestHalf};
 use bytes::BytesMut;
+use frames::Frames;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use postern_wire::{
     http::MAX_DATA,
     proto::gitlab::agent::grpctool::{http_request, http_response},
 };
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub(super) async fn run(
-    client: OnUpgrade,
+    (client, websocket): (OnUpgrade, bool),
     mut answer: Answer,
     upload: Upload,
-    permit: CallerPermit,
+    grant: Grant,
     mut account: Account,
 ) {
     let Upload { keep, task, .. } = upload;
@@ -28,14 +35,26 @@ pub(super) async fn run(
         let to_agent = keep.await.map_err(|_| ExchangeError::NoAnswer)?;
         let (mut read, mut write) = tokio::io::split(TokioIo::new(client));
         let upstream = towards_agent(&mut read, to_agent, &received);
-        let downstream = towards_caller(&mut write, &mut answer, &mut account.sent);
+        let mut frames = websocket.then(Frames::default);
+        let downstream = towards_caller(&mut write, &mut answer, &mut account.sent, frames.as_mut());
         // The cluster's end is the end; the caller's end is only half of it.
-        tokio::select! {
+        let ended = tokio::select! {
             ended = downstream => ended,
             Err(error) = upstream => Err(error),
-            () = permit.withdrawn() => Err(ExchangeError::Withdrawn),
+            error = grant.ended() => Err(error),
             () = cut.cancelled() => Err(ExchangeError::ShuttingDown),
+        };
+        if let (Err(ExchangeError::Denied(denied)), Some(frames)) = (&ended, &frames)
+            && let Some(close) = frames.close(&denied.to_string())
+        {
+            // A caller that does not read is not waited for.
+            let _ = tokio::time::timeout(LAST_WORDS, async {
+                write.write_all(&close).await?;
+                write.shutdown().await
+            })
+            .await;
         }
+        ended
     };
     let ended: Result<(), ExchangeError> = copied.await;
     drop(task);
@@ -46,9 +65,7 @@ pub(super) async fn run(
             finish(answer).await;
         }
         Err(error) => {
-            if matches!(error, ExchangeError::Withdrawn) {
-                account.denied("withdrawn");
-            }
+            account.ends(&error);
             let error = chain(&error);
             account.broken(&error);
             tracing::debug!(trace_id = account.trace_id, error, "upgraded connection ended");
@@ -58,6 +75,8 @@ pub(super) async fn run(
 
 /// An idle exec session holds no more than this; a transfer that fills it gets [`MAX_DATA`] next time.
 const SMALL_READ: usize = 1024;
+/// For the last frame of a WebSocket.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 async fn towards_agent(
     caller: &mut (impl AsyncRead + Unpin),
@@ -86,6 +105,7 @@ async fn towards_caller(
     caller: &mut (impl AsyncWrite + Unpin),
     answer: &mut Answer,
     sent: &mut u64,
+    mut frames: Option<&mut Frames>,
 ) -> Result<(), ExchangeError> {
     while let Some(next) = answer.next().await? {
         let data = match next {
@@ -96,8 +116,14 @@ async fn towards_caller(
             _ => return Err(ExchangeError::NoAnswer),
         };
         *sent += data.len() as u64;
+        if let Some(frames) = &mut frames {
+            frames.begins();
+        }
         caller.write_all(&data).await.map_err(ExchangeError::Upgraded)?;
         caller.flush().await.map_err(ExchangeError::Upgraded)?;
+        if let Some(frames) = &mut frames {
+            frames.passed(&data);
+        }
     }
     caller.shutdown().await.map_err(ExchangeError::Upgraded)
 }

@@ -2,11 +2,11 @@
 //! `kubernetes_api.rs`; it authenticates nobody.
 
 use crate::{
-    kubernetes_api::KubernetesApi,
-    listeners::socket::{Accepted, Listener},
+    kubernetes_api::{KubernetesApi, Transport},
+    listeners::socket::{Accepted, Listener, Peer},
 };
-use http::{HeaderValue, StatusCode, header};
-use hyper::{server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_wire::metadata::LEAVING;
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
@@ -52,15 +52,19 @@ pub async fn serve(
         while let Some(accepted) = listener.accept(&closing).await {
             let (api, stop, closing) = (Arc::clone(&api), stop.clone(), closing.clone());
             let (identity, open) = (listener.identity.clone(), open.token());
+            let transport = match accepted.peer {
+                Peer::Tcp(peer) => Transport(Some(peer.ip())),
+                Peer::Unix => Transport(None),
+            };
             tasks.spawn(async move {
                 let _open = open;
                 match identity {
-                    None => connection(accepted, api, stop, closing).await,
+                    None => connection(accepted, transport, api, stop, closing).await,
                     Some(identity) => {
                         let peer = accepted.peer;
                         let acceptor = TlsAcceptor::from(identity.config(&[b"http/1.1"]));
                         match handshake(acceptor, accepted).await {
-                            Ok(stream) => connection(stream, api, stop, closing).await,
+                            Ok(stream) => connection(stream, transport, api, stop, closing).await,
                             Err(error) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                         }
                     }
@@ -80,11 +84,13 @@ async fn handshake(
 
 async fn connection(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    transport: Transport,
     api: Arc<KubernetesApi>,
     stop: CancellationToken,
     closing: CancellationToken,
 ) {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(transport);
         let (api, stop) = (Arc::clone(&api), stop.clone());
         async move {
             let mut response = api.serve(request).await;
@@ -143,7 +149,9 @@ mod tests {
             counted: Arc::new(()),
             router: crate::fleet::router::Router { registry: Arc::default(), fleet: None },
             url_path_prefix: "/".into(),
+            policies: postern_policies::Live::open(None).unwrap(),
             agent_wait: Duration::ZERO,
+            proxies: crate::kubernetes_api::Proxies::default(),
             program: PROGRAM,
             metrics: Arc::default(),
             under_way: Running::default(),

@@ -3,9 +3,10 @@
 
 use crate::{
     auth::{self, AgentPermit},
-    drain::Departures,
+    drain::{Departures, Goodbye},
     listeners::agents::peer_address,
     tunnel::{
+        bounds::Bounds,
         registry::{Claim, Offer, Registry},
         stream::{Lease, ToAgent, Tunnel},
     },
@@ -25,14 +26,17 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 /// An agent sends its descriptor together with the call; one that does not is not an agent.
 const DESCRIPTOR_WAIT: Duration = Duration::from_secs(20);
+/// Up to twice this, an agent that had too many idle tunnels is asked to wait before it opens the one anew; agents of GitLab
+/// do not wait.
+const SURPLUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// The service.
 #[derive(Clone, Debug)]
 pub struct TunnelService {
     /// Where idle tunnels are kept.
     pub registry: Arc<Registry>,
-    /// How long a tunnel may stay idle.
-    pub max_idle: Duration,
+    /// How long a tunnel may stay idle, and how many of an agent.
+    pub bounds: Bounds,
     /// When idle tunnels are to end.
     pub departures: Departures,
     /// Every idle tunnel's task, so that a drain can wait for them.
@@ -81,11 +85,9 @@ fn descriptor(
 impl TunnelService {
     /// Holds the tunnel while it is idle.
     async fn keep(self, permit: AgentPermit, mut tunnel: Tunnel) {
-        // Spread by 5 % either way, so that tunnels opened together do not end together.
-        let idle = self.max_idle.mul_f64(rand::rng().random_range(0.95..1.05));
-        let expiry = tokio::time::sleep(idle);
+        let mut bounded = self.bounds.begin(permit.agent.id, permit.who(), &self.registry);
         let withdrawn = permit.withdrawn();
-        tokio::pin!(expiry, withdrawn);
+        tokio::pin!(withdrawn);
         let stay = self.departures.stay(permit.agent.id);
         loop {
             let (_ticket, claimed) = match self.registry.offer(permit.agent.id) {
@@ -106,8 +108,12 @@ impl TunnelService {
                         Some(returned) => tunnel = returned,
                         None => return,
                     },
-                    // The registry let go of it: a drain.
-                    Err(_) => return tunnel.close(Ok(())),
+                    // The registry let go of it.
+                    Err(_) if self.registry.is_draining() => return tunnel.close(Ok(())),
+                    Err(_) => {
+                        let pause = SURPLUS_PAUSE.mul_f64(rand::rng().random_range(1.0..2.0));
+                        return tunnel.close(Err(Goodbye { pause }.status()));
+                    }
                 },
                 message = tunnel.idle() => {
                     return match message {
@@ -115,7 +121,7 @@ impl TunnelService {
                         Some(Err(_)) | None => tunnel.close(Ok(())),
                     };
                 }
-                () = &mut expiry => return tunnel.close(Ok(())),
+                () = bounded.too_old(&self.registry) => return tunnel.close(Ok(())),
                 status = &mut withdrawn => {
                     self.registry.refused(permit.agent.id, status.message().to_owned());
                     tracing::warn!(agent_id = %permit.agent.id, token = %permit.key(), "tunnel ended: {}", status.message());

@@ -1,10 +1,13 @@
 //! The tunnels in this process: which agents have idle ones, and which requests wait for one. A tunnel is found
 //! only under the agent id that its own token proved, so that no request can take another agent's.
 
+mod bounds;
+
 use crate::tunnel::stream::Lease;
+use bounds::Bound;
 use postern_wire::ids::AgentId;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, SystemTime},
@@ -85,6 +88,8 @@ pub struct Registry {
     started: Instant,
     /// Somebody was added to `Slots::changed`.
     changed: Notify,
+    /// Somebody was added to the head of `Slots::crowded`.
+    crowd: Notify,
     /// Whoever wants to hear of refusals, too.
     refusals: OnceLock<Refusals>,
 }
@@ -104,6 +109,8 @@ struct Slots {
     draining: bool,
     /// Agents that got their first tunnel or lost their last one; each is in `agents`.
     changed: HashSet<AgentId>,
+    /// Agents with too many idle tunnels, by when that is seen to; each is in `agents`.
+    crowded: BTreeSet<(Instant, AgentId)>,
 }
 
 /// What is known about one agent. Created only for agents whose token was good, so their number is bounded.
@@ -116,6 +123,7 @@ struct Slot {
     streams: usize,
     last: Option<(Instant, String)>,
     refusal: Option<String>,
+    bound: Bound,
 }
 
 impl Slot {
@@ -184,6 +192,7 @@ impl Default for Registry {
             slots: Mutex::default(),
             started: Instant::now(),
             changed: Notify::new(),
+            crowd: Notify::new(),
             refusals: OnceLock::new(),
         }
     }
@@ -337,6 +346,9 @@ impl Registry {
         }
         let (claim, claimed) = oneshot::channel();
         slot.idle.insert(number, claim);
+        if slots.look_at(agent, Duration::ZERO) {
+            self.crowd.notify_one();
+        }
         Offer::Idle(Ticket { registry: Arc::clone(self), agent, number }, claimed)
     }
 
@@ -407,6 +419,11 @@ impl Registry {
                 refusal: slot.refusal.clone(),
             },
         }
+    }
+
+    /// Whether [`Self::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.slots().draining
     }
 
     /// Ends every idle tunnel and lets no request wait any more.

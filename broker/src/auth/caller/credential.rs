@@ -63,6 +63,9 @@ impl Kind {
 pub struct Credential {
     /// The agent.
     pub agent: AgentId,
+    /// Names what was shown in policies and logs, as the edge does: the hash of all that stands behind `Bearer`; of a cookie
+    /// that of the agent's id, a space and the value. Of another spelling of the same it is the same.
+    pub token: TokenKey,
     pub(super) proof: Proof,
 }
 
@@ -148,6 +151,7 @@ impl Credential {
             _ => return Err(Illegible::Type(issuer)),
         };
         let (agent, token) = rest.split_once(':').ok_or(Illegible::Form(issuer))?;
+        let word = kind.as_str();
         let agent = agent_id(agent, AUTHORIZATION)?;
         if token.is_empty() {
             return Err(Illegible::Empty);
@@ -158,7 +162,7 @@ impl Credential {
             Kind::CiJob => Proof::Job(JobToken::new(token).map_err(|_| Illegible::Characters)?),
             _ => Proof::User(Arc::new(ProxyAccess::PersonalAccessToken { key: token.to_owned() })),
         };
-        Ok(Self { agent, proof })
+        Ok(Self { agent, token: TokenKey::of(format!("{word}:{agent}:{token}").as_bytes()), proof })
     }
 
     fn of_cookie(value: &str, headers: &HeaderMap, query: &str) -> Result<Self, Illegible> {
@@ -181,8 +185,12 @@ impl Credential {
             Some(token) => token,
             None => one_of_query(query, CSRF_TOKEN_QUERY, "gitlab-csrf-token query parameter")?,
         };
-        let proof = Proof::User(Arc::new(ProxyAccess::SessionCookie { key, csrf_token }));
-        Ok(Self { agent, proof })
+        let token = TokenKey::of(format!("{agent} {key}").as_bytes());
+        Ok(Self {
+            agent,
+            token,
+            proof: Proof::User(Arc::new(ProxyAccess::SessionCookie { key, csrf_token })),
+        })
     }
 }
 
@@ -294,6 +302,30 @@ mod tests {
             assert_eq!(read(Issuer::GitLab, &lines, query), wanted, "{lines:?} {query}");
         }
         assert_eq!(read(Issuer::File, &[cookie, agent, csrf], ""), Err(Illegible::Missing));
+    }
+
+    #[test]
+    fn a_credential_has_one_hash_however_it_is_spelt() {
+        let of = |issuer, lines: &[(&'static str, &str)]| {
+            let lines = lines
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+            Credential::read(issuer, &lines.collect(), None).unwrap().token
+        };
+        for (issuer, value, wanted) in [
+            (Issuer::GitLab, "Bearer ci:1:x", "ci:1:x"),
+            (Issuer::GitLab, "bearer ci:01:x", "ci:1:x"),
+            (Issuer::GitLab, "Bearer ci:+1:x", "ci:1:x"),
+            (Issuer::GitLab, "Bearer pat:7:a:b", "pat:7:a:b"),
+            (Issuer::File, "Bearer postern:2:x", "postern:2:x"),
+        ] {
+            assert_eq!(of(issuer, &[("authorization", value)]), TokenKey::of(wanted.as_bytes()), "{value}");
+        }
+        for value in ["abc", "\"abc\"", "%61bc"] {
+            let cookie = format!("_gitlab_kas={value}");
+            let lines = [("cookie", cookie.as_str()), (AGENT_ID, "1"), (CSRF_TOKEN, "t")];
+            assert_eq!(of(Issuer::GitLab, &lines), TokenKey::of(b"1 abc"), "{value}");
+        }
     }
 
     #[test]

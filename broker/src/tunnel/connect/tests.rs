@@ -2,10 +2,14 @@
 
 use super::*;
 use crate::{
+    agent_limit::{LimitPolicy, RedisLost},
     drain::{Others, tests::Peers},
     gitlab,
-    stage::{Stage, TOKEN_A, agents, call_as, serve},
+    policies::{Base, Policies},
+    rate::Rate,
+    stage::{PolicyFile, Stage, TOKEN_A, agents, call_as, serve},
 };
+use postern_policies::Live;
 use postern_wire::{
     ids::AgentId,
     metadata::RETRY_PUSHBACK,
@@ -26,6 +30,20 @@ use tonic::{service::Routes, transport::Channel};
 const AGENT: AgentId = AgentId(1);
 const SOON: Duration = Duration::from_secs(20);
 
+/// Documents over a configuration of long-lived connections.
+fn policies(live: Live) -> Policies {
+    let base = Base {
+        configuration: SOON,
+        manifests: SOON,
+        max_age: Duration::from_secs(7200),
+        calls: LimitPolicy { per_minute: 0, redis_lost: RedisLost::Local },
+        gitlab: Rate::default(),
+        gitaly: Rate::default(),
+        gitaly_per_server: Rate::default(),
+    };
+    Policies::new(live, base)
+}
+
 struct Field {
     departures: Departures,
     registry: Arc<Registry>,
@@ -41,15 +59,21 @@ struct Far {
 
 impl Field {
     async fn start() -> Self {
+        Self::with(policies(Live::open(None).unwrap())).await
+    }
+
+    async fn with(policies: Policies) -> Self {
         let options = Options { agents: agents(|project| project), ..Options::default() };
         let stage = Stage::start(options, gitlab::Periods::default()).await;
         let (departures, registry) = (Departures::default(), Arc::clone(&stage.admission.registry));
         let service = TunnelService {
             registry: Arc::clone(&registry),
-            max_idle: Duration::from_secs(3600),
+            bounds: Bounds::of(&policies),
             departures: departures.clone(),
             tasks: TaskTracker::new(),
         };
+        let (bounded, stop) = (Arc::clone(&registry), stage.stop.clone());
+        tokio::spawn(async move { bounded.keep_bounds(stop).await });
         let routes = Routes::new(stage.admission.guard(ReverseTunnelServer::new(service)));
         let agent = ReverseTunnelClient::new(serve(routes, &stage.stop).await);
         Self { departures, registry, agent, _stage: stage }
@@ -132,4 +156,56 @@ async fn a_broker_that_is_alone_asks_its_agents_to_pause() {
     assert!(one.ended().await < 1000);
     assert!(two.ended().await < 1000);
     field.departures.gone().await;
+}
+
+fn tunnel_policy(spec: &str) -> String {
+    format!(
+        "apiVersion: postern/v1\nkind: TunnelPolicy\nmetadata: {{name: tunnels}}\nmatch: {{agentIds: [1]}}\nspec: {spec}\n"
+    )
+}
+
+/// `agentk` of GitLab rests for ten seconds and more after any other end.
+#[tokio::test]
+async fn one_idle_tunnel_too_many_ends_the_oldest_with_ok() {
+    let file = PolicyFile::new(&tunnel_policy("{idlePerAgent: 2}"));
+    let mut field = Field::with(policies(file.live.clone())).await;
+    let (mut first, _second) = (field.tunnel().await, field.tunnel().await);
+    let _third = field.open().await;
+    assert!((1000..2000).contains(&first.ended().await), "who can is asked to wait a moment");
+    assert_eq!(field.registry.census().idle, 2);
+    // One that carries a request is none of the idle ones.
+    let _busy = field.registry.take(AGENT).await.unwrap().take().open("/s/m", HashMap::new()).await.unwrap();
+    let _fourth = field.tunnel().await;
+    assert_eq!(field.registry.census().idle, 2);
+}
+
+#[tokio::test]
+async fn an_edit_bounds_the_tunnels_that_are_open_already() {
+    let file = PolicyFile::new(&tunnel_policy("{idlePerAgent: 10}"));
+    let mut field = Field::with(policies(file.live.clone())).await;
+    let mut tunnels = Vec::new();
+    for _ in 0..4 {
+        tunnels.push(field.tunnel().await);
+    }
+    file.edit(&tunnel_policy("{idlePerAgent: 1}")).await;
+    for surplus in &mut tunnels[..3] {
+        surplus.ended().await;
+    }
+    assert_eq!(field.registry.census().idle, 1);
+}
+
+#[tokio::test]
+async fn an_edit_ends_the_tunnels_that_are_too_old_now_and_no_others() {
+    let file = PolicyFile::new(&tunnel_policy("{maxIdle: 1h}"));
+    let mut field = Field::with(policies(file.live.clone())).await;
+    let (mut one, mut two) = (field.tunnel().await, field.tunnel().await);
+    file.edit(&tunnel_policy("{maxIdle: 30m}")).await;
+    file.edit(&tunnel_policy("{maxIdle: 1s}")).await;
+    for old in [&mut one, &mut two] {
+        let message = timeout(SOON, old.from_broker.message()).await.expect("it ends");
+        assert_eq!(message.expect("with OK"), None);
+    }
+    file.edit(&tunnel_policy("{maxIdle: 1h}")).await;
+    let mut young = field.tunnel().await;
+    assert!(timeout(Duration::from_secs(2), young.from_broker.message()).await.is_err(), "it stays");
 }
