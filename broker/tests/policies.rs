@@ -66,8 +66,7 @@ impl Field {
         let project =
             Project { gitaly_address: gitaly.address().to_owned(), ..Project::new(10, "group/config") };
         let agent = Agent { token: TOKEN.to_owned(), id: 1, name: "a".to_owned(), project };
-        let rails =
-            Rails::start(rails::Options { agents: vec![agent], ..Default::default() }).await.unwrap();
+        let rails = Rails::start(rails::Options { agents: vec![agent], ..Default::default() }).await.unwrap();
         let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
         write("secret", &rails.secret_file());
         write("ca.pem", &postern_certs::dev::Ca::new().pem());
@@ -264,9 +263,9 @@ async fn calls_that_wait_for_a_neighbours_rate_obey_another_rate_at_once() {
         tokio::spawn(async move { agent.get_configuration(request).await.map(drop).unwrap_err().code() })
     };
     let mut asked: Vec<_> = (0..5).map(ask).collect();
-    let first = timeout(SOON, futures::future::select_all(&mut asked)).await.unwrap();
-    assert_eq!(first.0.unwrap(), Code::Unauthenticated);
-    asked.remove(first.1);
+    let (code, first, _) = timeout(SOON, futures::future::select_all(&mut asked)).await.unwrap();
+    assert_eq!(code.unwrap(), Code::Unauthenticated);
+    drop(asked.remove(first));
     let another = futures::future::select_all(&mut asked);
     assert!(timeout(Duration::from_millis(300), another).await.is_err(), "one in a hundred seconds");
     let edited = field.edit(&rate("perSecond: 1000, burst: 1"));
