@@ -66,7 +66,7 @@ pub struct Polling {
 }
 
 /// `ConnectionPolicy`. Edge; `max_age` also the broker's, for agents' connections and streams.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Connections {
     /// `maxAge`; zero: for ever.
     pub max_age: Rules<Duration>,

@@ -99,7 +99,7 @@ pub struct Rules<T> {
 }
 
 /// What one document says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry<T> {
     pub(crate) value: T,
     pub(crate) rule: Rule,
@@ -109,6 +109,14 @@ pub(crate) struct Entry<T> {
 impl<T> Default for Rules<T> {
     fn default() -> Self {
         Self { entries: Vec::new(), index: Index::default() }
+    }
+}
+
+/// Whether the same documents say the same, in the same places.
+impl<T: PartialEq> PartialEq for Rules<T> {
+    fn eq(&self, other: &Self) -> bool {
+        // The index follows from them.
+        self.entries == other.entries
     }
 }
 
