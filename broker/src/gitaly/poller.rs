@@ -399,9 +399,7 @@ fn is_answer(error: &GitalyError) -> bool {
 /// noticed at once, and all that look for it together keep to its call rate.
 pub(crate) fn again(periods: Periods, failures: u32, away: bool) -> Duration {
     let periods = match away {
-        true => {
-            Periods { retry: periods.retry.min(AWAY), retry_max: periods.retry_max.min(AWAY_MAX), ..periods }
-        }
+        true => Periods { retry: periods.retry.min(AWAY), retry_max: periods.retry_max.min(AWAY_MAX) },
         false => periods,
     };
     retry(periods, failures, rand::rng().random_range(0.0..=1.0))
