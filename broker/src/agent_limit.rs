@@ -44,8 +44,12 @@ impl AgentLimit {
 
     /// Each call is judged by the policies that are in force for its token at that moment. No count begins anew.
     pub fn under(redis: Arc<Redis>, prefix: &str, policies: Policies) -> Arc<Self> {
+        Self::under_with(redis, prefix, policies, Box::new(SystemTime::now))
+    }
+
+    fn under_with(redis: Arc<Redis>, prefix: &str, policies: Policies, clock: Clock) -> Arc<Self> {
         let everybody = policies.agent_calls(&PolicySet::everybody());
-        let leases = leases(redis, prefix, everybody, ROOM, Box::new(SystemTime::now));
+        let leases = leases(redis, prefix, everybody, ROOM, clock);
         Arc::new(Self { leases, policies: Some(policies) })
     }
 

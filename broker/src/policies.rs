@@ -255,3 +255,6 @@ impl Policies {
         rate.map_or(base, |rate| Rate { per_second: rate.per_second, burst: rate.burst.get() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,6 @@ mod policy;
 mod tied;
 mod tokens;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -32,7 +31,7 @@ enum Command {
     HashToken,
     /// Looks at policies
     #[command(subcommand)]
-    Policy(PolicyCommand),
+    Policy(policy::Command),
     /// Runs a program that ends with this process' parent; `demo` starts its children through it
     #[command(hide = true, trailing_var_arg = true)]
     Tied {
@@ -44,22 +43,13 @@ enum Command {
     },
 }
 
-#[derive(Subcommand)]
-enum PolicyCommand {
-    /// Reads every policy in a directory and reports every problem; exits 1 if there is one
-    Check {
-        /// The directory with the YAML files
-        directory: PathBuf,
-    },
-}
-
 fn main() -> ExitCode {
     let ended = match Flags::parse().command {
         Command::Agents(options) => agents::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::GenerateToken => tokens::generate(),
         Command::HashToken => tokens::hash(),
-        Command::Policy(PolicyCommand::Check { directory }) => policy::check(&directory),
+        Command::Policy(command) => policy::run(&command),
         Command::Tied { parent, command } => tied::exec(parent, &command),
     };
     match ended {

@@ -1,18 +1,53 @@
-//! `policy check DIR`: what the edge and the broker would say about a directory of policies, without them. All problems
-//! at once, one per line with file, line and field; exit code 1 if there is one. It changes nothing.
+//! `policy ...`: what edge and broker would say about policies, and what they say. One module per command; the words are
+//! those of `postern-policies`. Nothing here changes a file or a process.
+
+mod ask;
+mod check;
+mod diff;
+mod explain;
+mod simulate;
+mod table;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-pub(crate) fn check(directory: &Path) -> anyhow::Result<ExitCode> {
-    match postern_policies::load_dir(directory) {
-        Ok(_) => {
-            println!("{}: the policies are valid", directory.display());
+use postern_policies::Loaded;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Reads every policy in a directory and reports every problem; exits 1 if there is one
+    Check(check::Options),
+    /// Says what another directory would change and for whom; exits 1 if there is a change, 2 if a directory is not valid
+    Diff(diff::Options),
+    /// Says what holds for an agent, a token or an address, and which document sets it
+    Explain(explain::Options),
+    /// Prints the JSON schema of policy files, for editors
+    Schema,
+    /// Says whom a candidate would have refused, by the access lines of an edge
+    Simulate(simulate::Options),
+    /// Asks edges and brokers which policies they have in force, until all have the same ones
+    Watch(watch::Options),
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Check(options) => Ok(check::run(options)),
+        Command::Diff(options) => Ok(diff::run(options)),
+        Command::Explain(options) => Ok(explain::run(options)),
+        Command::Schema => {
+            println!("{:#}", postern_policies::schema());
             Ok(ExitCode::SUCCESS)
         }
-        Err(problems) => {
-            eprintln!("{problems}");
-            Ok(ExitCode::FAILURE)
-        }
+        Command::Simulate(options) => simulate::run(options),
+        Command::Watch(options) => watch::run(options),
     }
+}
+
+/// The policies of a directory, or the code to exit with after all problems were told.
+fn read(directory: &Path) -> Result<Loaded, ExitCode> {
+    postern_policies::load(directory).map_err(|problems| {
+        eprintln!("{problems}");
+        ExitCode::FAILURE
+    })
 }

@@ -1,6 +1,7 @@
 //! How long honest callers wait while strangers do harm, against how long they wait otherwise, with an optimised edge:
 //! the table of `make bench-attacks`. Ends with an error where the others' p99 is more than twice its quiet value, a
-//! call of theirs failed, or memory grew past its bound.
+//! call of theirs failed, or memory grew past its bound. The first argument chooses attacks by a part of their names;
+//! with POSTERN_ATTACK_EVERYWHERE each of their connections comes from another address.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]
 #![expect(dead_code, reason = "the tests use the rest of what is shared")]
@@ -14,22 +15,31 @@ mod harness;
 #[path = "../tests/edge/upstreams.rs"]
 mod upstreams;
 
+use attacks::ground::From;
 use attacks::kinds::ATTACKS;
 use attacks::{Field, Outcome, SHORT};
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// The edge forgives within four seconds: each attack finds it as the first one did.
 const EACH: Duration = Duration::from_secs(4);
+const TIMES: usize = 2;
 const RATIO: f64 = 2.0;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     let field = Field::begin(SHORT).await;
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let everywhere = std::env::var_os("POSTERN_ATTACK_EVERYWHERE").is_some();
+    if !field.keep_apart() {
+        println!("one processor for all: what is measured is also who gets it");
+    }
     let mut well = true;
     println!("{}", Outcome::HEAD);
-    for attack in ATTACKS.iter().filter(|attack| attack.name.contains(&wanted)) {
-        let outcome = field.suffer(attack, EACH).await;
+    let chosen = ATTACKS.iter().zip(1..).filter(|(attack, _)| attack.name.contains(&wanted));
+    for (attack, last) in chosen {
+        let from = if everywhere { From::Everywhere } else { From::One(last) };
+        let outcome = field.suffer(attack, from, EACH, TIMES).await;
         let fine = outcome.under.failed == 0 && outcome.growth() <= attack.memory && outcome.ratio() <= RATIO;
         println!("{}{}", outcome.row(), if fine { "" } else { "  NOT WELL" });
         well &= fine;

@@ -7,8 +7,9 @@
 
 use crate::config::Timeouts;
 use crate::http2;
-use crate::life::{Farewell, Life, Terms};
-use crate::limits::ConnectionPermit;
+use crate::lane;
+use crate::life::{Farewell, Life, Roll, Seat};
+use crate::limits::{ConnectionPermit, Penance, Reported};
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
 use crate::listen::{Arrival, Rules, UNIX_PEER};
@@ -28,7 +29,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use postern_wire::sniff::{Limits, Opening, Rewound, SniffError, sniff};
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +39,9 @@ use tokio_util::task::TaskTracker;
 
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Connections that are taken in a row before others come: each costs some system calls and a task.
+const IN_A_ROW: u32 = 8;
 
 /// One thread's share of the data plane.
 pub struct Worker {
@@ -49,7 +53,8 @@ pub struct Worker {
     /// Room for connections, in the whole process.
     pub room: Arc<Semaphore>,
     pub tasks: TaskTracker,
-    pub life: Terms,
+    /// The connections of this thread, and what holds for them.
+    pub roll: Arc<Roll>,
     /// Turns to `true` when connections shall finish.
     pub shutdown: ShutdownWatch,
 }
@@ -69,6 +74,8 @@ struct Room {
     _process: OwnedSemaphorePermit,
     /// `None` for a proxy: its clients are counted, not its connections.
     client: Option<ConnectionPermit>,
+    /// What it waits for first.
+    penance: Option<Penance>,
 }
 
 impl Open {
@@ -81,7 +88,13 @@ impl Open {
 
 /// Accepts until `stop`. Descriptors running out is survived.
 pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, stop: CancellationToken) {
+    let mut row = 0;
     loop {
+        row += 1;
+        if row > IN_A_ROW {
+            row = 0;
+            tokio::task::yield_now().await;
+        }
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -101,10 +114,10 @@ pub async fn run(worker: Arc<Worker>, listener: Listener, rules: Arc<Rules>, sto
             tracing::debug!(client = %peer, "closed: limits.connections is reached");
             continue;
         };
-        let mut room = Room { _process: process, client: None };
+        let mut room = Room { _process: process, client: None, penance: None };
         let arrival = rules.arrival(peer.ip());
         let known = match arrival {
-            Arrival::Direct => worker.judge(&rules, peer.ip(), false, &mut room),
+            Arrival::Direct => worker.judge(&rules, peer, false, &mut room),
             Arrival::Header { .. } => Ok(()),
             Arrival::Refused => Err(Reason::Denied),
         };
@@ -128,20 +141,52 @@ impl Worker {
     }
 
     /// Whether this client may stay. A trusted proxy always may: what it carries is judged by its clients' addresses.
-    fn judge(&self, rules: &Rules, client: IpAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
-        if rules.hop(client, named).is_some() {
+    fn judge(&self, rules: &Rules, client: SocketAddr, named: bool, room: &mut Room) -> Result<(), Reason> {
+        let ip = client.ip();
+        if rules.hop(ip, named).is_some() {
             return Ok(());
         }
-        if !rules.access.admits(client) {
+        if !rules.access.admits(ip) {
             return Err(Reason::Denied);
         }
-        room.client = Some(self.shared.limits.connection(client)?);
+        let reported = self.shared.policies.admits(ip, None)?;
+        if client != UNIX_PEER {
+            room.penance = self.shared.limits.penance(ip)?;
+        }
+        let mut permit = self.shared.limits.connection(ip)?;
+        self.report(ip, reported.into_iter().chain(permit.reported.take()));
+        room.client = Some(permit);
         Ok(())
+    }
+
+    /// This connection was ended for what nobody does by accident. The next ones from its address wait; not those of a
+    /// proxy that comes for many, nor of a local socket, whose clients have no address.
+    pub fn offended(&self, connection: &Connection) {
+        if !connection.is_behind_proxy() && connection.client != UNIX_PEER {
+            self.shared.limits.offended(connection.client.ip());
+        }
+    }
+
+    /// Policies of `mode: report` would not have let this connection in.
+    fn report(&self, client: IpAddr, reported: impl Iterator<Item = Reported>) {
+        for reported in reported {
+            self.metrics().report(&reported);
+            tracing::debug!(%client, %reported, "a connection that a policy would have refused");
+        }
+    }
+
+    /// A connection that is on the roll by now, but was judged before: the policies may have changed meanwhile.
+    pub fn judge_again(&self, seat: &Seat) {
+        if !self.shared.policies.still_admit(seat) {
+            self.metrics().departure("denied");
+            seat.deny();
+        }
     }
 
     fn turn_away(&self, client: SocketAddr, reason: &Reason) {
         self.metrics().refusal(reason.name());
-        tracing::debug!(%client, reason = reason.name(), "closed before its first byte");
+        let (reason, rule) = (reason.name(), reason.rule());
+        tracing::debug!(%client, reason, rule, "closed before its first byte");
     }
 
     /// Whose connection it is: the peer's, or that of whom its PROXY header names, and whether it names anybody.
@@ -158,7 +203,7 @@ impl Worker {
         match proxy_protocol::take(raw, read, required, self.timeouts.head).await {
             Ok(named) => {
                 let (client, named) = (named.unwrap_or(peer), named.is_some());
-                match self.judge(rules, client.ip(), named, room) {
+                match self.judge(rules, client, named, room) {
                     Ok(()) => Some((client, named)),
                     Err(reason) => {
                         self.turn_away(client, &reason);
@@ -193,6 +238,14 @@ impl Worker {
         raw.tune();
         let mut read = BytesMut::new();
         let (client, named) = self.arrive(&mut raw, &mut read, peer, &arrival, &rules, &mut room).await?;
+        if let Some(penance) = room.penance.take() {
+            let mut shutdown = self.shutdown.clone();
+            tokio::select! {
+                () = tokio::time::sleep(penance.wait()) => {}
+                // It is better served elsewhere.
+                _ = shutdown.wait_for(|over| *over) => return None,
+            }
+        }
         let entry = self.shared.connections.enter(client, raw.local_addr());
         let facts = SocketFacts::of(&raw, client);
         let mut far =
@@ -218,11 +271,13 @@ impl Worker {
         let tls = far.tls;
         let mut carried = None;
         let mut counted = None;
+        // Of HTTP/1.1.
         let mut life = None;
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
         loop {
             let limits =
                 Limits { head: self.shared.limits.header_bytes() as usize, deadline: self.timeouts.head };
-            match sniff(&mut socket, limits).await {
+            match lane::then_in_turns(sniff(&mut socket, limits)).await {
                 Ok(Opening::Http2 { read }) => {
                     entry.note_kind("http2");
                     return Some(Open {
@@ -239,7 +294,8 @@ impl Worker {
                     let connection = Connection::opened_by(&far, &head.headers, Some(host));
                     if let Err(reason) = self.judge_tunnel(&connection, &head.headers, &mut room) {
                         self.metrics().refusal(reason.name());
-                        tracing::debug!(client = %connection.client, reason = reason.name(), "WebSocket refused");
+                        let (name, rule) = (reason.name(), reason.rule());
+                        tracing::debug!(client = %connection.client, reason = name, rule, "WebSocket refused");
                         answer(socket, reply::plain(&reason)).await;
                         return None;
                     }
@@ -263,7 +319,7 @@ impl Worker {
                     entry.note_kind("websocket");
                     let connection = Arc::new(connection.known_as(entry.entry()));
                     return Some(Open {
-                        io: Box::new(Farewell::new(tunnel, connection.seat.clone())),
+                        io: Box::new(Farewell::new(tunnel, connection.seat.clone(), self.websocket_ping)),
                         connection,
                         socket: facts,
                         _entry: entry,
@@ -274,13 +330,17 @@ impl Worker {
                 Ok(Opening::Http1 { head, read }) => {
                     counted.get_or_insert_with(|| self.metrics().connection("http1", tls));
                     entry.note_kind("http1");
-                    let connection = Connection::opened_by(&far, &head.headers, None).known_as(entry.entry());
+                    let connection = Connection::opened_by(&far, &head.headers, None);
+                    let connection = connection.known_as(entry.entry()).seated(&seat);
                     let transport = Transport::new(put_back(socket, read), &facts, connection);
                     // Idleness is the keepalive's business.
                     let life =
-                        life.get_or_insert_with(|| Life::new(&self.life.without_idle(), Arc::default()));
-                    socket = self.http1(transport, &mut carried, life).await?;
-                    socket = self.next_request(socket, life).await?;
+                        life.get_or_insert_with(|| Life::without_idle(&self.roll, seat.clone(), client.ip()));
+                    self.judge_again(&seat);
+                    socket = self.http1(transport, &facts, &mut carried, life).await?;
+                    // The next request of a proxy may be another client's.
+                    seat.note_client(far.hop.is_none().then(|| far.client.ip()));
+                    socket = self.next_request(socket, life, client).await?;
                 }
                 Err(error) => {
                     self.refuse(socket, client, &error).await;
@@ -301,7 +361,14 @@ impl Worker {
             return Err(Reason::Denied);
         }
         if room.client.is_none() {
-            room.client = Some(self.shared.limits.connection(connection.client.ip())?);
+            let client = connection.client.ip();
+            let reported = match connection.judged(headers) {
+                Some(client) => self.shared.policies.admits(client, None)?,
+                None => None,
+            };
+            let mut permit = self.shared.limits.connection(client)?;
+            self.report(client, reported.into_iter().chain(permit.reported.take()));
+            room.client = Some(permit);
         }
         Ok(())
     }
@@ -310,8 +377,9 @@ impl Worker {
     async fn http1(
         &self,
         transport: Transport<Rewound<Socket>>,
+        facts: &SocketFacts,
         carried: &mut Option<HttpPersistentSettings>,
-        life: &Life,
+        life: &mut Life,
     ) -> Option<Rewound<Socket>> {
         let mut session = ServerSession::new_http1(Box::new(transport));
         if let Some(settings) = carried.take() {
@@ -321,7 +389,17 @@ impl Worker {
         let stays = !*self.shutdown.borrow() && !life.is_leaving();
         session.set_keepalive(stays.then_some(self.timeouts.keepalive.as_secs().max(1)));
         let served = Box::pin(self.proxy.process_new_http(session, &self.shutdown));
-        let reused = silence::unless_silent(served).await??;
+        let mut served = std::pin::pin!(silence::unless_silent(served));
+        let reused = tokio::select! {
+            biased;
+            served = &mut served => served,
+            () = poll_fn(|cx| life.poll_denied(cx)) => {
+                // Whatever runs fails now, and has its line in the log.
+                facts.shut();
+                served.await
+            }
+        };
+        let reused = reused??;
         let (stream, settings) = reused.consume();
         *carried = settings;
         let transport = stream.into_any().downcast::<Transport<Rewound<Socket>>>().ok()?;
@@ -329,11 +407,16 @@ impl Worker {
     }
 
     /// Waits for the first byte of another request; `None` when none comes in time, or the connection has to leave.
-    async fn next_request(&self, mut socket: Rewound<Socket>, life: &mut Life) -> Option<Rewound<Socket>> {
+    async fn next_request(
+        &self,
+        mut socket: Rewound<Socket>,
+        life: &mut Life,
+        client: SocketAddr,
+    ) -> Option<Rewound<Socket>> {
         let mut first = BytesMut::with_capacity(2048);
         tokio::select! {
             biased;
-            _ = poll_fn(|cx| life.poll(cx, false)) => {
+            _ = poll_fn(|cx| life.poll(cx, false, client.ip())) => {
                 // The client sees an orderly end and dials again elsewhere.
                 let _ = socket.shutdown().await;
                 return None;

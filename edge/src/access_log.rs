@@ -3,11 +3,13 @@
 //! After the response, from `relay` and `proxy`. Never a token, a path of the Kubernetes API or a query.
 
 use crate::decide::Route;
+use crate::limits::Reported;
 use crate::observability::connections::Entry;
 use crate::proxy::Shared;
 use crate::trace::Ids;
 use postern_certs::mutual::ClientCertificate;
 use postern_wire::token::TokenKey;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -54,8 +56,24 @@ pub struct Line<'a> {
     pub fault: Fault,
     /// Why the edge answered itself.
     pub refused: Option<&'static str>,
+    /// The policy that says so, as `LimitPolicy/ours`.
+    pub rule: Option<&'a str>,
+    /// Policies of `mode: report` that would have refused it.
+    pub reported: &'a [Reported],
     /// What failed, without the caller's data.
     pub error: Option<&'static str>,
+}
+
+/// One after the other.
+struct All<'a>(&'a [Reported]);
+
+impl fmt::Display for All<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(index, reported)| {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{reported}")
+        })
+    }
 }
 
 /// Accounts for a stream that is over: its line, its numbers, its span.
@@ -96,6 +114,8 @@ pub fn write(line: &Line<'_>, quiet: bool) {
                 duration_ms = line.duration.as_millis() as u64,
                 fault = line.fault.name(),
                 refused = line.refused,
+                rule = line.rule,
+                reported = (!line.reported.is_empty()).then(|| tracing::field::display(All(line.reported))),
                 error = line.error,
                 "stream finished"
             )

@@ -3,27 +3,34 @@
 //! After `decide`, before `relay` and `proxy`. Reads the head and asks the limits; answers nothing itself.
 
 use crate::decide::{Decision, Route};
-use crate::limits::{Call, Counting, Limits, Permit};
+use crate::limits::{Admitted, Call, Counting, Permit, Reported};
 use crate::listen::forwarded::Origin;
+use crate::proxy::Shared;
 use crate::reply::Reason;
 use crate::token::Caller;
 use crate::transport::Connection;
-use crate::upstream::Upstreams;
+use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use postern_wire::metadata::{HOP_PREFIX, INTERNAL_PREFIX};
 use postern_wire::token::TokenKey;
 use std::fmt;
-use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::time::Instant;
 
 /// Who calls, and whether the request may go on.
 pub struct Admission {
     pub token: Option<TokenKey>,
+    /// Whom a caller of the Kubernetes API wants to reach.
+    pub agent: Option<u64>,
     /// The permit is held until the stream is over.
     pub verdict: Result<Permit, Reason>,
     /// To be awaited before a broker is asked: Redis' answer, where it decides. A tunnel has paid only when that is good, see
     /// [`Connection::paid`].
     pub counting: Option<Counting>,
+    /// Policies of `mode: report` that would have refused it. They are counted.
+    pub reported: Vec<Reported>,
+    /// The most bytes of its body.
+    pub body: Option<NonZeroU64>,
 }
 
 impl fmt::Debug for Admission {
@@ -32,14 +39,14 @@ impl fmt::Debug for Admission {
             .field("token", &self.token)
             .field("verdict", &self.verdict)
             .field("counting", &self.counting.is_some())
-            .finish()
+            .field("reported", &self.reported)
+            .finish_non_exhaustive()
     }
 }
 
 /// Judges one request by its head.
 pub fn admit(
-    upstreams: &Upstreams,
-    limits: &Limits,
+    shared: &Shared,
     connection: Option<&Connection>,
     decision: Decision,
     version: Version,
@@ -47,41 +54,81 @@ pub fn admit(
     query: Option<&str>,
 ) -> Admission {
     let Caller { key: token, agent } = Caller::of(headers, query);
-    let verdict = if !connection.is_none_or(|connection| connection.admits(headers)) {
+    let agent = agent.filter(|_| decision.route == Route::KubernetesApi);
+    let mut admission = Admission {
+        token,
+        agent,
+        verdict: Ok(Permit::free()),
+        counting: None,
+        reported: Vec::new(),
+        body: None,
+    };
+    let served = if !connection.is_none_or(|connection| connection.admits(headers)) {
         Err(Reason::Denied)
     } else if decision.route == Route::Agents && version != Version::HTTP_2 {
         Err(Reason::NeedsHttp2)
-    } else if upstreams.of(decision.route).is_empty() {
+    } else if shared.upstreams.of(decision.route).is_empty() {
         Err(Reason::NotServed)
     } else if token.is_none() && decision.route == Route::Agents {
         // Who may do what at a cluster without a token is for the broker to say; agents may do nothing.
         Err(Reason::NoToken)
     } else {
-        let agent = agent.filter(|_| decision.route == Route::KubernetesApi);
-        let client = connection.map(|connection| connection.origin(headers).client.ip());
-        pay(limits, connection, client, decision, token, agent)
+        from_where(shared, connection, headers, &mut admission)
     };
-    match verdict {
-        Ok((permit, counting)) => Admission { token, verdict: Ok(permit), counting },
-        Err(reason) => Admission { token, verdict: Err(reason), counting: None },
+    let call = Call {
+        client: connection.map(|connection| connection.origin(headers).client.ip()),
+        token,
+        agent,
+        version: agent_version(decision, headers),
+        pays: true,
+    };
+    admission.verdict = served.and_then(|()| pay(shared, connection, decision, call, &mut admission));
+    admission.body = shared.limits.body_bytes(decision.route, decision.purpose, &call);
+    for reported in &admission.reported {
+        shared.metrics.report(reported);
     }
+    admission
+}
+
+/// What policies say of the client's address.
+fn from_where(
+    shared: &Shared,
+    connection: Option<&Connection>,
+    headers: &HeaderMap,
+    admission: &mut Admission,
+) -> Result<(), Reason> {
+    let Some(connection) = connection.filter(|_| shared.policies.are_configured()) else { return Ok(()) };
+    let Some(client) = connection.judged(headers) else { return Ok(()) };
+    admission.reported.extend(shared.policies.admits(client, admission.token.as_ref())?);
+    Ok(())
 }
 
 fn pay(
-    limits: &Limits,
+    shared: &Shared,
     connection: Option<&Connection>,
-    client: Option<IpAddr>,
     decision: Decision,
-    token: Option<TokenKey>,
-    agent: Option<u64>,
-) -> Result<(Permit, Option<Counting>), Reason> {
+    call: Call<'_>,
+    admission: &mut Admission,
+) -> Result<Permit, Reason> {
     let must_pay = |token| connection.is_none_or(|connection| connection.must_pay(decision.purpose, token));
-    let call = Call { client, token, agent, pays: token.as_ref().is_none_or(must_pay) };
-    let admitted = limits.admit(&call, Instant::now())?;
-    if let (true, None, Some(connection), Some(token)) = (call.pays, &admitted.1, connection, token) {
+    let call = Call { pays: call.token.as_ref().is_none_or(must_pay), ..call };
+    let Admitted { permit, counting, reported } = shared.limits.admit(&call, Instant::now())?;
+    if let (true, None, Some(connection), Some(token)) = (call.pays, &counting, connection, call.token) {
         connection.paid(decision.purpose, token);
     }
-    Ok(admitted)
+    admission.counting = counting;
+    admission.reported.extend(reported);
+    Ok(permit)
+}
+
+/// As agents of every generation name themselves: `agentk/v14.1.0/abc grpc-go/1.39.0`, later `gitlab-agent/`.
+fn agent_version(decision: Decision, headers: &HeaderMap) -> Option<&str> {
+    if decision.route != Route::Agents {
+        return None;
+    }
+    let named = headers.get(USER_AGENT)?.to_str().ok()?;
+    let named = named.strip_prefix("gitlab-agent/").or_else(|| named.strip_prefix("agentk/"))?;
+    named.split(['/', ' ']).next()
 }
 
 /// Headers that only our own programs may set, and those that say who is in front of us.
@@ -102,6 +149,26 @@ pub fn forwarded(origin: &Origin) -> impl Iterator<Item = (&'static str, HeaderV
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide;
+
+    #[test]
+    fn an_agents_version_is_read_as_agents_of_every_generation_say_it() {
+        let agents =
+            Decision { route: Route::Agents, ..decide::decide(Version::HTTP_2, "/a/b", &HeaderMap::new()) };
+        for (said, wanted) in [
+            ("agentk/v14.1.0/abcdef grpc-go/1.39.0", Some("v14.1.0")),
+            ("gitlab-agent/v17.0.1/abcdef grpc-go/1.62.1", Some("v17.0.1")),
+            ("gitlab-agent/v17.0.1", Some("v17.0.1")),
+            ("grpc-go/1.62.1", None),
+            ("", None),
+        ] {
+            let headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(said))]);
+            assert_eq!(agent_version(agents, &headers), wanted, "{said}");
+        }
+        let callers = Decision { route: Route::KubernetesApi, ..agents };
+        let headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("agentk/v1/a"))]);
+        assert_eq!(agent_version(callers, &headers), None);
+    }
 
     #[test]
     fn headers_of_our_own_programs_are_not_believed_from_outside() {

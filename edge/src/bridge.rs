@@ -254,7 +254,7 @@ mod tests {
         let sending = send(&mut out, Bytes::from_static(b"event"), &seat, &mut patience);
         let trusting = async {
             tokio::time::sleep(PATIENCE / 2).await;
-            seat.trust();
+            seat.trust(None);
             std::future::pending::<()>().await;
         };
         let waits = timeout(100 * PATIENCE, async {

@@ -1,9 +1,12 @@
 //! The byte stream that an HTTP/2 connection writes to: it collects, and is emptied once per turn of its task.
 //!
 //! Under `http2` and `relay::pool`, above TLS and WebSocket. h2 flushes after every larger DATA frame, which would make
-//! each message a TLS record and a system call of its own. Also counts the frames that cost a peer nothing to send.
-//! Never reorders, never looks into a payload.
+//! each message a TLS record and a system call of its own. Also counts the frames that cost a peer nothing to send, and
+//! how much of its thread the peer takes: beyond a share it goes on in the slow lane. Never reorders, never looks into a
+//! payload.
 
+mod share;
+mod stranger;
 mod watch;
 
 use std::cell::RefCell;
@@ -12,8 +15,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
+use stranger::Stranger;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use watch::Watch;
 
 pub use watch::Flood;
 
@@ -21,8 +24,7 @@ pub use watch::Flood;
 const FLUSH: usize = 16 * 1024;
 /// Collected bytes from which on no more are taken until the transport took some.
 const FULL: usize = 64 * 1024;
-/// Bytes read in one turn. The streams of a flood shall take what came before more of it is read; and a frame may be as
-/// small as 9 bytes, so more would let one client's pings keep everybody on the thread waiting for milliseconds.
+/// Bytes read from a broker in one turn. Its streams shall take what came before more of it is read.
 const TURN: usize = 64 * 1024;
 thread_local! {
     /// A warm buffer for whichever connection of the thread writes next; those at rest have none.
@@ -46,8 +48,7 @@ struct Inner<S> {
     refused: bool,
     /// What may still be read in this turn.
     turn: usize,
-    watch: Option<Box<Watch>>,
-    flood: Option<Flood>,
+    stranger: Option<Box<Stranger>>,
 }
 
 /// What there is to do after the transport was emptied.
@@ -63,17 +64,9 @@ pub enum Emptied {
 
 /// Both ends of a collecting stream on `io`. `strangers`: count the peer's frames.
 pub fn collect<S>(io: S, strangers: bool) -> (Collected<S>, Outlet<S>) {
-    let watch = strangers.then(|| Box::new(Watch::new(Instant::now())));
-    let inner = Inner {
-        io,
-        out: Vec::new(),
-        sent: 0,
-        unflushed: false,
-        refused: false,
-        turn: TURN,
-        watch,
-        flood: None,
-    };
+    let stranger = strangers.then(|| Box::new(Stranger::new(Instant::now())));
+    let inner =
+        Inner { io, out: Vec::new(), sent: 0, unflushed: false, refused: false, turn: TURN, stranger };
     let shared = Arc::new(Mutex::new(inner));
     (Collected(shared.clone()), Outlet(shared))
 }
@@ -88,7 +81,7 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         if let Poll::Ready(Err(error)) = inner.poll_empty(cx) {
             return Err(error);
         }
-        if let Some(flood) = inner.flood {
+        if let Some(flood) = inner.stranger.as_ref().and_then(|stranger| stranger.flood) {
             return Ok(Emptied::Flooded(flood));
         }
         inner.turn = TURN;
@@ -101,7 +94,19 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
 impl<S> Outlet<S> {
     /// Since when the peer owes the rest of a header block, or of its preface.
     pub fn owes_head_since(&self) -> Option<Instant> {
-        lock(&self.0).watch.as_ref()?.owes_head_since()
+        lock(&self.0).stranger.as_ref()?.watch.owes_head_since()
+    }
+
+    /// A broker has accepted a token of the peer: it may take more of its thread.
+    pub fn trust(&self) {
+        if let Some(stranger) = &mut lock(&self.0).stranger {
+            stranger.share.trust();
+        }
+    }
+
+    /// Whether what was read cannot be what a WebSocket, or TLS, carries.
+    pub fn is_garbled(&self) -> bool {
+        lock(&self.0).stranger.as_ref().is_some_and(|stranger| stranger.garbled)
     }
 }
 
@@ -113,6 +118,12 @@ fn lock<S>(inner: &Mutex<Inner<S>>) -> MutexGuard<'_, Inner<S>> {
 impl<S> Inner<S> {
     fn waiting(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    fn note_sent(&mut self, bytes: usize) {
+        if let Some(stranger) = &mut self.stranger {
+            stranger.watch.sent(bytes);
+        }
     }
 
     fn take_buffer(&mut self) {
@@ -191,19 +202,17 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Collected<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = lock(&self.0);
+        let inner = &mut *inner;
+        if let Some(stranger) = &mut inner.stranger {
+            return stranger.poll_read(&mut inner.io, cx, buf);
+        }
         if inner.turn == 0 {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut inner.io).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
-        inner.turn = inner.turn.saturating_sub(read.len());
-        let inner = &mut *inner;
-        if let Some(watch) = &mut inner.watch {
-            let seen = watch.see(read, Instant::now());
-            inner.flood = inner.flood.or(seen.err());
-        }
+        inner.turn = inner.turn.saturating_sub(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -213,6 +222,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Collected<S> {
         let mut inner = lock(&self.0);
         ready!(inner.poll_room(cx))?;
         inner.take_buffer();
+        inner.note_sent(bytes.len());
         inner.out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -230,6 +240,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Collected<S> {
             inner.out.extend_from_slice(slice);
             taken += slice.len();
         }
+        inner.note_sent(taken);
         Poll::Ready(Ok(taken))
     }
 
@@ -344,5 +355,45 @@ mod tests {
             }
         }
         assert!(pending >= 1);
+    }
+    /// What reading goes on with, poll by poll, of a stranger that has sent `sent`.
+    async fn turns(sent: &[u8]) -> Vec<usize> {
+        let (near, mut far) = tokio::io::duplex(sent.len());
+        let (mut collected, _outlet) = collect(near, true);
+        far.write_all(sent).await.unwrap();
+        let (mut turns, mut left) = (vec![0], sent.len());
+        let mut buffer = vec![0; 16 * 1024];
+        while left > 0 {
+            let polled = poll_fn(|cx| {
+                let mut buf = ReadBuf::new(&mut buffer);
+                let polled = Pin::new(&mut collected).poll_read(cx, &mut buf);
+                Poll::Ready(polled.map(|read| read.map(|()| buf.filled().len()).unwrap()))
+            });
+            match polled.await {
+                Poll::Ready(read) => {
+                    left -= read;
+                    *turns.last_mut().unwrap() += read;
+                }
+                Poll::Pending => {
+                    tokio::task::yield_now().await;
+                    if *turns.last().unwrap() > 0 {
+                        turns.push(0);
+                    }
+                }
+            }
+        }
+        turns
+    }
+
+    #[tokio::test]
+    async fn crumbs_are_read_in_short_turns_and_bodies_in_long_ones() {
+        let preface = [0; 24];
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let crumbs = turns(&[&preface[..], &ping.repeat(900)].concat()).await;
+        assert!(crumbs.iter().all(|turn| *turn <= 8 * 1024), "{crumbs:?}");
+        let mut data = vec![0, 0x40, 0, 0, 0, 0, 0, 0, 1];
+        data.resize(9 + 0x4000, 7);
+        let bodies = turns(&[&preface[..], &data.repeat(40)].concat()).await;
+        assert!(bodies[1..bodies.len() - 1].iter().all(|turn| *turn >= 32 * 1024), "{bodies:?}");
     }
 }

@@ -239,6 +239,8 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 #[cfg(test)]
+mod shipped;
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -318,7 +320,7 @@ upstreams: {agents: {addresses: ['kas:8150']}}";
         let text = "
 listen: [{address: localhost}, {address: '127.0.0.1:1', tls: {certificates: []}}, {address: '127.0.0.1:1'}]
 upstreams: {agents: {addresses: ['http://kas:8150']}}
-limits: {burst: 0, header_bytes: 1, per_ip: {burst: 0, scope: fleet}, redis: {address: 'redis://u:p@r:1', tls: {key_file: k}}}
+limits: {burst: 0, header_bytes: 1, connections_per_ip_burst: 0, flood_wait: soon, per_ip: {burst: 0, scope: fleet}, redis: {address: 'redis://u:p@r:1', tls: {key_file: k}}}
 timeouts: {head: 0s}
 connections: {max_age: 2d, max_age_jitter_percent: 101}
 drain: {grace: soon}
@@ -336,6 +338,8 @@ workers: 0";
                 "limits.burst",
                 "limits.per_ip.burst",
                 "limits.per_ip.scope",
+                "limits.connections_per_ip_burst",
+                "limits.flood_wait",
                 "limits.header_bytes",
                 "limits.redis.address",
                 "limits.redis.tls",
@@ -357,6 +361,24 @@ workers: 0";
         {
             let parsed = parse(&format!("{SMALL}limits: {{header_bytes: {bytes}}}"));
             assert_eq!(parsed.is_ok(), fits, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn connections_of_an_address_are_limited_only_where_that_is_said_and_wait_for_floods_unless_told_otherwise()
+     {
+        let rate = |text: &str| {
+            let limits = parse(&format!("{SMALL}limits: {{{text}}}")).unwrap().limits;
+            let rate = limits.connection_rate_per_ip.map(|rate| (rate.per_minute.get(), rate.burst.get()));
+            (rate, limits.flood_wait.as_millis())
+        };
+        for (text, expected) in [
+            ("", (None, 250)),
+            ("connections_per_ip_burst: 5, flood_wait: 0s", (None, 0)),
+            ("connections_per_ip_per_minute: 60, flood_wait: 1s", (Some((60, 60)), 1000)),
+            ("connections_per_ip_per_minute: 60, connections_per_ip_burst: 5", (Some((60, 5)), 250)),
+        ] {
+            assert_eq!(rate(text), expected, "{text}");
         }
     }
 

@@ -7,7 +7,7 @@
 use crate::accept::Worker;
 use crate::coalesce::{Collected, Emptied, Flood, Outlet, collect};
 use crate::decide::{self, Route};
-use crate::life::{Life, Sentence};
+use crate::life::{Life, Rhythm, Sentence};
 use crate::transport::{Connection, SocketFacts};
 use crate::upstream::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::{bridge, relay};
@@ -16,6 +16,7 @@ use h2::server::{self, Builder, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
 use http::uri::Authority;
+use postern_wire::token::TokenKey;
 use slab::Slab;
 use std::future::Future;
 use std::pin::Pin;
@@ -51,9 +52,14 @@ const RESET_REMEMBERED: Duration = Duration::from_secs(1);
 const BROKEN_STREAMS: usize = 1024;
 /// Calls that a client gave up before their response began, within [`ABANDONED_WITHIN`]: each cost a broker something.
 const ABANDONED: u32 = 2000;
+/// The same where no broker has accepted a token yet.
+const STRANGERS_ABANDONED: u32 = 800;
+/// As how many counts what was given up before it was even taken up. It has cost no broker anything, but nobody has reason
+/// to send hundreds of them: those of a batch that is cancelled are part of [`RESET_UNSEEN`] as well.
+const UNSEEN: u32 = 4;
 const ABANDONED_WITHIN: Duration = Duration::from_secs(10);
 /// Below the 60 s after which load balancers drop a silent connection; and a client that vanished is found within less
-/// than a minute. A WebSocket has a ping of its own beneath.
+/// than a minute. A WebSocket has a ping of its own beneath. A policy may say otherwise.
 const PING_EVERY: Duration = Duration::from_secs(40);
 const PONG_WITHIN: Duration = Duration::from_secs(15);
 /// How long waiting streams may take to end with a status.
@@ -90,8 +96,8 @@ pub struct Stream {
 
 impl Peer {
     /// A broker served a call, so it accepts the token.
-    pub fn trust(&self) {
-        self.connection.seat.trust();
+    pub fn trust(&self, token: Option<TokenKey>) {
+        self.connection.seat.trust(token);
     }
 
     /// Whether it has as many streams already as somebody may have at the Kubernetes API whom no broker knows. A proxy that
@@ -151,11 +157,16 @@ pub async fn serve<S, H>(
         Ok(server) => server,
         Err(error) => {
             worker.shared.metrics.handshake_failure("http2");
+            if outlet.is_garbled() {
+                worker.offended(&connection);
+            }
             tracing::debug!(client = %connection.client, error, "closed during the HTTP/2 handshake");
             return;
         }
     };
+    let seat = connection.seat.clone();
     let task = Task::new(worker.clone(), server, outlet, connection, socket, held);
+    worker.judge_again(&seat);
     worker.tasks.spawn(task);
 }
 
@@ -212,8 +223,16 @@ struct Task<S, H> {
     ping: Option<PingPong>,
     pinged: bool,
     trusted: bool,
+    /// How often policies want pings, when it looked last.
+    rhythm: Rhythm,
     abandoned_since: Instant,
+    /// It broke the protocol.
+    offends: bool,
     _held: H,
+}
+
+fn ping_every(rhythm: Rhythm) -> Duration {
+    rhythm.or(Some(PING_EVERY)).unwrap_or(FAR)
 }
 
 /// The connection is over, and why if that is our doing.
@@ -232,8 +251,9 @@ where
         held: H,
     ) -> Self {
         let now = Instant::now();
-        let ping_at = now + PING_EVERY;
-        let life = Life::new(&worker.life, connection.seat.clone());
+        let life = Life::new(&worker.roll, connection.seat.clone(), connection.client.ip());
+        let rhythm = connection.seat.rhythm();
+        let ping_at = now + ping_every(rhythm);
         let authority = connection.tunnelled_for.as_deref().and_then(|host| host.parse().ok());
         let peer = Peer {
             worker,
@@ -256,7 +276,9 @@ where
             head_at: None,
             pinged: false,
             trusted: false,
+            rhythm,
             abandoned_since: now,
+            offends: false,
             _held: held,
         }
     }
@@ -267,7 +289,8 @@ where
             if self.cut.is_some() {
                 return self.part(cx);
             }
-            match self.life.poll(cx, self.server.has_streams()) {
+            let client = self.peer.connection.client.ip();
+            match self.life.poll(cx, self.server.has_streams(), client) {
                 Poll::Ready(Sentence::Leave(why)) => {
                     tracing::debug!(client = %self.peer.connection.client, why = why.name(), "told to leave");
                     self.peer.worker.shared.metrics.departure(why.name());
@@ -283,6 +306,7 @@ where
                 }
                 Poll::Pending => {}
             }
+            self.mind_rhythm();
             while self.alarm.as_mut().poll(cx).is_ready() {
                 if let Some(why) = self.ring() {
                     return Poll::Ready(Over(Some(why)));
@@ -293,6 +317,7 @@ where
             self.hear_pong(cx);
             if !self.trusted && self.peer.connection.seat.is_trusted() {
                 self.trusted = true;
+                self.outlet.trust();
                 self.server.set_target_window_size(CONNECTION_WINDOW);
                 continue;
             }
@@ -307,6 +332,8 @@ where
                 return Poll::Ready(Over(None));
             }
             if let Some(why) = self.flood(emptied) {
+                // Before it can know, and dial again.
+                self.peer.worker.offended(&self.peer.connection);
                 // Said as far as it goes in one turn: whoever floods need not be waited for.
                 self.server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let _ = self.server.poll_closed(cx);
@@ -348,8 +375,15 @@ where
     fn accept(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             match self.server.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
+                    if respond.poll_reset(cx).is_ready() {
+                        self.peer.abandoned.fetch_add(UNSEEN, Ordering::Relaxed);
+                    } else {
+                        self.begin(request, respond);
+                    }
+                }
                 Poll::Ready(Some(Err(error))) => {
+                    self.offends |= error.is_library() || self.outlet.is_garbled();
                     tracing::debug!(client = %self.peer.connection.client, %error, "connection ended");
                     return true;
                 }
@@ -426,6 +460,20 @@ where
         self.alarm.as_mut().reset(next.unwrap_or_else(|| Instant::now() + FAR));
     }
 
+    /// Pings as often as policies want by now.
+    fn mind_rhythm(&mut self) {
+        let rhythm = self.peer.connection.seat.rhythm();
+        if self.rhythm == rhythm {
+            return;
+        }
+        self.rhythm = rhythm;
+        // Who owes a pong owes it still. All connections learn this together, and shall not ping together.
+        if !self.pinged {
+            self.ping_at = Instant::now() + ping_every(rhythm).mul_f64(rand::random());
+            self.wind();
+        }
+    }
+
     /// The alarm rang. Says why the connection is to be closed, if it is.
     fn ring(&mut self) -> Option<&'static str> {
         let now = Instant::now();
@@ -456,12 +504,18 @@ where
             && let Poll::Ready(Ok(_)) = ping.poll_pong(cx)
         {
             self.pinged = false;
-            self.ping_at = Instant::now() + PING_EVERY;
+            self.ping_at = Instant::now() + ping_every(self.rhythm);
+            if self.ping_at < self.alarm.deadline() {
+                self.wind();
+                // To be woken by it. It is not due yet.
+                let _ = self.alarm.as_mut().poll(cx);
+            }
         }
     }
 
     fn abandons_too_much(&mut self) -> bool {
-        if self.peer.abandoned.load(Ordering::Relaxed) <= ABANDONED {
+        let most = if self.trusted { ABANDONED } else { STRANGERS_ABANDONED };
+        if self.peer.abandoned.load(Ordering::Relaxed) <= most {
             return false;
         }
         self.peer.abandoned.store(0, Ordering::Relaxed);
@@ -480,6 +534,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.turn(cx).map(|Over(why)| {
+            if this.offends {
+                this.peer.worker.offended(&this.peer.connection);
+            }
             if let Some(why) = why {
                 tracing::debug!(client = %this.peer.connection.client, why, "closed");
             }

@@ -10,6 +10,7 @@ pub mod policy;
 pub mod server;
 
 pub mod accept;
+pub mod lane;
 pub mod life;
 pub mod listen;
 pub mod tls;

@@ -5,10 +5,13 @@
 //! its limit. Knows tokens by their hash only.
 
 mod bucket;
+mod connections;
 mod fleet;
+mod numbers;
 mod permit;
 mod records;
 mod report;
+mod supposed;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -17,10 +20,13 @@ use crate::config::limits::Limits as Config;
 use crate::decide::{Purpose, Route};
 use crate::reply::Reason;
 use arc_swap::ArcSwap;
-use bucket::{Bucket, Measure, Over, Pays};
+use bucket::{Over, Pays};
 use fleet::Fleet;
+pub(crate) use numbers::name_of;
+use numbers::{Base, InForce, Judged, Whose};
 use permit::{ADDRESS, AGENT, TOKEN};
-pub use permit::{ConnectionPermit, Permit};
+pub use permit::{ConnectionPermit, Penance, Permit};
+use postern_policies::{PolicySet, Rule, Subject};
 use postern_redis::RedisError;
 use postern_wire::token::TokenKey;
 use records::{Address, Agent, Network, Token};
@@ -28,11 +34,15 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+pub use supposed::Reported;
+use supposed::Supposition;
 use table::Table;
 
+/// A body that is too large, as it stands in logs and metrics.
+pub(crate) const BODY_BYTES: &str = "body_bytes";
 /// When to come again for a place that somebody else has to leave.
 const LATER: Duration = Duration::from_secs(1);
 
@@ -47,6 +57,10 @@ pub enum Limit {
     IpRate,
     IpStreams,
     IpConnections,
+    /// New connections of an address, in a while.
+    IpConnectionRate,
+    /// Connections of an address that wait already, for what others from there did.
+    IpPenance,
     AgentRate,
     AgentStreams,
     /// Too many tokens from one address that brokers did not know.
@@ -54,14 +68,25 @@ pub enum Limit {
 }
 
 /// Who wants what.
-#[derive(Debug, Clone, Copy)]
-pub struct Call {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Call<'a> {
     pub client: Option<IpAddr>,
     pub token: Option<TokenKey>,
     /// Whom a caller of the Kubernetes API wants to reach.
     pub agent: Option<u64>,
+    /// Of an agent, as it says itself.
+    pub version: Option<&'a str>,
     /// Whether it counts towards rates; streams are counted in any case.
     pub pays: bool,
+}
+
+/// A request that may go on.
+pub struct Admitted {
+    pub permit: Permit,
+    /// To be awaited first, if there is something to wait for: a second at the most.
+    pub counting: Option<Counting>,
+    /// Limits of `mode: report` that would have refused it.
+    pub reported: Vec<Reported>,
 }
 
 /// All limits of the process, and what was used of them. A clone is the same one.
@@ -70,76 +95,74 @@ pub struct Limits(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    numbers: ArcSwap<Numbers>,
+    in_force: ArcSwap<InForce>,
+    /// Policies may come, so that everything is counted that one could limit.
+    obeys: bool,
     tokens: Table<TokenId, Token>,
     addresses: Table<Network, Address>,
     agents: Table<u64, Agent>,
+    /// Made when the first policy of `mode: report` concerns somebody.
+    supposition: OnceLock<Supposition>,
     fleet: Option<Fleet>,
     begin: Instant,
     /// The latest moment until which an address is refused new tokens: mostly past, and then nobody looks for it.
     blocked_until: AtomicU64,
-}
-
-/// What is allowed.
-#[derive(Debug)]
-struct Numbers {
-    token: Measure,
-    ip: Measure,
-    agent: Measure,
-    failed: Option<Bucket>,
-    /// In nanoseconds.
-    remember: u64,
-    connections_per_ip: u32,
-    header_bytes: u32,
-    body_bytes: u64,
+    /// The same for connections that wait.
+    wait_until: AtomicU64,
 }
 
 /// The 32 bytes of a [`TokenKey`].
 type TokenId = [u8; 32];
 
-impl Numbers {
-    fn new(config: &Config) -> Self {
-        Self {
-            token: Measure::new(&config.per_token),
-            ip: Measure::new(&config.per_ip),
-            agent: Measure::new(&config.per_agent),
-            failed: config.failed_tokens.per_ip.map(Bucket::new),
-            remember: nanos(config.failed_tokens.remember),
-            connections_per_ip: config.connections_per_ip,
-            header_bytes: config.header_bytes,
-            body_bytes: config.body_bytes,
-        }
-    }
-}
-
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+impl Call<'_> {
+    /// As policies see it.
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            agent_id: self.agent,
+            project_id: None,
+            token_hash: self.token.as_ref().map(TokenKey::as_bytes),
+            client: self.client,
+            agent_version: self.version,
+        }
+    }
+}
+
 impl Limits {
-    /// Buckets that start full at `begin`.
+    /// Buckets that start full at `begin`. `policies`: what they say now; `None` where none will ever say anything.
     ///
     /// # Errors
     /// A file that `limits.redis` names cannot be used. Redis itself is not asked yet.
-    pub fn new(config: &Config, begin: Instant) -> Result<Self, RedisError> {
+    pub fn new(
+        config: &Config,
+        policies: Option<Arc<PolicySet>>,
+        begin: Instant,
+    ) -> Result<Self, RedisError> {
         Ok(Self(Arc::new(Inner {
-            numbers: ArcSwap::from_pointee(Numbers::new(config)),
+            obeys: policies.is_some(),
+            in_force: ArcSwap::from_pointee(InForce::new(Base::new(config), policies.unwrap_or_default())),
             tokens: Table::new(config.per_token.tracked),
             addresses: Table::new(config.per_ip.tracked),
             agents: Table::new(config.per_agent.tracked),
+            supposition: OnceLock::new(),
             fleet: Fleet::open(config)?,
             begin,
             blocked_until: AtomicU64::new(0),
+            wait_until: AtomicU64::new(0),
         })))
     }
 
-    /// Puts other numbers in force. What was used stays used, what is open stays open; `tracked` and `redis` stay what they
-    /// were at the start.
-    pub fn set(&self, config: &Config) {
-        self.0.numbers.store(Arc::new(Numbers::new(config)));
-        if let Some(fleet) = &self.0.fleet {
-            fleet.set(config);
-        }
+    /// Puts other policies in force. What was used stays used, what is open stays open.
+    pub fn obey(&self, policies: Arc<PolicySet>) {
+        self.obey_at(policies, Instant::now());
+    }
+
+    fn obey_at(&self, policies: Arc<PolicySet>, now: Instant) {
+        let since = self.0.time(now);
+        self.0.in_force.rcu(|in_force| in_force.changed(policies.clone(), since));
     }
 
     /// Connects to Redis, where there is one. The connection lives on the runtime that this is called on.
@@ -150,30 +173,37 @@ impl Limits {
     }
 
     /// Judges one stream, and counts it if it may go on. Where Redis decides, which is rare, there is something to wait for
-    /// first, a second at the most.
+    /// first.
     ///
     /// # Errors
     /// Which limit is reached, or that the token is known to be none.
-    pub fn admit(&self, call: &Call, now: Instant) -> Result<(Permit, Option<Counting>), Reason> {
+    pub fn admit(&self, call: &Call<'_>, now: Instant) -> Result<Admitted, Reason> {
         let (permit, known) = self.decide(call, now)?;
-        let counting = match &self.0.fleet {
-            Some(fleet) if call.pays => fleet.admit(call, known)?,
+        let limits = &self.0;
+        let in_force = limits.in_force.load();
+        let counting = match &limits.fleet {
+            Some(fleet) if call.pays => fleet.admit(call, known, &in_force.now)?,
             _ => None,
         };
-        Ok((permit, counting))
+        let mut reported = Vec::new();
+        if in_force.now.is_ruled() {
+            limits.suppose(&in_force, call, known, limits.time(now), &mut reported);
+        }
+        Ok(Admitted { permit, counting, reported })
     }
 
     /// As [`Limits::admit`], by what this process has counted alone. Also says whether a broker has served the token before.
-    pub fn decide(&self, call: &Call, now: Instant) -> Result<(Permit, bool), Reason> {
+    pub fn decide(&self, call: &Call<'_>, now: Instant) -> Result<(Permit, bool), Reason> {
         let limits = &self.0;
-        let numbers = limits.numbers.load();
+        let in_force = limits.in_force.load();
+        let subject = call.subject();
         let now = limits.time(now);
         let pays = if call.pays { Pays::Yes } else { Pays::No };
         let mut permit = Permit::free();
         let mut known = false;
         if let Some(token) = &call.token {
             let judge = |token: &mut Token, new: bool| {
-                let judged = limits.judge_token(&numbers, token, call, pays, now);
+                let judged = limits.judge_token(&in_force, token, call, pays, now);
                 known = token.good;
                 // What is refused at once need not be remembered.
                 let keep = judged.is_ok() || !new;
@@ -184,32 +214,37 @@ impl Limits {
                 permit.add(limits, TOKEN, place);
             }
         }
-        if numbers.ip.is_set()
+        let by_ip = in_force.now.judged(Whose::Ip, &subject);
+        if limits.counts(&by_ip)
             && let Some(client) = call.client
         {
             let judge = |address: &mut Address, _| {
-                (numbers.ip.open(&mut address.full_at, &mut address.streams, pays, now), true)
+                in_force.catch_up(&mut address.level, Whose::Ip, &subject);
+                (by_ip.enforced.open(&mut address.level, &mut address.streams, pays, now), true)
             };
             if let Some((judged, place)) = limits.addresses.with(&Network::of(client), judge) {
                 if let Err(over) = judged {
-                    limits.give_back(&numbers, &permit, pays);
-                    return Err(refusal(over, Limit::IpRate, Limit::IpStreams));
+                    limits.give_back(&permit, pays);
+                    return Err(refusal(over, Limit::IpRate, Limit::IpStreams, &by_ip));
                 }
                 permit.add(limits, ADDRESS, place);
             }
         }
-        if numbers.agent.is_set()
-            && let Some(agent) = &call.agent
-        {
+        if let Some(agent) = &call.agent {
+            let towards = in_force.now.judged(Whose::Agent, &subject);
+            if !limits.counts(&towards) {
+                return Ok((permit, known));
+            }
             // Anybody can invent a token for this agent: what nobody knows yet takes nothing from those who are known.
             let (paid, pays) = (pays, if known { pays } else { Pays::Checked });
             let judge = |agent: &mut Agent, _| {
-                (numbers.agent.open(&mut agent.full_at, &mut agent.streams, pays, now), known)
+                in_force.catch_up(&mut agent.level, Whose::Agent, &subject);
+                (towards.enforced.open(&mut agent.level, &mut agent.streams, pays, now), known)
             };
             if let Some((judged, place)) = limits.agents.with(agent, judge) {
                 if let Err(over) = judged {
-                    limits.give_back(&numbers, &permit, paid);
-                    return Err(refusal(over, Limit::AgentRate, Limit::AgentStreams));
+                    limits.give_back(&permit, paid);
+                    return Err(refusal(over, Limit::AgentRate, Limit::AgentStreams, &towards));
                 }
                 if known {
                     permit.add(limits, AGENT, place);
@@ -240,7 +275,8 @@ impl Limits {
                 let good = |record: &mut Token| !std::mem::replace(&mut record.good, true);
                 let first = limits.tokens.find(token.as_bytes(), good).unwrap_or(false);
                 if first && let Some(fleet) = &limits.fleet {
-                    fleet.proven(&token);
+                    let subject = Call { client: Some(client), token: Some(token), ..Call::default() };
+                    fleet.proven(&token, &limits.in_force.load().now, &subject);
                 }
             }
             (Some(16), _) | (None, 401) => limits.failed(client, &token, limits.time(now)),
@@ -248,38 +284,39 @@ impl Limits {
         }
     }
 
-    /// A connection may be opened from here.
-    ///
-    /// # Errors
-    /// There are too many of this address.
-    pub fn connection(&self, client: IpAddr) -> Result<ConnectionPermit, Reason> {
-        let most = self.0.numbers.load().connections_per_ip;
-        if most == 0 {
-            return Ok(ConnectionPermit::default());
-        }
-        let judge = |address: &mut Address, _| {
-            let free = address.connections < most;
-            address.connections += u32::from(free);
-            (free, true)
-        };
-        match self.0.addresses.with(&Network::of(client), judge) {
-            Some((false, _)) => Err(Reason::TooMany { limit: Limit::IpConnections, retry_after: LATER }),
-            Some((true, place)) => Ok(ConnectionPermit::new(&self.0, place)),
-            None => Ok(ConnectionPermit::default()),
-        }
-    }
-
     /// The most bytes of a request's head.
     pub fn header_bytes(&self) -> u32 {
-        self.0.numbers.load().header_bytes
+        self.0.in_force.load().now.base.header_bytes
     }
 
     /// The most bytes of a request's body. `None`: no limit. Tunnels have none, for they carry the bodies of others.
-    pub fn body_bytes(&self, route: Route, purpose: Purpose) -> Option<NonZeroU64> {
+    pub fn body_bytes(&self, route: Route, purpose: Purpose, call: &Call<'_>) -> Option<NonZeroU64> {
         match (route, purpose) {
             (Route::Agents, Purpose::Tunnel | Purpose::Subscription) => None,
-            _ => NonZeroU64::new(self.0.numbers.load().body_bytes),
+            _ => NonZeroU64::new(self.0.in_force.load().now.body_bytes(&call.subject()).value),
         }
+    }
+
+    /// Whether any policy says anything of bodies.
+    pub fn rule_bodies(&self) -> bool {
+        self.0.in_force.load().now.rules_bodies()
+    }
+
+    /// Which policy limits a request's body.
+    pub fn body_rule(&self, call: &Call<'_>) -> Option<Box<str>> {
+        self.0.in_force.load().now.body_bytes(&call.subject()).by.map(name_of)
+    }
+
+    /// Whether a policy of `mode: report` would not have let this body pass.
+    pub fn supposed_body(&self, call: &Call<'_>, bytes: u64) -> Option<Reported> {
+        let in_force = self.0.in_force.load();
+        let (most, rule) = in_force.now.body_bytes(&call.subject()).reported?;
+        (most > 0 && bytes > most).then(|| Reported::new(BODY_BYTES, rule))
+    }
+
+    /// What holds for everybody of whom nothing is known, and which document says so.
+    pub fn effective(&self) -> serde_json::Value {
+        self.0.in_force.load().now.shown()
     }
 
     /// How many tokens are remembered.
@@ -300,9 +337,9 @@ impl Inner {
 
     fn judge_token(
         &self,
-        numbers: &Numbers,
+        in_force: &InForce,
         token: &mut Token,
-        call: &Call,
+        call: &Call<'_>,
         pays: Pays,
         now: u64,
     ) -> Result<(), Reason> {
@@ -313,16 +350,24 @@ impl Inner {
         if !token.good
             && let Some(wait) = self.blocked_for(call, now)
         {
-            return Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after: wait });
+            return Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after: wait, rule: None });
         }
         token.begin(now);
-        numbers
-            .token
-            .open(&mut token.full_at, &mut token.streams, pays, now)
-            .map_err(|over| refusal(over, Limit::TokenRate, Limit::TokenStreams))
+        let subject = call.subject();
+        in_force.catch_up(&mut token.level, Whose::Token, &subject);
+        let judged = in_force.now.judged(Whose::Token, &subject);
+        judged
+            .enforced
+            .open(&mut token.level, &mut token.streams, pays, now)
+            .map_err(|over| refusal(over, Limit::TokenRate, Limit::TokenStreams, &judged))
     }
 
-    fn blocked_for(&self, call: &Call, now: u64) -> Option<Duration> {
+    /// Whether the streams of an address or an agent are counted.
+    fn counts(&self, judged: &Judged<'_>) -> bool {
+        self.obeys || judged.enforced.is_set()
+    }
+
+    fn blocked_for(&self, call: &Call<'_>, now: u64) -> Option<Duration> {
         if self.blocked_until.load(Ordering::Relaxed) <= now {
             return None;
         }
@@ -331,13 +376,13 @@ impl Inner {
     }
 
     fn failed(&self, client: IpAddr, token: &TokenKey, now: u64) {
-        let numbers = self.numbers.load();
-        let until = if numbers.remember == 0 { 0 } else { now.saturating_add(numbers.remember) };
+        let base = self.in_force.load().now.base.clone();
+        let until = if base.remember == 0 { 0 } else { now.saturating_add(base.remember) };
         self.tokens.find(token.as_bytes(), |token| {
             token.good = false;
             token.failed_until = until;
         });
-        let Some(bucket) = numbers.failed else { return };
+        let Some(bucket) = base.failed else { return };
         let judged =
             self.addresses.with(&Network::of(client), |address, _| (address.failed(bucket, now), true));
         if let Some((Some(until), _)) = judged {
@@ -348,22 +393,29 @@ impl Inner {
     }
 
     /// A stream that another limit refused has taken nothing of the token's rate, nor of the address'.
-    fn give_back(&self, numbers: &Numbers, permit: &Permit, pays: Pays) {
+    fn give_back(&self, permit: &Permit, pays: Pays) {
         if pays != Pays::Yes {
             return;
         }
-        if let (Some(place), Some(bucket)) = (permit.place(TOKEN), numbers.token.rate) {
-            self.tokens.at(place, |token| bucket.give_back(&mut token.full_at));
+        if let Some(place) = permit.place(TOKEN) {
+            self.tokens.at(place, |token| token.level.give_back());
         }
-        if let (Some(place), Some(bucket)) = (permit.place(ADDRESS), numbers.ip.rate) {
-            self.addresses.at(place, |address| bucket.give_back(&mut address.full_at));
+        if let Some(place) = permit.place(ADDRESS) {
+            self.addresses.at(place, |address| address.level.give_back());
         }
     }
 }
 
-fn refusal(over: Over, rate: Limit, streams: Limit) -> Reason {
+fn refusal(over: Over, rate: Limit, streams: Limit, judged: &Judged<'_>) -> Reason {
+    let named = |rule: Option<&Rule>| rule.map(name_of);
     match over {
-        Over::Rate(wait) => Reason::TooMany { limit: rate, retry_after: Duration::from_nanos(wait) },
-        Over::Streams => Reason::TooMany { limit: streams, retry_after: LATER },
+        Over::Rate(wait) => Reason::TooMany {
+            limit: rate,
+            retry_after: Duration::from_nanos(wait),
+            rule: named(judged.rate_by),
+        },
+        Over::Streams => {
+            Reason::TooMany { limit: streams, retry_after: LATER, rule: named(judged.streams_by) }
+        }
     }
 }

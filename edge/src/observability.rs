@@ -130,6 +130,12 @@ struct Upstream {
     upstream: String,
 }
 
+/// One at a time.
+#[derive(Debug, EncodeLabelSet)]
+struct Version {
+    fingerprint: String,
+}
+
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let under_way = self.0.streams.under_way();
@@ -141,14 +147,15 @@ impl Collector for Now {
         gauge("postern_edge_streams_busy", "Open streams that somebody waits for", under_way.busy as i64)?;
         gauge("postern_edge_streams_parked", "Idle tunnels and subscriptions", under_way.parked as i64)?;
         gauge("postern_edge_tracked_tokens", "Tokens with a bucket", self.0.limits.tracked() as i64)?;
-        let policies = &self.0.policies;
+        let policies = self.0.policies.status();
         gauge(
             "postern_edge_policy_generation",
             "Policy changes put in force; 1: the start",
-            policies.generation() as i64,
+            policies.generation as i64,
         )?;
-        gauge("postern_edge_policy_age_seconds", "Since the last of them", policies.age().as_secs() as i64)?;
-        gauge("postern_edge_policy_problems", "Why the files are not in force", policies.problems() as i64)?;
+        gauge("postern_edge_policy_age_seconds", "Since the last of them", policies.age.as_secs() as i64)?;
+        let problems = policies.problems.len() + policies.more_problems;
+        gauge("postern_edge_policy_problems", "Why the files are not in force", problems as i64)?;
         let up = self.0.upstreams.all().filter(|(_, broker)| broker.is_up()).count();
         gauge("postern_edge_upstreams_up", "Broker listeners that take connections", up as i64)?;
         gauge(
@@ -156,6 +163,10 @@ impl Collector for Now {
             "Broker listeners configured",
             self.0.upstreams.all().count() as i64,
         )?;
+        let help = "The policies in force; the same wherever the same files are";
+        let mut info =
+            encoder.encode_descriptor("postern_edge_policy_info", help, None, MetricType::Gauge)?;
+        info.encode_family(&Version { fingerprint: policies.fingerprint })?.encode_gauge(&1i64)?;
         let help = "Whether this listener of a broker takes connections";
         let mut up = encoder.encode_descriptor("postern_edge_upstream_up", help, None, MetricType::Gauge)?;
         for (route, broker) in self.0.upstreams.all() {

@@ -1,14 +1,22 @@
 //! The policies in force at this edge: what they say on top of `edge.yaml`.
 //!
-//! From `config` at start and from the file system later (`postern_policies::Live`); to `limits`. What no policy says is as
-//! `edge.yaml` has it. Never touches a stream or refills a bucket.
+//! From `config` at start and from the file system later (`postern_policies::Live`); to `limits`, and to whoever asks
+//! which addresses may come. What no policy says is as `edge.yaml` has it. Never refills a bucket, nor touches a stream
+//! but of a client that is denied.
 
-use crate::config;
-use crate::config::limits::Rate;
-use postern_policies::{Live, PolicySet, Problems, RateLimit};
+mod expel;
+
+pub use expel::keep_out;
+
+use crate::life::Seat;
+use crate::limits::{Limits, Reported, name_of};
+use crate::reply::{DENIED_BY_POLICY, Reason};
+use postern_policies::{Choice, Live, PolicySet, Problems, Status, Subject};
+use postern_wire::token::TokenKey;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// The directory does not hold policies that could be put in force.
@@ -25,18 +33,18 @@ pub struct PolicyError {
 #[derive(Debug)]
 pub struct Policies {
     live: Live,
-    /// The lowest layer.
-    limits: config::Limits,
+    /// There is a directory.
+    configured: bool,
 }
 
 impl Policies {
     /// Reads the directory. Blocking; at start, when a problem is an error.
-    pub fn load(directory: Option<&Path>, limits: &config::Limits) -> Result<Self, PolicyError> {
+    pub fn load(directory: Option<&Path>) -> Result<Self, PolicyError> {
         let live = Live::open(directory).map_err(|source| PolicyError {
             directory: directory.unwrap_or(Path::new("")).to_owned(),
             source,
         })?;
-        Ok(Self { live, limits: limits.clone() })
+        Ok(Self { live, configured: directory.is_some() })
     }
 
     /// What the documents say.
@@ -44,45 +52,71 @@ impl Policies {
         &self.live
     }
 
-    /// The limits in force for everybody: what the policies say, on top of `edge.yaml`.
-    pub fn limits(&self) -> config::Limits {
-        layered(&self.limits, &self.live.set())
+    /// Whether there is a directory to read them from.
+    pub fn are_configured(&self) -> bool {
+        self.configured
     }
 
-    /// Counts the changes that were put in force; the start is 1.
-    pub fn generation(&self) -> u64 {
-        self.live.status().generation
+    /// All of it. `None`: none ever will say anything.
+    pub fn set(&self) -> Option<Arc<PolicySet>> {
+        self.configured.then(|| Arc::clone(&self.live.set()))
     }
 
-    /// How long the present ones are in force.
-    pub fn age(&self) -> Duration {
-        self.live.status().age
+    /// Whether this address may come, with this token if that is known already.
+    ///
+    /// # Errors
+    /// Which policy denies it. `Ok` may say which would, were it not of `mode: report`.
+    pub fn admits(&self, client: IpAddr, token: Option<&TokenKey>) -> Result<Option<Reported>, Reason> {
+        if !self.configured {
+            return Ok(None);
+        }
+        let set = self.live.set();
+        let Choice { in_force, reported } = set.access.clients.choose(&whoever(token));
+        if let Some(ruled) = in_force.filter(|ruled| !ruled.value.admits(client)) {
+            return Err(Reason::DeniedByPolicy { rule: name_of(ruled.rule) });
+        }
+        let reported = reported.filter(|ruled| !ruled.value.admits(client));
+        Ok(reported.map(|ruled| Reported::new(DENIED_BY_POLICY, ruled.rule)))
     }
 
-    /// How many problems keep the files as they are now from being in force.
-    pub fn problems(&self) -> usize {
+    /// Whether a connection that is open may stay.
+    pub fn still_admit(&self, seat: &Seat) -> bool {
+        let Some(client) = seat.client().filter(|_| self.configured) else { return true };
+        let set = self.live.set();
+        let admits =
+            |token| set.access.clients.find(&whoever(token)).is_none_or(|ruled| ruled.value.admits(client));
+        admits(None) && (seat.token().is_none() || admits(seat.token()))
+    }
+
+    /// What is in force, since when, and what is wrong.
+    pub fn status(&self) -> Status {
+        self.live.status()
+    }
+
+    /// For people, with the limits as they are for everybody.
+    pub fn report(&self, limits: &Limits) -> Value {
         let status = self.live.status();
-        status.problems.len() + status.more_problems
-    }
-
-    /// For people.
-    pub fn report(&self) -> Value {
-        let status = self.live.status();
+        let mut problems: Vec<String> = status.problems.iter().map(ToString::to_string).collect();
+        if status.more_problems > 0 {
+            problems.push(format!("and {} more problems", status.more_problems));
+        }
         json!({
             "directory": status.directory,
             "generation": status.generation,
             "fingerprint": status.fingerprint,
             "age_seconds": status.age.as_secs_f64(),
-            "problems": status.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "problems": problems,
+            "bad_for_seconds": status.bad_for.map(|time| time.as_secs_f64()),
+            "limits": limits.effective(),
         })
     }
 
-    /// Reads the files again whenever they change, until `stop`. `apply` gets the limits that are in force from then on.
-    pub async fn keep_fresh(&self, apply: impl Fn(&config::Limits), stop: CancellationToken) {
+    /// Reads the files again whenever they change, until `stop`, and tells `limits` of each set that is in force then.
+    pub async fn keep_fresh(&self, limits: &Limits, stop: CancellationToken) {
         let mut changes = self.live.changes();
         let applied = async {
             while changes.changed().await.is_ok() {
-                apply(&self.limits());
+                limits.obey(Arc::clone(&self.live.set()));
             }
         };
         tokio::select! {
@@ -92,10 +126,7 @@ impl Policies {
     }
 }
 
-fn layered(base: &config::Limits, set: &PolicySet) -> config::Limits {
-    let mut limits = base.clone();
-    if let Some(ruled) = set.limits.requests_per_token.find(&PolicySet::everybody()) {
-        limits.per_token.rate = ruled.value.map(|RateLimit { per_minute, burst }| Rate { per_minute, burst });
-    }
-    limits
+/// Documents about addresses select by tokens at most.
+fn whoever(token: Option<&TokenKey>) -> Subject<'_> {
+    Subject { token_hash: token.map(TokenKey::as_bytes), ..Subject::default() }
 }

@@ -10,7 +10,8 @@ use crate::access_log::{self, Fault, Line};
 use crate::admit::{self, Admission};
 use crate::decide::{self, Decision, Route, Upgrade};
 use crate::drain::{Handle, StreamGuard, Streams};
-use crate::limits::{Limits, Permit};
+use crate::life::Why;
+use crate::limits::{Call, Limits, Permit, Reported};
 use crate::listen::page;
 use crate::observability::connections::Register;
 use crate::observability::metrics::Metrics;
@@ -22,7 +23,7 @@ use crate::transport::Connection;
 use crate::upstream::{Load, Outcome, Upstreams};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
@@ -68,6 +69,8 @@ pub struct Request {
     ids: Option<Ids>,
     decision: Option<Decision>,
     token: Option<TokenKey>,
+    /// Whom the caller wants to reach.
+    agent: Option<u64>,
     client: Option<SocketAddr>,
     upstream: Option<SocketAddr>,
     tried: Vec<SocketAddr>,
@@ -78,12 +81,26 @@ pub struct Request {
     /// It was sent once already, to a broker that closed the connection without a word.
     again: bool,
     refused: Option<Reason>,
+    /// Policies of `mode: report` that would have refused it.
+    reported: Vec<Reported>,
     /// Bytes of the body so far, and how many there may be.
     body: (u64, Option<NonZeroU64>),
     /// What its limits granted, until the request is over.
     permit: Option<Permit>,
     /// Counts the request as under way until its log line.
     _guard: StreamGuard,
+}
+
+impl EdgeProxy {
+    /// Whether a visitor without a request for anybody's cluster is shown what this is.
+    fn may_look(&self, connection: Option<&Connection>, headers: &HeaderMap) -> bool {
+        connection.is_none_or(|connection| {
+            let judged = || connection.judged(headers);
+            connection.admits(headers)
+                && (!self.0.policies.are_configured()
+                    || judged().is_none_or(|client| self.0.policies.admits(client, None).is_ok()))
+        })
+    }
 }
 
 /// Builds the proxy of one worker.
@@ -95,6 +112,16 @@ pub fn build(shared: Arc<Shared>) -> Arc<Proxy> {
 impl Request {
     fn route(&self) -> Route {
         self.decision.map_or(Route::KubernetesApi, |decision| decision.route)
+    }
+
+    /// As limits see it.
+    fn call(&self, connection: Option<&Connection>, head: &RequestHeader) -> Call<'static> {
+        Call {
+            client: connection.map(|connection| connection.origin(&head.headers).client.ip()),
+            token: self.token,
+            agent: self.agent,
+            ..Call::default()
+        }
     }
 }
 
@@ -108,6 +135,7 @@ impl ProxyHttp for EdgeProxy {
             ids: None,
             decision: None,
             token: None,
+            agent: None,
             client: None,
             upstream: None,
             tried: Vec::new(),
@@ -115,6 +143,7 @@ impl ProxyHttp for EdgeProxy {
             connection: -1,
             again: false,
             refused: None,
+            reported: Vec::new(),
             body: (0, None),
             permit: None,
             _guard: self.0.streams.open(),
@@ -135,15 +164,14 @@ impl ProxyHttp for EdgeProxy {
         request.decision = Some(decision);
         request.ids = Some(Ids::of(self.0.tracing.as_ref(), decision.purpose, &head.headers));
         if decision.route == Route::KubernetesApi
-            && Connection::of(session.digest()).is_none_or(|connection| connection.admits(&head.headers))
+            && self.may_look(Connection::of(session.digest()), &head.headers)
             && let Some(page) = page::of(&head.method, head.uri.path(), &head.headers)
         {
             reply::show(session, page).await?;
             return Ok(true);
         }
-        let Admission { token, mut verdict, counting } = admit::admit(
-            &self.0.upstreams,
-            &self.0.limits,
+        let Admission { token, agent, mut verdict, counting, reported, body } = admit::admit(
+            &self.0,
             Connection::of(session.digest()),
             decision,
             head.version,
@@ -151,12 +179,14 @@ impl ProxyHttp for EdgeProxy {
             head.uri.query(),
         );
         request.token = token;
+        request.agent = agent;
+        request.reported = reported;
         if let Some(counting) = counting {
             verdict = counting.await.and(verdict);
         }
         // What follows an upgrade is no body.
         if decision.upgrade == Upgrade::None {
-            request.body.1 = self.0.limits.body_bytes(decision.route, decision.purpose);
+            request.body.1 = body;
         }
         let verdict = verdict.and_then(|permit| match too_large(head, request.body.1) {
             Some(reason) => Err(reason),
@@ -303,7 +333,7 @@ impl ProxyHttp for EdgeProxy {
             && session.req_header().method != http::Method::OPTIONS
             && let Some(connection) = Connection::of(session.digest())
         {
-            connection.seat.trust();
+            connection.seat.trust(request.token);
         }
         if let Some(load) = &request.load {
             load.note(Outcome::Answered);
@@ -407,7 +437,7 @@ impl ProxyHttp for EdgeProxy {
         let fault = match (error, &request.refused) {
             // Nobody left: the edge ended the connection.
             (Some(error), _) if cut.is_some() && error.esource() == &ErrorSource::Downstream => {
-                Fault::Internal
+                if cut == Some(Why::Denied) { Fault::Downstream } else { Fault::Internal }
             }
             (Some(error), _) => match error.esource() {
                 ErrorSource::Upstream => Fault::Upstream,
@@ -417,6 +447,20 @@ impl ProxyHttp for EdgeProxy {
             (None, Some(_)) => Fault::Downstream,
             (None, None) => Fault::None,
         };
+        let mut body_rule = None;
+        if self.0.limits.rule_bodies() {
+            let call = request.call(connection, head);
+            if let Some(Reason::TooLarge { .. }) = request.refused {
+                body_rule = self.0.limits.body_rule(&call);
+            }
+            // What follows an upgrade is no body.
+            if request.decision.is_some_and(|decision| decision.upgrade == Upgrade::None)
+                && let Some(reported) = self.0.limits.supposed_body(&call, session.body_bytes_read() as u64)
+            {
+                self.0.metrics.report(&reported);
+                request.reported.push(reported);
+            }
+        }
         let line = Line {
             connection: connection.and_then(|connection| connection.entry.as_deref()),
             certificate: connection.and_then(|connection| connection.certificate.as_deref()),
@@ -433,8 +477,10 @@ impl ProxyHttp for EdgeProxy {
             duration: request.begin.elapsed(),
             fault,
             refused,
+            rule: request.refused.as_ref().and_then(Reason::rule).or(body_rule.as_deref()),
+            reported: &request.reported,
             error: match cut {
-                Some(why) if fault == Fault::Internal => Some(why.name()),
+                Some(why) if fault == Fault::Internal || why == Why::Denied => Some(why.name()),
                 _ => error.map(failure::what),
             },
         };

@@ -14,7 +14,7 @@ use crate::admit::{self, Admission};
 use crate::decide::{Decision, Purpose, Route};
 use crate::http2::{Peer, Stream};
 use crate::life::Why;
-use crate::limits::{Counting, Permit};
+use crate::limits::{Call, Counting, Permit, Reported};
 use crate::observability::connections::{Entry, StreamGuard};
 use crate::proxy::Shared;
 use crate::reply::{self, Reason};
@@ -50,15 +50,8 @@ pub fn begin(decision: Decision, stream: Stream) {
     let (mut head, body) = request.into_parts();
     let shared = &peer.worker.shared;
     let ids = Ids::of(shared.tracing.as_ref(), decision.purpose, &head.headers);
-    let Admission { token, verdict, counting } = admit::admit(
-        &shared.upstreams,
-        &shared.limits,
-        Some(&peer.connection),
-        decision,
-        head.version,
-        &head.headers,
-        None,
-    );
+    let admission = admit::admit(shared, Some(&peer.connection), decision, head.version, &head.headers, None);
+    let Admission { token, verdict, counting, reported, body: most, .. } = admission;
     let verdict = if head.method == Method::CONNECT { Err(Reason::Malformed) } else { verdict };
     let mut relay = Relay {
         exchange: Exchange::new(
@@ -66,15 +59,15 @@ pub fn begin(decision: Decision, stream: Stream) {
             respond,
             shared.streams.open_on(&peer.connection.seat),
             decision.purpose,
+            most,
         ),
         opening: None,
         deadline: None,
         account: Account {
             begin: Instant::now(),
             method: method(head.uri.path()),
-            client: behind(&peer, &head.headers),
+            more: More::of(behind(&peer, &head.headers), reported),
             token,
-            asked: None,
             ids,
         },
         _counted: peer.connection.entry.as_ref().map(Entry::stream),
@@ -102,9 +95,8 @@ pub fn begin(decision: Decision, stream: Stream) {
 }
 
 /// The client of a stream, where it is not the connection's.
-fn behind(peer: &Peer, headers: &HeaderMap) -> Option<Box<SocketAddr>> {
-    let client = peer.connection.origin(headers).client;
-    (client != peer.connection.client).then(|| Box::new(client))
+fn behind(peer: &Peer, headers: &HeaderMap) -> Option<SocketAddr> {
+    Some(peer.connection.origin(headers).client).filter(|client| *client != peer.connection.client)
 }
 
 /// The gRPC method for the log. A stranger chooses the path: a log takes no more of it than the longest name of an RPC.
@@ -140,12 +132,33 @@ type Opening = Pin<Box<dyn Future<Output = Result<(Load, Opened), Ended>> + Send
 struct Account {
     begin: Instant,
     method: Cow<'static, str>,
-    /// Where it is not the connection's: a proxy carries the streams of many.
-    client: Option<Box<SocketAddr>>,
+    more: Option<Box<More>>,
     token: Option<TokenKey>,
-    /// The broker that a client did not wait for.
-    asked: Option<Box<SocketAddr>>,
     ids: Ids,
+}
+
+/// What few streams have.
+#[derive(Default)]
+struct More {
+    /// Where it is not the connection's: a proxy carries the streams of many.
+    client: Option<SocketAddr>,
+    /// The broker that a client did not wait for.
+    asked: Option<SocketAddr>,
+    /// Policies of `mode: report` that would have refused it.
+    reported: Vec<Reported>,
+}
+
+impl More {
+    fn of(client: Option<SocketAddr>, reported: Vec<Reported>) -> Option<Box<Self>> {
+        let any = client.is_some() || !reported.is_empty();
+        any.then(|| Box::new(Self { client, reported, ..Self::default() }))
+    }
+}
+
+impl Account {
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
 }
 
 impl Relay {
@@ -164,7 +177,7 @@ impl Relay {
                 }
                 Now::Failed(error) => return Err(exchange::broken(&error)),
                 Now::Wait(same) => {
-                    self.account.asked = Some(Box::new(broker.address));
+                    self.account.more().asked = Some(broker.address);
                     head = same;
                 }
             }
@@ -206,17 +219,30 @@ impl Relay {
                 Err(ended) => return Poll::Ready(ended),
             }
         }
-        let most = self.peer.worker.shared.limits.body_bytes(Route::Agents, self.exchange.purpose);
-        self.exchange.poll(cx, most)
+        self.exchange.poll(cx)
     }
 
     /// The broker that has it, or was asked to take it.
     fn upstream(&self) -> Option<SocketAddr> {
-        self.load.as_ref().map(|load| load.address).or(self.account.asked.as_deref().copied())
+        let asked = || self.account.more.as_ref()?.asked;
+        self.load.as_ref().map(|load| load.address).or_else(asked)
     }
 
     fn client(&self) -> SocketAddr {
-        self.account.client.as_deref().copied().unwrap_or(self.peer.connection.client)
+        let behind = self.account.more.as_ref().and_then(|more| more.client);
+        behind.unwrap_or(self.peer.connection.client)
+    }
+
+    /// A policy of `mode: report` would not have let its body pass.
+    fn suppose_body(&mut self, call: &Call<'_>) {
+        let shared = &self.peer.worker.shared;
+        if self.exchange.purpose == Purpose::Call
+            && shared.limits.rule_bodies()
+            && let Some(reported) = shared.limits.supposed_body(call, self.exchange.bytes_in() as u64)
+        {
+            shared.metrics.report(&reported);
+            self.account.more().reported.push(reported);
+        }
     }
 
     /// Whether it only waits, and its connection ends. Otherwise it is woken when that is so.
@@ -234,6 +260,8 @@ impl Relay {
     /// Tells the client how it ended, where that is still to be said, and everybody who counts.
     fn finish(&mut self, ended: Ended) {
         let (upstream, client) = (self.upstream(), self.client());
+        let call = Call { client: Some(client.ip()), token: self.account.token, ..Call::default() };
+        self.suppose_body(&call);
         if let Some(number) = self.waiting.take() {
             self.peer.wait_no_more(number as usize);
         }
@@ -258,6 +286,7 @@ impl Relay {
                 match self.peer.connection.seat.cut() {
                     // An idle tunnel is taken up elsewhere: nobody lost anything.
                     Some(why) if exchange.guard.is_parked() => (Fault::None, Some(why.name())),
+                    Some(Why::Denied) => (Fault::Downstream, Some(Why::Denied.name())),
                     Some(why) => (Fault::Internal, Some(why.name())),
                     None => {
                         if exchange.is_call() && exchange.status == 0 {
@@ -298,13 +327,22 @@ impl Relay {
             }
         };
         if matches!(ended, Ended::Answered) && exchange.grpc_status == Some(0) {
-            self.peer.trust();
+            self.peer.trust(self.account.token);
         }
         let refused = match &ended {
             Ended::Refused(reason) => Some(reason.name()),
             _ => None,
         };
         let connection = &self.peer.connection;
+        let shared = &self.peer.worker.shared;
+        let body_rule = match &ended {
+            Ended::Refused(Reason::TooLarge { .. }) => shared.limits.body_rule(&call),
+            _ => None,
+        };
+        let rule = match &ended {
+            Ended::Refused(reason) => reason.rule().or(body_rule.as_deref()),
+            _ => None,
+        };
         let line = Line {
             connection: connection.entry.as_deref(),
             certificate: connection.certificate.as_deref(),
@@ -321,9 +359,10 @@ impl Relay {
             duration: self.account.begin.elapsed(),
             fault,
             refused,
+            rule,
+            reported: self.account.more.as_ref().map_or(&[], |more| &more.reported),
             error,
         };
-        let shared = &self.peer.worker.shared;
         if upstream.is_some() && refused.is_none() {
             shared.limits.finished(client.ip(), self.account.token, exchange.status, exchange.grpc_status);
         }
@@ -342,7 +381,7 @@ impl Future for Relay {
             polled = Poll::Ready(Ended::SentHome);
         }
         if this.exchange.was_served() {
-            this.peer.trust();
+            this.peer.trust(this.account.token);
         }
         let ended = ready!(polled);
         this.finish(ended);

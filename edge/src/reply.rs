@@ -21,6 +21,9 @@ use std::time::Duration;
 /// On a 401 that is a broker's own word, and not that of the cluster behind it.
 pub const UNAUTHORIZED: &str = "gitlab-unauthorized";
 
+/// A policy that denies an address, as it stands in logs and metrics.
+pub const DENIED_BY_POLICY: &str = "access_policy";
+
 /// Why the edge answers instead of a broker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
@@ -28,8 +31,10 @@ pub enum Reason {
     NoToken,
     /// The client's address is not one that this listener serves.
     Denied,
-    /// A limit is reached.
-    TooMany { limit: Limit, retry_after: Duration },
+    /// Nor is it one that this policy lets in.
+    DeniedByPolicy { rule: Box<str> },
+    /// A limit is reached; the policy that set it, if one did.
+    TooMany { limit: Limit, retry_after: Duration, rule: Option<Box<str>> },
     /// A broker said a moment ago that the token is none.
     FailedToken,
     /// A limit of the fleet cannot be counted, and whoever configured it wants nobody admitted then.
@@ -60,6 +65,7 @@ impl Reason {
         match self {
             Self::NoToken => "no_token",
             Self::Denied => "access",
+            Self::DeniedByPolicy { .. } => DENIED_BY_POLICY,
             Self::TooMany { limit, .. } => limit.name(),
             Self::FailedToken => "failed_token",
             Self::RedisAway { .. } => "redis_away",
@@ -79,7 +85,7 @@ impl Reason {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NoToken | Self::FailedToken => StatusCode::UNAUTHORIZED,
-            Self::Denied => StatusCode::FORBIDDEN,
+            Self::Denied | Self::DeniedByPolicy { .. } => StatusCode::FORBIDDEN,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NeedsHttp2 => StatusCode::UPGRADE_REQUIRED,
@@ -98,7 +104,7 @@ impl Reason {
     pub fn code(&self) -> u8 {
         match self {
             Self::NoToken | Self::FailedToken => 16,
-            Self::Denied => 7,
+            Self::Denied | Self::DeniedByPolicy { .. } => 7,
             Self::TooMany { .. } | Self::TooLarge { .. } => 8,
             Self::NeedsHttp2 | Self::NotServed => 12,
             Self::Unreachable { .. }
@@ -114,12 +120,12 @@ impl Reason {
     pub fn message(&self, route: Route) -> String {
         match self {
             Self::NoToken => "no agent token: send it as `authorization: Bearer <token>`".to_owned(),
-            Self::Denied => "connections from your address are not served here".to_owned(),
+            Self::Denied | Self::DeniedByPolicy { .. } => "connections from your address are not served here".to_owned(),
             // Agents of every generation know this text from kas.
             Self::TooMany { limit: Limit::TokenRate, .. } if route == Route::Agents => {
                 "new connection rate limit exhausted for this agent, try again later".to_owned()
             }
-            Self::TooMany { limit, retry_after } => {
+            Self::TooMany { limit, retry_after, .. } => {
                 format!("too many {}, try again in {} s", limit.of_what(), seconds(*retry_after))
             }
             Self::FailedToken => {
@@ -160,6 +166,15 @@ impl Reason {
 }
 
 impl Reason {
+    /// The policy that says so, as `LimitPolicy/ours`. Of a body that is too large, `limits` knows it.
+    pub fn rule(&self) -> Option<&str> {
+        match self {
+            Self::TooMany { rule, .. } => rule.as_deref(),
+            Self::DeniedByPolicy { rule } => Some(rule),
+            _ => None,
+        }
+    }
+
     /// When to come again, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -178,6 +193,8 @@ impl Limit {
             Self::IpRate => "rate_limit_ip",
             Self::IpStreams => "streams_per_ip",
             Self::IpConnections => "connections_per_ip",
+            Self::IpConnectionRate => "connection_rate_ip",
+            Self::IpPenance => "flood_wait",
             Self::AgentRate => "rate_limit_agent",
             Self::AgentStreams => "streams_per_agent",
             Self::FailedTokens => "failed_tokens",
@@ -190,7 +207,7 @@ impl Limit {
             Self::TokenStreams => "requests with this token at the same time",
             Self::IpRate => "requests from your address",
             Self::IpStreams => "requests from your address at the same time",
-            Self::IpConnections => "connections from your address",
+            Self::IpConnections | Self::IpConnectionRate | Self::IpPenance => "connections from your address",
             Self::AgentRate => "requests to this agent",
             Self::AgentStreams => "requests to this agent at the same time",
             Self::FailedTokens => "tokens from your address that nobody knows",
@@ -335,7 +352,12 @@ mod tests {
         for (reason, http, grpc) in [
             (Reason::NoToken, 401, 16),
             (Reason::Denied, 403, 7),
-            (Reason::TooMany { limit: Limit::IpRate, retry_after: Duration::from_secs(1) }, 429, 8),
+            (Reason::DeniedByPolicy { rule: "AccessPolicy/x".into() }, 403, 7),
+            (
+                Reason::TooMany { limit: Limit::IpRate, retry_after: Duration::from_secs(1), rule: None },
+                429,
+                8,
+            ),
             (Reason::FailedToken, 401, 16),
             (Reason::RedisAway { retry_after: Duration::from_secs(1) }, 503, 14),
             (Reason::TooLarge { most: 1 }, 413, 8),
@@ -352,7 +374,8 @@ mod tests {
 
     #[test]
     fn agents_read_the_sentence_they_know_from_kas() {
-        let reason = Reason::TooMany { limit: Limit::TokenRate, retry_after: Duration::from_millis(1500) };
+        let retry_after = Duration::from_millis(1500);
+        let reason = Reason::TooMany { limit: Limit::TokenRate, retry_after, rule: None };
         assert_eq!(
             reason.message(Route::Agents),
             "new connection rate limit exhausted for this agent, try again later"
@@ -366,7 +389,7 @@ mod tests {
     #[test]
     fn a_refusal_tells_grpc_clients_when_to_come_again_in_both_ways() {
         let retry_after = Duration::from_micros(1_499_001);
-        let trailers = trailers(&Reason::TooMany { limit: Limit::AgentStreams, retry_after });
+        let trailers = trailers(&Reason::TooMany { limit: Limit::AgentStreams, retry_after, rule: None });
         assert_eq!(
             (&trailers["grpc-status"], &trailers[RETRY_PUSHBACK]),
             (&"8".parse().unwrap(), &"1500".parse().unwrap())

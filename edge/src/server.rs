@@ -10,18 +10,19 @@ use crate::decide::Route;
 pub use crate::drain::{Asked, Handle};
 use crate::drain::{Streams, UnderWay};
 use crate::handover::{self, Giver, Offer};
-use crate::life::Terms;
+use crate::life::{Roll, Terms, pace};
 use crate::limits::Limits;
 use crate::listen::socket::{Bound, Listener, SocketFile};
 use crate::listen::{Place, Port, Rules};
 use crate::observability::Admin;
 use crate::observability::metrics::Metrics;
-use crate::policy::Policies;
+use crate::policy::{self, Policies};
 use crate::proxy::{self, Shared};
 use crate::relay::pool::Pool;
 use crate::trace::Tracing;
 use crate::upstream::Upstreams;
 use anyhow::Context;
+use arc_swap::Guard;
 use finish::Open;
 use std::path::Path;
 use std::sync::Arc;
@@ -79,11 +80,11 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
         admin_listener.offer(ADMIN.to_owned(), &offer).context("offer the admin listener to a successor")?;
     }
 
-    let policies = Policies::load(config.policies.as_deref(), &config.limits)?;
+    let policies = Policies::load(config.policies.as_deref())?;
     let (tracing, keeper) = config.telemetry.otlp.as_ref().map(Tracing::new).transpose()?.unzip();
     let shared = Arc::new(Shared {
         upstreams: Arc::new(Upstreams::resolve(&config)?),
-        limits: Limits::new(&policies.limits(), Instant::now()).context("limits.redis")?,
+        limits: Limits::new(&config.limits, policies.set(), Instant::now()).context("limits.redis")?,
         metrics: Metrics::default(),
         streams: Streams::new(),
         connections: Arc::default(),
@@ -97,6 +98,8 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
     let (shutdown, watch_shutdown) = watch::channel(false);
     let (go, watch_go) = watch::channel(false);
     let room = Arc::new(Semaphore::new(config.limits.connections));
+    let set = Guard::into_inner(shared.policies.live().set());
+    let terms = Terms::new(&config.connections, config.timeouts.idle, &config.drain, set);
     let mut rolls = Vec::new();
     for index in 0..config.workers {
         let name = format!("worker-{index}");
@@ -106,8 +109,8 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             let bound = port.bound.try_clone().context("share a listener between workers")?;
             accepting.push((bound, port.rules.clone()));
         }
-        let life = Terms::new(&config.connections, config.timeouts.idle);
-        rolls.push(life.roll().clone());
+        let roll = Roll::new(&terms);
+        rolls.push(roll.clone());
         let worker = Worker {
             shared: shared.clone(),
             proxy: proxy::build(shared.clone()),
@@ -116,7 +119,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             websocket_ping: config.websocket_ping,
             room: room.clone(),
             tasks: tasks.clone(),
-            life,
+            roll,
             shutdown: watch_shutdown.clone(),
         };
         let (stop, go) = (stop.clone(), watch_go.clone());
@@ -155,7 +158,15 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
         }
         tokio::spawn({
             let (shared, stop) = (shared.clone(), forever.clone());
-            async move { shared.policies.keep_fresh(|limits| shared.limits.set(limits), stop).await }
+            async move { shared.policies.keep_fresh(&shared.limits, stop).await }
+        });
+        tokio::spawn({
+            let (shared, rolls) = (shared.clone(), rolls.clone());
+            async move { policy::keep_out(&shared.policies, &rolls, &shared.metrics).await }
+        });
+        tokio::spawn({
+            let (shared, terms) = (shared.clone(), terms.clone());
+            async move { terms.follow(shared.policies.live()).await }
         });
         tokio::spawn({
             let shared = shared.clone();
@@ -193,11 +204,11 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             signal = signals.next() => {
                 signalled = true;
                 shared.handle.drain(Asked::Exit);
-                tracing::info!(signal, grace_seconds = config.drain.grace.as_secs(), "draining");
+                tracing::info!(signal, grace_seconds = terms.drain().grace.as_secs(), "draining");
                 Asked::Exit
             }
             asked = shared.handle.wait(Asked::Stay) => {
-                tracing::info!(?asked, grace_seconds = config.drain.grace.as_secs(), "draining");
+                tracing::info!(?asked, grace_seconds = terms.drain().grace.as_secs(), "draining");
                 asked
             }
         };
@@ -218,7 +229,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             offer.withdraw();
             // A send fails only when no worker is left, and then there is nothing to tell.
             let _ = shutdown.send(true);
-            let ended = Open { streams: shared.streams.clone(), rolls, tasks }.finish(&config.drain).await;
+            let ended = Open { streams: shared.streams.clone(), rolls, tasks }.finish(&terms).await;
             if asked == Asked::Stay {
                 tracing::info!("drained; the process stays until it is told to exit");
                 shared.handle.wait(Asked::Exit).await;
@@ -296,7 +307,7 @@ async fn work(
         }
     }
     // Streams go on; the process ends, not the thread.
-    std::future::pending::<()>().await;
+    pace::pass_on(&worker.roll).await;
 }
 
 /// One thread, nothing stolen: a batch of streams is written in one go.

@@ -3,6 +3,7 @@
 //! After accept, before the sniff. Offers HTTP/2 and HTTP/1.1; everything else about TLS is in `certs`.
 
 use crate::config::Tls;
+use crate::lane;
 use crate::listen::socket::Raw;
 use bytes::BytesMut;
 use postern_certs::mutual::{ClientCas, ClientCertificate};
@@ -113,7 +114,8 @@ impl Terminator {
             let _ = raw.shutdown().await;
             return Err(TlsError::NotTls);
         }
-        self.acceptor.accept(Rewound::new(raw, read)).await.map_err(TlsError::Handshake)
+        // Half a millisecond of work: a storm of them must not hold up the streams that are open.
+        lane::in_turns(self.acceptor.accept(Rewound::new(raw, read))).await.map_err(TlsError::Handshake)
     }
 }
 

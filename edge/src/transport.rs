@@ -24,7 +24,7 @@ use postern_wire::token::TokenKey;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +62,8 @@ pub struct Connection {
     hop: Option<Arc<Trust>>,
     /// The client behind the proxy may not be served; one without a proxy would not have come this far.
     denied: bool,
+    /// It is a trusted proxy that asks for itself.
+    own: bool,
     /// The tokens whose tunnels on this connection were already counted once.
     paid: Mutex<Paid>,
     /// An agent is at the far end, which answers pings as long as it lives.
@@ -79,7 +81,7 @@ impl Connection {
     /// A connection whose requests may each come from another client, if the far end is a trusted proxy.
     pub fn from(far: Far, tunnelled_for: Option<String>) -> Self {
         let origin = Origin::direct(far.client, far.tls);
-        Self::with(far, origin, false, tunnelled_for)
+        Self::with(far, origin, false, false, tunnelled_for)
     }
 
     /// A connection that carries one client's requests, told by the head it began with: one request of HTTP/1.1, or
@@ -89,10 +91,15 @@ impl Connection {
             Some(hop) => judged(hop, far.client, hop.origin(far.client, far.tls, headers)),
             None => (Origin::direct(far.client, far.tls), false),
         };
-        Self::with(Far { hop: None, ..far.clone() }, origin, denied, tunnelled_for)
+        let own = far.hop.is_some() && origin.client.ip() == far.client.ip();
+        Self::with(Far { hop: None, ..far.clone() }, origin, denied, own, tunnelled_for)
     }
 
-    fn with(far: Far, origin: Origin, denied: bool, tunnelled_for: Option<String>) -> Self {
+    fn with(far: Far, origin: Origin, denied: bool, own: bool, tunnelled_for: Option<String>) -> Self {
+        let seat = Arc::new(Seat::new(far.hop.is_some()));
+        if far.hop.is_none() && !own {
+            seat.note_client(Some(origin.client.ip()));
+        }
         Self {
             client: origin.client,
             tls: far.tls,
@@ -102,9 +109,10 @@ impl Connection {
             origin,
             hop: far.hop,
             denied,
+            own,
             paid: Mutex::default(),
             agent: AtomicBool::new(false),
-            seat: Arc::default(),
+            seat,
         }
     }
 
@@ -129,16 +137,34 @@ impl Connection {
         }
     }
 
+    /// Whom policies about addresses judge. `None`: a trusted proxy, which asks for itself.
+    pub fn judged(&self, headers: &HeaderMap) -> Option<IpAddr> {
+        match &self.hop {
+            Some(hop) => {
+                let client = hop.origin(self.client, self.tls, headers).client.ip();
+                (client != self.client.ip()).then_some(client)
+            }
+            None => (!self.own).then(|| self.client.ip()),
+        }
+    }
+
     /// One request of this connection, as a connection of its own.
     pub fn of_request(&self, headers: &HeaderMap) -> Self {
         let certificate = self.certificate.clone();
         let far = Far { client: self.client, tls: self.tls, certificate, hop: self.hop.clone() };
         let request = match self.hop {
             Some(_) => Self::opened_by(&far, headers, None),
-            None => Self::with(far, self.origin.clone(), self.denied, None),
+            None => Self::with(far, self.origin.clone(), self.denied, self.own, None),
         };
         // Told to leave together: what is cut with the connection is cut by the edge.
         Self { entry: self.entry.clone(), seat: self.seat.clone(), ..request }
+    }
+
+    /// On a connection that carries one request after the other, and is known by `seat`.
+    pub fn seated(mut self, seat: &Arc<Seat>) -> Self {
+        seat.note_client(self.seat.client());
+        self.seat = seat.clone();
+        self
     }
 
     /// With its place among the connections that are open.
@@ -235,6 +261,13 @@ impl SocketFacts {
         let _ = digest.local_addr.set(raw.local_addr().map(Into::into));
         let _ = digest.original_dst.set(None);
         Self { digest: Arc::new(digest), id }
+    }
+
+    /// Ends the connection for both sides, whoever reads and writes it. To be called only while it is open: its descriptor
+    /// may be another one's afterwards.
+    pub fn shut(&self) {
+        // The client may be gone already.
+        let _ = nix::sys::socket::shutdown(self.id, nix::sys::socket::Shutdown::Both);
     }
 }
 

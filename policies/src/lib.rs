@@ -4,6 +4,8 @@
 //! value, with what they know of a [`Subject`]; what no policy says comes from their own configuration. It opens no socket
 //! and keeps no counters: who enforces a limit keeps its buckets, so that another policy does not refill them.
 
+mod diff;
+mod explain;
 mod gcra;
 mod limits;
 mod live;
@@ -12,10 +14,14 @@ mod meant;
 mod problem;
 mod request;
 mod rules;
+mod schema;
+mod simulate;
 mod subject;
 mod validate;
 mod written;
 
+pub use diff::{Change, Stated, diff};
+pub use explain::{Effective, Explained, PassedOver};
 pub use gcra::Gcra;
 pub use limits::RateLimit;
 pub use live::{Live, Status};
@@ -27,4 +33,6 @@ pub use meant::{
 pub use problem::{Problem, Problems};
 pub use request::Judged;
 pub use rules::{Choice, Kind, Rule, Ruled, Rules};
+pub use schema::schema;
+pub use simulate::{Refused, Report, SimulateError, simulate};
 pub use subject::Subject;

@@ -5,7 +5,7 @@
 //! that nobody wrote to while it was read. It tells subscribers that there is another one and never calls anybody.
 
 use crate::load::{Loaded, is_policy_file, load};
-use crate::{PolicySet, Problem, Problems};
+use crate::{PolicySet, Problem, Problems, diff};
 use arc_swap::{ArcSwap, Guard};
 use postern_certs::watch::{DirectoryWatch, Snapshot};
 use std::fmt;
@@ -32,6 +32,8 @@ const UNSETTLED_AT_MOST: u32 = 5;
 const FIRST_READINGS: u32 = 20;
 /// Of one set of problems; the pages have all of them.
 const LOGGED_PROBLEMS: usize = 20;
+/// Of one change; `postern policy diff` has all of them.
+const LOGGED_CHANGES: usize = 20;
 
 /// Policies in force. A clone is the same one.
 #[derive(Clone)]
@@ -218,16 +220,19 @@ impl Inner {
 
     fn accept(&self, loaded: Loaded) {
         let Loaded { set, fingerprint, documents } = loaded;
+        let set = Arc::new(set);
         let mut state = self.state();
         let recovered = state.bad.take().is_some();
-        // Also where nothing changed in meaning: documents may stand in other lines now.
-        self.set.store(Arc::new(set));
+        // Also where nothing changed in meaning: documents may be in other files now.
+        let before = self.set.swap(Arc::clone(&set));
         if state.fingerprint != fingerprint {
             state.fingerprint = fingerprint;
             state.since = Instant::now();
             self.generation.send_modify(|generation| *generation += 1);
             let (generation, fingerprint) = (*self.generation.borrow(), &state.fingerprint);
             tracing::info!(generation, %fingerprint, documents, "changed policies are in force");
+            drop(state);
+            tell_changes(&before, &set);
         } else if recovered {
             tracing::info!(fingerprint = %state.fingerprint, documents, "the policy files are good again and say what is in force");
         }
@@ -243,10 +248,21 @@ impl Inner {
         }
         let more = problems.more + problems.list.len().saturating_sub(LOGGED_PROBLEMS);
         if more > 0 {
-            tracing::error!("and {more} more problems with the policy files");
+            tracing::error!(more, "policy files have more problems");
         }
         let since = state.bad.as_ref().map_or_else(Instant::now, |bad| bad.since);
         state.bad = Some(Bad { problems, since });
+    }
+}
+
+/// Says what a change did, after it was done.
+fn tell_changes(before: &PolicySet, after: &PolicySet) {
+    let changes = diff(before, after);
+    for change in changes.iter().take(LOGGED_CHANGES) {
+        tracing::info!(change = %change, "what the policies say has changed");
+    }
+    if let more @ 1.. = changes.len().saturating_sub(LOGGED_CHANGES) {
+        tracing::info!(more, "what the policies say has changed in more ways");
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Polling {
 }
 
 /// `ConnectionPolicy`. Edge; `max_age` also the broker's, for agents' connections and streams.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Connections {
     /// `maxAge`; zero: for ever.
     pub max_age: Rules<Duration>,
@@ -174,8 +174,6 @@ pub struct Backends {
     pub gitaly_per_server: Rules<CallRate>,
     /// `gitlab.rate`: to Rails.
     pub gitlab: Rules<CallRate>,
-    /// `redis.rate`: commands that can wait (roster, directory refreshes). `None`: no limit.
-    pub redis: Rules<CallRate>,
 }
 
 /// Calls that wait for their turn.
@@ -214,11 +212,6 @@ impl PolicySet {
     /// What a broker or an edge without policies has.
     pub fn empty() -> Self {
         Self::default()
-    }
-
-    /// Whether no document says anything about anybody.
-    pub fn is_empty(&self) -> bool {
-        self.limits.requests_per_token.is_empty()
     }
 
     /// What the policies say of everybody of whom nothing is known.

@@ -1,12 +1,13 @@
 //! What is wrong with policy files: where, what is there, what is wanted.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One thing that is wrong with the policies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    #[serde(serialize_with = "shown")]
     pub file: PathBuf,
     /// From 1. `None` where the problem is with the file or the directory as a whole.
     pub line: Option<usize>,
@@ -18,6 +19,11 @@ pub struct Problem {
     pub found: String,
     /// What should be; with a suggestion where a key or a word is probably misspelt.
     pub wanted: String,
+}
+
+/// JSON has no place for names that are not UTF-8, and a problem must be told whatever its file is called.
+fn shown<S: Serializer>(file: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&file.display())
 }
 
 impl fmt::Display for Problem {

@@ -13,6 +13,7 @@ pub(crate) use selector::{
     Cidr, CidrMistake, Header, HexPrefix, MAX_CELLS, MAX_CELLS_IN_ALL, Mode, Selector, VersionPattern, lot,
 };
 use serde::Serialize;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,6 +37,27 @@ pub struct Rule {
     pub file: PathBuf,
     /// Where the value stands, from 1.
     pub line: usize,
+}
+
+impl fmt::Display for Kind {
+    /// As in the documents.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::LimitPolicy => "LimitPolicy",
+            Self::PollingPolicy => "PollingPolicy",
+            Self::ConnectionPolicy => "ConnectionPolicy",
+            Self::AccessPolicy => "AccessPolicy",
+            Self::BackendPolicy => "BackendPolicy",
+            Self::TunnelPolicy => "TunnelPolicy",
+        })
+    }
+}
+
+impl fmt::Display for Rule {
+    /// `NAME, FILE:LINE`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}:{}", self.name, self.file.display(), self.line)
+    }
 }
 
 /// A value and who set it.
@@ -77,7 +99,7 @@ pub struct Rules<T> {
 }
 
 /// What one document says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry<T> {
     pub(crate) value: T,
     pub(crate) rule: Rule,
@@ -87,6 +109,14 @@ pub(crate) struct Entry<T> {
 impl<T> Default for Rules<T> {
     fn default() -> Self {
         Self { entries: Vec::new(), index: Index::default() }
+    }
+}
+
+/// Whether the same documents say the same, in the same places.
+impl<T: PartialEq> PartialEq for Rules<T> {
+    fn eq(&self, other: &Self) -> bool {
+        // The index follows from them.
+        self.entries == other.entries
     }
 }
 

@@ -232,7 +232,12 @@ impl Leases {
 
     /// What can be said without waiting. `None`: Redis decides, ask [`Leases::admit`].
     pub fn admit_now(&self, name: Name) -> Option<Result<(), Denied>> {
-        let LimitPolicy { per_minute, redis_lost } = self.policy();
+        self.admit_now_by(name, self.policy())
+    }
+
+    /// [`Leases::admit_now`] where names have policies of their own; [`Leases::admit_by`] goes on.
+    pub fn admit_now_by(&self, name: Name, policy: LimitPolicy) -> Option<Result<(), Denied>> {
+        let LimitPolicy { per_minute, redis_lost } = policy;
         let free = !(self.outage.is_lost() && redis_lost == RedisLost::Deny);
         match self.table(&name).share(&name.id)?.take(per_minute, free) {
             Turn::Admitted => Some(Ok(())),
@@ -244,7 +249,11 @@ impl Leases {
     /// Counts a call that was admitted already, and tells Redis with the next ones. Where there is no room for the name it is
     /// not counted.
     pub fn count(&self, name: Name) {
-        let LimitPolicy { per_minute, .. } = self.policy();
+        self.count_by(name, self.policy());
+    }
+
+    /// [`Leases::count`] where names have policies of their own.
+    pub fn count_by(&self, name: Name, LimitPolicy { per_minute, .. }: LimitPolicy) {
         if let Some(share) = self.table(&name).share(&name.id)
             && share.take(per_minute, true) != Turn::Admitted
         {
@@ -271,7 +280,11 @@ impl Leases {
         self.admit_by(name, allowed.policy).await
     }
 
-    async fn admit_by(self: &Arc<Self>, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
+    /// [`Leases::admit_as`] for who never asks [`Leases::begin_as`].
+    ///
+    /// # Errors
+    /// Why it is not admitted.
+    pub async fn admit_by(self: &Arc<Self>, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
         let deadline = Instant::now() + PATIENCE;
         let mut waiting = Waiting { leases: self, name, minute: None };
         loop {

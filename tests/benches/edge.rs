@@ -3,8 +3,9 @@
 //!
 //! `make bench` brings the peers, builds the edge optimised and runs all of it. For less:
 //! `BENCH_ROWS=requests BENCH_PEERS=ours,haproxy BENCH_ROUNDS=1 cargo bench -p postern-tests --bench edge`, rows being any of
-//! idle, requests, messages, handshakes, latency, tunnels and streams; `BENCH_EDGE=PATH` measures another build of the edge;
-//! `BENCH_QUICK=1` does little of everything, once. docs/benchmarks.md says how to read it.
+//! idle, requests, messages, handshakes, latency, tunnels and streams, and opaque, which runs only when it is named;
+//! `BENCH_EDGE=PATH` measures another build of the edge; `BENCH_QUICK=1` does little of everything, once.
+//! docs/benchmarks.md says how to read it.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]
 

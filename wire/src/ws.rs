@@ -13,7 +13,7 @@ mod tests;
 use std::{
     fmt,
     io::{self, IoSlice},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub use handshake::{Accepted, DialError, Handshake, Refused, SUBPROTOCOL, accept
 const MAX_PAYLOAD: usize = 32 * 1024;
 /// Unsent bytes from which on no more are taken.
 const HIGH_WATER: usize = 64 * 1024;
+/// How long a peer may be silent at least before it is given up, however often it is pinged.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Slices of a vectored write that are gathered in one frame.
 const MAX_SLICES: usize = 16;
 
@@ -72,7 +74,8 @@ struct Replies {
     pong: Option<Box<Control>>,
     close: Option<Close>,
     close_sent: bool,
-    going_away: bool,
+    /// What the Close of a shutdown says.
+    parting: Option<(u16, &'static str)>,
 }
 
 struct Close {
@@ -83,8 +86,8 @@ struct Close {
 struct Keepalive {
     interval: Duration,
     sleep: Pin<Box<Sleep>>,
-    /// A ping is out and nothing came since.
-    unanswered: bool,
+    /// Pings that are out; nothing came since.
+    unanswered: u32,
 }
 
 impl<S> WsStream<S> {
@@ -96,7 +99,7 @@ impl<S> WsStream<S> {
     /// The end that listened, after it sent its `101`. `leftover` is what was read behind the request's head.
     ///
     /// With a `ping` interval the peer is pinged that often, and reading fails with [`io::ErrorKind::TimedOut`] when
-    /// no byte came from one ping to the next. Needs a tokio timer then.
+    /// no byte came from one ping to the next, or for 15 s, whichever is longer. Needs a tokio timer then.
     pub fn listener(io: S, leftover: impl Into<Bytes>, ping: Option<Duration>) -> Self {
         Self::new(io, leftover.into(), false, ping)
     }
@@ -120,7 +123,25 @@ impl<S> WsStream<S> {
 
     /// Makes the Close that shutdown sends say 1001 "Shutting down": the process stops, dial again elsewhere.
     pub fn set_going_away(&mut self) {
-        self.replies.going_away = true;
+        self.replies.parting = Some((frame::GOING_AWAY, "Shutting down"));
+    }
+
+    /// Makes the Close that shutdown sends say 1008 and why: whoever is at the other end need not dial again.
+    pub fn set_refused(&mut self, reason: &'static str) {
+        self.replies.parting = Some((frame::POLICY_VIOLATION, reason));
+    }
+
+    /// Pings that often from now on; `None`: never. The first ping comes at any moment within the interval, so that many
+    /// streams that are told together do not ping together. Heard at the next read.
+    pub fn set_ping(&mut self, interval: Option<Duration>) {
+        let Some(interval) = interval else {
+            self.keepalive = None;
+            return;
+        };
+        let keepalive = self.keepalive.get_or_insert_with(|| Box::new(Keepalive::new(interval)));
+        keepalive.interval = interval;
+        keepalive.unanswered = 0;
+        keepalive.sleep.as_mut().reset(Instant::now() + interval.mul_f64(rand::random()));
     }
 
     pub fn get_ref(&self) -> &S {
@@ -211,7 +232,7 @@ impl<S: fmt::Debug> fmt::Debug for WsStream<S> {
 
 impl Keepalive {
     fn new(interval: Duration) -> Self {
-        Self { interval, sleep: Box::pin(tokio::time::sleep(interval)), unanswered: false }
+        Self { interval, sleep: Box::pin(tokio::time::sleep(interval)), unanswered: 0 }
     }
 }
 
@@ -267,12 +288,13 @@ impl<S: AsyncWrite + Unpin> WsStream<S> {
     fn poll_keepalive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(keepalive) = &mut self.keepalive else { return Poll::Pending };
         while keepalive.sleep.as_mut().poll(cx).is_ready() {
-            if keepalive.unanswered {
-                let what = format!("no answer to a WebSocket ping within {:?}", keepalive.interval);
+            let waited = keepalive.interval.saturating_mul(keepalive.unanswered);
+            if keepalive.unanswered > 0 && waited >= PATIENCE {
+                let what = format!("no answer to a WebSocket ping within {waited:?}");
                 self.end = Some(ReadEnd::Failed { kind: io::ErrorKind::TimedOut, what });
                 return Poll::Ready(());
             }
-            keepalive.unanswered = true;
+            keepalive.unanswered += 1;
             keepalive.sleep.as_mut().reset(Instant::now() + keepalive.interval);
             self.replies.ping = true;
         }
@@ -316,6 +338,13 @@ impl<S: AsyncWrite + Unpin> WsStream<S> {
         }
         Poll::Ready(Ok(length))
     }
+}
+
+/// Comes back when everybody else has run and, in a runtime, its sockets were looked at.
+fn yield_once(cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let polled = pin!(tokio::task::yield_now()).poll(cx);
+    debug_assert!(polled.is_pending(), "it yields when it is polled first");
+    Poll::Pending
 }
 
 /// Puts the slices of one frame's payload behind the place of its header; returns the places used, and its length.
@@ -384,7 +413,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WsStream<S> {
                 continue;
             }
             if let Some(keepalive) = &mut this.keepalive {
-                keepalive.unanswered = false;
+                keepalive.unanswered = 0;
             }
             let decoded = this.decoder.decode(raw);
             buf.set_filled(start + decoded.payload);
@@ -397,6 +426,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WsStream<S> {
             if decoded.payload > 0 {
                 this.poll_replies(cx);
                 return Poll::Ready(Ok(()));
+            }
+            if this.end.is_none() && this.leftover.is_empty() {
+                // There may be more that carries nothing, without end: others come first.
+                this.poll_replies(cx);
+                return yield_once(cx);
             }
         }
     }
@@ -432,11 +466,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WsStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.replies.close_sent && this.replies.close.is_none() {
-            this.replies.close = Some(if this.replies.going_away {
-                Close { code: Some(frame::GOING_AWAY), reason: "Shutting down" }
-            } else {
-                Close { code: Some(frame::NORMAL), reason: "" }
-            });
+            let (code, reason) = this.replies.parting.unwrap_or((frame::NORMAL, ""));
+            this.replies.close = Some(Close { code: Some(code), reason });
         }
         let flushed = this.poll_flush_all(cx);
         this.writer_waits = flushed.is_pending();

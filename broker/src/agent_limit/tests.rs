@@ -5,11 +5,14 @@ use super::*;
 use crate::{
     auth::{Admission, Identities},
     identities::IdentitySource,
+    policies::Base,
+    rate::Rate,
     redis::{Config, Servers, lease::PATIENCE},
     tunnel::registry::Registry,
 };
 use futures::future::join_all;
 use http::{HeaderMap, header};
+use postern_policies::Live;
 use stand_ins::redis::{Options, RedisServer};
 use std::{
     path::PathBuf,
@@ -17,6 +20,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -380,4 +384,79 @@ async fn a_redis_that_forgets_grants_no_second_minute() {
     server.restart().await.unwrap();
     let sum = 150 + admitted(&limit, &token, 300).await;
     assert!((198..=204).contains(&sum), "{sum}");
+}
+
+/// Policies of one file, and the edits of it.
+struct Edited {
+    folder: tempfile::TempDir,
+    policies: Policies,
+    _stop: DropGuard,
+}
+
+impl Edited {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("limits.yaml"), text).unwrap();
+        let live = Live::open(Some(folder.path())).unwrap();
+        let stop = CancellationToken::new();
+        let keeper = live.clone();
+        let until = stop.clone();
+        tokio::spawn(async move { keeper.keep_fresh(until).await });
+        let rate = Rate::default();
+        let base = Base {
+            configuration: SOON,
+            manifests: SOON,
+            max_age: SOON,
+            calls: LimitPolicy { per_minute: 20, redis_lost: RedisLost::Local },
+            gitlab: rate,
+            gitaly: rate,
+            gitaly_per_server: rate,
+        };
+        Self { folder, policies: Policies::new(live, base), _stop: stop.drop_guard() }
+    }
+
+    async fn becomes(&self, text: &str) {
+        let mut changes = self.policies.live().changes();
+        changes.mark_unchanged();
+        let beside = self.folder.path().join(".new");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(beside, self.folder.path().join("limits.yaml")).unwrap();
+        timeout(SOON, changes.changed()).await.expect("it is noticed").unwrap();
+    }
+}
+
+fn seven_calls(per_minute: u32) -> String {
+    format!(
+        "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: seven}}\nmatch: {{agentIds: [7]}}\nspec: \
+         {{agentCallsPerMinute: {per_minute}}}\n"
+    )
+}
+
+#[tokio::test]
+async fn each_agent_has_the_limit_of_its_policy_and_another_policy_begins_no_count_anew() {
+    let server = RedisServer::start(Options::default()).await.unwrap();
+    let edited = Edited::new(&seven_calls(100));
+    let clock = Seconds::new().clock();
+    let limit = AgentLimit::under_with(at(server.socket()), "gitlab-kas", edited.policies.clone(), clock);
+    let calls = async |n: u64, times: usize| {
+        let (token, mut admitted) = (token(n as usize), 0);
+        let who = Subject { agent_id: Some(n), ..Subject::default() };
+        for _ in 0..times {
+            let both = async {
+                limit.begin(&token)?;
+                limit.admit(&token, &who).await
+            };
+            admitted += usize::from(both.await.is_ok());
+        }
+        admitted
+    };
+    assert_eq!(calls(8, 150).await, 20, "the configuration's, of whom no document speaks");
+    assert_eq!(calls(7, 60).await, 60, "more than everybody may, also before it is known who it is");
+    edited.becomes(&seven_calls(50)).await;
+    assert_eq!(calls(7, 50).await, 0);
+    assert!(limit.begin(&token(7)).is_err(), "it is known to be used up before anybody is asked");
+    edited.becomes(&seven_calls(200)).await;
+    let sum = 60 + calls(7, 300).await;
+    assert!((190..=200).contains(&sum), "{sum}");
+    assert_eq!(calls(8, 150).await, 0);
 }

@@ -1,7 +1,8 @@
-//! Frames by their heads, and how many of each kind a client may send in a while.
+//! Frames by their heads: what they cost to serve, and how many of each kind a client may send in a while.
 //!
-//! A leaky bucket for what costs the edge work and the client nothing. Rates are what honest clients stay far below:
-//! window updates come at most once per DATA frame of ours, and everything else here comes a few times a minute.
+//! A leaky bucket for what costs the edge work and the client nothing. Honest clients stay far below its rates, for what
+//! they answer our bytes with is set against those bytes: window updates and pings come at most once per DATA frame of
+//! ours, and everything else here comes a few times a minute.
 
 use std::time::{Duration, Instant};
 
@@ -14,17 +15,31 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// Control frames a second in the long run, and at once. A gRPC client measures its bandwidth with a ping per round trip,
-/// which is a few thousand in a second inside one data centre.
-const CONTROL: Rate = Rate { per_second: 10_000, burst: 10_000 };
-/// At 16 KiB a frame this admits more than a gigabyte a second towards the client.
-const WINDOW_UPDATES: Rate = Rate { per_second: 65_000, burst: 200_000 };
+/// Control frames a second in the long run, and at once, of a client that is sent nothing: keepalives, settings, streams
+/// that it no longer wants. A gRPC client that measures its bandwidth also sends a ping per round trip, a few thousand
+/// a second inside one data centre, but only while it is sent data.
+const CONTROL: Rate = Rate { per_second: 200, burst: 1_000, bytes: 64, stream: 2 };
+/// At most one for the stream and one for the connection come for a DATA frame of ours. A message of 64 bytes with its
+/// heads is 78; and a library may announce a window for each stream that it opens.
+const WINDOW_UPDATES: Rate = Rate { per_second: 4_000, burst: 10_000, bytes: 32, stream: 2 };
+/// What may be saved up for bytes that were sent while the client was busy.
+const SAVED: i64 = 20_000;
 /// A block of 64 KiB, as many as a head may have, is four frames of the usual size.
 const CONTINUATIONS: u32 = 64;
+
+/// What a frame costs to serve, in frames that only have to be looked at. A stream has to be admitted, given to a broker
+/// and answered; each byte of its head may name a header of kilobytes.
+const STREAM_COST: u32 = 16;
+const HEAD_BYTES_PER_UNIT: u32 = 16;
+const DATA_COST: u32 = 2;
 
 struct Rate {
     per_second: u32,
     burst: u32,
+    /// One more for so many bytes that were sent to the client.
+    bytes: u32,
+    /// So many more for a stream that it opens.
+    stream: i64,
 }
 
 /// What a client does too much of.
@@ -61,9 +76,12 @@ pub(super) struct Watch {
     /// The bytes to skip are the end of a header block or of the preface.
     last_of_head: bool,
     since: Option<Instant>,
-    control: u32,
-    updates: u32,
+    /// Counted, less than nothing where some were saved up.
+    control: i64,
+    updates: i64,
     drained: Instant,
+    /// Bytes sent to the client that nothing was set against yet.
+    sent: usize,
 }
 
 impl Watch {
@@ -78,7 +96,13 @@ impl Watch {
             control: 0,
             updates: 0,
             drained: now,
+            sent: 0,
         }
+    }
+
+    /// Takes note of bytes that go to the client.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes;
     }
 
     /// Since when the rest of a header block, or of the preface, is awaited.
@@ -86,9 +110,10 @@ impl Watch {
         self.since
     }
 
-    /// Takes note of what was read.
-    pub(super) fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    /// Takes note of what was read. Returns what it costs to serve, in frames that only have to be looked at.
+    pub(super) fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<u32, Flood> {
         self.drain(now);
+        let mut cost = 0;
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let passed = bytes.len().min(self.skip as usize);
@@ -103,18 +128,18 @@ impl Watch {
                 bytes = &bytes[taken..];
                 if usize::from(self.have) == HEAD {
                     self.have = 0;
-                    self.frame(now)?;
+                    cost += self.frame(now)?;
                 }
             }
             if self.skip == 0 && std::mem::take(&mut self.last_of_head) {
                 self.since = None;
             }
         }
-        Ok(())
+        Ok(cost)
     }
 
     /// One whole head has come.
-    fn frame(&mut self, now: Instant) -> Result<(), Flood> {
+    fn frame(&mut self, now: Instant) -> Result<u32, Flood> {
         let [a, b, c, kind, flags, ..] = self.head;
         self.skip = u32::from_be_bytes([0, a, b, c]);
         match kind {
@@ -130,11 +155,17 @@ impl Watch {
                 if pieces > CONTINUATIONS {
                     return Err(Flood::Continuations);
                 }
+                if kind == CONTINUATION {
+                    return Ok(1 + self.skip / HEAD_BYTES_PER_UNIT);
+                }
+                self.control = (self.control - CONTROL.stream).max(-SAVED);
+                self.updates = (self.updates - WINDOW_UPDATES.stream).max(-SAVED);
+                return Ok(STREAM_COST + self.skip / HEAD_BYTES_PER_UNIT);
             }
-            DATA if self.skip > 0 => {}
+            DATA if self.skip > 0 => return Ok(DATA_COST),
             WINDOW_UPDATE => {
                 self.updates += 1;
-                if self.updates > WINDOW_UPDATES.burst {
+                if self.updates > i64::from(WINDOW_UPDATES.burst) {
                     return Err(Flood::WindowUpdates);
                 }
             }
@@ -142,30 +173,35 @@ impl Watch {
             DATA if flags & 1 != 0 => {}
             _ => {
                 self.control += 1;
-                if self.control > CONTROL.burst {
+                if self.control > i64::from(CONTROL.burst) {
                     return Err(Flood::Control);
                 }
             }
         }
-        Ok(())
+        Ok(1)
     }
 
-    /// Forgets as many frames as the time since then admits.
+    /// Forgets as many frames as the time since then, and the bytes that were sent, admit.
     fn drain(&mut self, now: Instant) {
-        if self.control == 0 && self.updates == 0 {
-            self.drained = now;
-            return;
+        // Bytes only now and then, so that the rest of a division is not lost over and over.
+        if self.sent >= 4096 {
+            let sent = std::mem::take(&mut self.sent) as i64;
+            self.forget(|rate| sent / i64::from(rate.bytes), -SAVED);
         }
         let passed = now.saturating_duration_since(self.drained);
-        // In steps, so that the rest of a division is not lost over and over.
-        if passed < Duration::from_millis(10) {
-            return;
+        if self.control <= 0 && self.updates <= 0 {
+            self.drained = now;
+        } else if passed >= Duration::from_millis(10) {
+            let millis = passed.as_millis().min(60_000) as i64;
+            self.forget(|rate| i64::from(rate.per_second) * millis / 1000, 0);
+            self.drained = now;
         }
-        let millis = passed.as_millis().min(60_000) as u64;
-        let leaked = |rate: &Rate| (u64::from(rate.per_second) * millis / 1000) as u32;
-        self.control = self.control.saturating_sub(leaked(&CONTROL));
-        self.updates = self.updates.saturating_sub(leaked(&WINDOW_UPDATES));
-        self.drained = now;
+    }
+
+    /// Not below `least`, unless it is there already.
+    fn forget(&mut self, frames: impl Fn(&Rate) -> i64, least: i64) {
+        self.control = (self.control - frames(&CONTROL)).max(least.min(self.control));
+        self.updates = (self.updates - frames(&WINDOW_UPDATES)).max(least.min(self.updates));
     }
 }
 
@@ -195,13 +231,13 @@ mod tests {
     #[test]
     fn frames_that_cost_their_sender_nothing_are_counted_by_kind() {
         for (kind, flags, payload, admitted) in [
-            (6, 0, 8, 10_000),
-            (4, 0, 6, 10_000),
-            (2, 0, 5, 10_000),
-            (3, 0, 4, 10_000),
-            (0xfa, 0, 3, 10_000),
-            (DATA, 0, 0, 10_000),
-            (WINDOW_UPDATE, 0, 4, 200_000),
+            (6, 0, 8, 1_000),
+            (4, 0, 6, 1_000),
+            (2, 0, 5, 1_000),
+            (3, 0, 4, 1_000),
+            (0xfa, 0, 3, 1_000),
+            (DATA, 0, 0, 1_000),
+            (WINDOW_UPDATE, 0, 4, 10_000),
             (HEADERS, END_HEADERS, 30, 1_000_000),
             (DATA, 0, 1, 1_000_000),
         ] {
@@ -221,7 +257,7 @@ mod tests {
             for part in stream.chunks(size) {
                 watch.see(part, now).unwrap();
             }
-            assert_eq!((watch.control, watch.skip, watch.have), (2, 0, 0), "cut every {size} bytes");
+            assert_eq!((watch.control, watch.skip, watch.have), (0, 0, 0), "cut every {size} bytes");
             assert_eq!(watch.owes_head_since(), None);
         }
     }
@@ -233,9 +269,56 @@ mod tests {
         let ping = frame(6, 0, 8);
         for millis in (0..60_000).step_by(10) {
             let now = begin + Duration::from_millis(millis);
-            for _ in 0..100 {
-                watch.see(&ping, now).unwrap();
+            watch.see(&ping, now).unwrap();
+            watch.see(&ping, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_client_that_answers_each_small_message_with_a_ping_and_two_window_updates_is_no_flood() {
+        let now = Instant::now();
+        let mut watch = begun(now);
+        let (ping, update) = (frame(6, 0, 8), frame(WINDOW_UPDATE, 0, 4));
+        // All in one moment, so that time forgives nothing: 64 bytes of gRPC in a DATA frame.
+        for burst in 0..10 {
+            watch.sent(10_000 * (9 + 5 + 64));
+            for _ in 0..10_000 {
+                watch.see(&ping, now).unwrap_or_else(|flood| panic!("{flood:?} in burst {burst}"));
+                watch.see(&update, now).unwrap_or_else(|flood| panic!("{flood:?} in burst {burst}"));
+                watch.see(&update, now).unwrap_or_else(|flood| panic!("{flood:?} in burst {burst}"));
             }
+        }
+        // And who cancels each call that it makes is judged by the calls.
+        let (head, reset) = (frame(HEADERS, END_HEADERS, 30), frame(3, 0, 4));
+        for _ in 0..100_000 {
+            watch.see(&head, now).unwrap();
+            watch.see(&reset, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_sent_long_ago_saves_up_no_flood_without_end() {
+        let now = Instant::now();
+        let mut watch = begun(now);
+        watch.sent(1 << 40);
+        let ping = frame(6, 0, 8);
+        let passed = (0..1_000_000).take_while(|_| watch.see(&ping, now).is_ok()).count();
+        assert_eq!(passed, SAVED as usize + 1_000);
+    }
+
+    #[test]
+    fn streams_and_their_heads_cost_more_than_bytes_of_a_body() {
+        let now = Instant::now();
+        for (kind, payload, cost) in [
+            (6, 8, 1),
+            (DATA, 1, 2),
+            (DATA, 16_384, 2),
+            (HEADERS, 32, 18),
+            (HEADERS, 8_000, 516),
+            (CONTINUATION, 8_000, 501),
+        ] {
+            let mut watch = begun(now);
+            assert_eq!(watch.see(&frame(kind, END_HEADERS, payload), now), Ok(cost), "{kind} of {payload}");
         }
     }
 

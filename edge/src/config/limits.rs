@@ -15,7 +15,7 @@ use std::time::Duration;
 const DEFAULT_REQUESTS_PER_MINUTE: u32 = 40_000;
 /// About 7 MB when full.
 const DEFAULT_TRACKED_TOKENS: u32 = 100_000;
-/// About 4 MB when full, for addresses.
+/// About 5 MB when full, for addresses.
 const DEFAULT_TRACKED: u32 = 65_536;
 /// A permit names its places in the tables with 21 bits each.
 pub(crate) const MOST_TRACKED: u32 = 2_000_000;
@@ -27,6 +27,9 @@ const DEFAULT_FAILED_PER_MINUTE: u32 = 1_200;
 const DEFAULT_FAILED_BURST: u32 = 600;
 /// Less than brokers themselves remember: a token that was just made good is known soon.
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(10);
+/// With sixteen at once the next connections wait four seconds, which agents and kubectl do without a word: and no more
+/// than four floods a second can come from an address, each of which costs some milliseconds.
+const DEFAULT_FLOOD_WAIT: Duration = Duration::from_millis(250);
 /// kubectl sends tokens of several KiB and some proxies add cookies; nobody needs more.
 const DEFAULT_HEADER_BYTES: u32 = 64 * 1024;
 /// Below this, honest heads would not fit; above it, a broker's HTTP/2 closes the connection that all agents share.
@@ -45,6 +48,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one address; 0: no limit.
     pub connections_per_ip: u32,
+    /// New connections of one address. `None`: not limited.
+    pub connection_rate_per_ip: Option<Rate>,
+    /// How much longer the next connections of an address wait for each that was ended for a flood; zero: they do not.
+    pub flood_wait: Duration,
     /// A request's head.
     pub header_bytes: u32,
     /// A request's body towards the Kubernetes API; 0: no limit.
@@ -109,6 +116,9 @@ pub(super) struct FileLimits {
     failed_tokens: FileFailedTokens,
     connections: Option<u32>,
     connections_per_ip: Option<u32>,
+    connections_per_ip_per_minute: Option<u32>,
+    connections_per_ip_burst: Option<u32>,
+    flood_wait: Option<String>,
     header_bytes: Option<u32>,
     body_bytes: Option<u64>,
     redis: Option<redis::FileRedis>,
@@ -167,6 +177,15 @@ impl FileLimits {
         let failed_tokens = self.failed_tokens.meant(found);
         let connections =
             found.positive("limits.connections", self.connections.unwrap_or(DEFAULT_CONNECTIONS));
+        let connection_rate_per_ip = {
+            let per_minute = self.connections_per_ip_per_minute.unwrap_or(0);
+            let burst = self
+                .connections_per_ip_burst
+                .map(|burst| found.positive("limits.connections_per_ip_burst", burst));
+            NonZeroU32::new(per_minute)
+                .map(|per_minute| Rate { per_minute, burst: burst.unwrap_or(per_minute) })
+        };
+        let flood_wait = found.duration("limits.flood_wait", self.flood_wait, DEFAULT_FLOOD_WAIT);
         let header_bytes = self.header_bytes.unwrap_or(DEFAULT_HEADER_BYTES);
         if !HEADER_BYTES.contains(&header_bytes) {
             let (least, most) = (HEADER_BYTES.start(), HEADER_BYTES.end());
@@ -185,6 +204,8 @@ impl FileLimits {
             failed_tokens,
             connections: connections.get() as usize,
             connections_per_ip: self.connections_per_ip.unwrap_or(0),
+            connection_rate_per_ip,
+            flood_wait,
             header_bytes,
             body_bytes: self.body_bytes.unwrap_or(0),
             redis,

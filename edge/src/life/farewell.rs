@@ -1,13 +1,15 @@
-//! Makes the Close of a WebSocket say why: 1001 where the edge sent the client away, 1000 otherwise.
+//! Makes the Close of a WebSocket say why: 1008 where a policy denies the client, 1001 where the edge sent it away, 1000
+//! otherwise. And has it pinged as often as policies want by now.
 //!
 //! Between `websocket` and `http2`, which shuts the byte stream down without knowing what it is. Only delegates.
 
-use super::Seat;
+use super::{Rhythm, Seat, Why};
 use crate::websocket::Tunnel;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A tunnel that knows its connection's seat.
@@ -15,11 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Farewell<S> {
     tunnel: Tunnel<S>,
     seat: Arc<Seat>,
+    /// How often it is pinged where no policy says anything.
+    usual: Rhythm,
+    heard: Rhythm,
 }
 
 impl<S> Farewell<S> {
-    pub fn new(tunnel: Tunnel<S>, seat: Arc<Seat>) -> Self {
-        Self { tunnel, seat }
+    /// `ping`: how often the tunnel is pinged; `None`: never.
+    pub fn new(tunnel: Tunnel<S>, seat: Arc<Seat>, ping: Option<Duration>) -> Self {
+        Self { tunnel, seat, usual: Rhythm::of(ping), heard: Rhythm::default() }
     }
 }
 
@@ -29,6 +35,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Farewell<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let rhythm = self.seat.rhythm();
+        if self.heard != rhythm {
+            self.heard = rhythm;
+            let usual = self.usual.or(None);
+            self.tunnel.get_mut().set_ping(rhythm.or(usual));
+        }
         Pin::new(&mut self.tunnel).poll_read(cx, buf)
     }
 }
@@ -55,7 +67,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Farewell<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.seat.is_told() {
+        if self.seat.cut() == Some(Why::Denied) {
+            self.tunnel.get_mut().set_refused(Why::Denied.name());
+        } else if self.seat.is_told() {
             self.tunnel.get_mut().set_going_away();
         }
         Pin::new(&mut self.tunnel).poll_shutdown(cx)

@@ -1,11 +1,13 @@
-//! The connections of one worker, so that a drain can tell one after the other.
+//! The connections of one worker, so that a drain can tell one after the other, and all can learn what holds from now on.
 //!
 //! `life` enters each; `pace` walks them. Bounded by `limits.connections`. The lock is taken when a connection begins and
 //! ends, never for a frame or a stream.
 
-use super::Why;
+use super::{Rhythm, Terms, Why};
+use postern_wire::token::TokenKey;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 
 /// What the drain decided about a connection.
@@ -14,6 +16,8 @@ pub(super) enum Verdict {
     Stay,
     Leave,
     Cut,
+    /// By a policy.
+    Denied,
 }
 
 /// One connection, as its streams and the drain see it.
@@ -27,6 +31,14 @@ pub struct Seat {
     parked: AtomicU32,
     /// A broker has accepted a token of this connection.
     trusted: AtomicBool,
+    /// Whom policies judge it by; `None`: it carries the requests of several.
+    client: Mutex<Option<IpAddr>>,
+    /// Several clients come on this connection, through a proxy: no token stands for it.
+    many: bool,
+    /// [`Rhythm`], for who pings.
+    rhythm: AtomicU32,
+    /// The first token that a broker accepted.
+    token: OnceLock<TokenKey>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -35,6 +47,11 @@ pub struct Seat {
 pub struct Busy(Arc<Seat>);
 
 impl Seat {
+    /// `many`: the connection is that of a proxy, whose clients each have tokens of their own.
+    pub fn new(many: bool) -> Self {
+        Self { many, ..Self::default() }
+    }
+
     /// Counts something that must not be cut.
     pub fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
@@ -62,16 +79,49 @@ impl Seat {
     }
 
     /// A broker served a request, so it accepts the token.
-    pub fn trust(&self) {
+    pub fn trust(&self, token: Option<TokenKey>) {
         // Said with every call, and read by all of them.
         if !self.trusted.load(Ordering::Relaxed) {
             self.trusted.store(true, Ordering::Relaxed);
         }
+        if let Some(token) = token.filter(|_| !self.many && self.token.get().is_none()) {
+            // Of two at once either is the first.
+            let _ = self.token.set(token);
+        }
+    }
+
+    /// By which token selectors know the connection.
+    pub fn token(&self) -> Option<&TokenKey> {
+        self.token.get()
+    }
+
+    /// How often policies have it pinged.
+    pub fn rhythm(&self) -> Rhythm {
+        Rhythm(self.rhythm.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_rhythm(&self, rhythm: Rhythm) {
+        self.rhythm.store(rhythm.0, Ordering::Relaxed);
     }
 
     /// Whether a broker has accepted a token of this connection.
     pub fn is_trusted(&self) -> bool {
         self.trusted.load(Ordering::Relaxed)
+    }
+
+    /// What comes from now on is this client's.
+    pub fn note_client(&self, client: Option<IpAddr>) {
+        *lock(&self.client) = client;
+    }
+
+    /// The one client of the connection.
+    pub fn client(&self) -> Option<IpAddr> {
+        *lock(&self.client)
+    }
+
+    /// A policy denies the client: the connection ends now.
+    pub fn deny(&self) {
+        self.decide(Verdict::Denied);
     }
 
     /// Whether the client was told to leave.
@@ -81,7 +131,7 @@ impl Seat {
 
     /// Why the edge ended the connection by force, if it did.
     pub fn cut(&self) -> Option<Why> {
-        [Why::Age, Why::Idle, Why::Drain]
+        [Why::Age, Why::Idle, Why::Drain, Why::Denied]
             .into_iter()
             .find(|why| *why as u8 + 1 == self.cut.load(Ordering::Relaxed))
     }
@@ -94,7 +144,8 @@ impl Seat {
         match self.verdict.load(Ordering::SeqCst) {
             0 => Verdict::Stay,
             1 => Verdict::Leave,
-            _ => Verdict::Cut,
+            2 => Verdict::Cut,
+            _ => Verdict::Denied,
         }
     }
 
@@ -104,14 +155,23 @@ impl Seat {
 
     fn decide(&self, verdict: Verdict) {
         self.verdict.fetch_max(verdict as u8, Ordering::SeqCst);
+        self.rouse();
+    }
+
+    /// Has the connection look at what is new.
+    fn rouse(&self) {
         if let Some(waker) = &*self.waker() {
             waker.wake_by_ref();
         }
     }
 
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waker)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Busy {
@@ -121,8 +181,12 @@ impl Drop for Busy {
 }
 
 /// The connections of one worker.
-#[derive(Debug, Default)]
-pub struct Roll(Mutex<Book>);
+#[derive(Debug)]
+pub struct Roll {
+    /// What holds for them, and for those of all other workers.
+    pub(super) terms: Arc<Terms>,
+    book: Mutex<Book>,
+}
 
 #[derive(Debug, Default)]
 struct Book {
@@ -143,6 +207,14 @@ pub(super) struct Entry {
 }
 
 impl Roll {
+    pub fn new(terms: &Arc<Terms>) -> Arc<Self> {
+        Arc::new(Self { terms: terms.clone(), book: Mutex::default() })
+    }
+
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     pub(super) fn enter(roll: &Arc<Self>, seat: Arc<Seat>) -> Entry {
         let mut book = roll.book();
         let index = book.free.pop().unwrap_or(book.seats.len());
@@ -152,6 +224,7 @@ impl Roll {
         book.seats[index] = Some(seat.clone());
         book.untold += 1;
         drop(book);
+        roll.terms.enter();
         Entry { roll: roll.clone(), seat, index }
     }
 
@@ -184,6 +257,19 @@ impl Roll {
         false
     }
 
+    /// Wakes the connections of `count` places from this one on. Returns where to go on; `None`: those were the last.
+    pub(super) fn rouse(&self, from: usize, count: usize) -> Option<usize> {
+        let book = self.book();
+        let next = from + count;
+        let places = book.seats.get(from..next.min(book.seats.len()))?;
+        // Woken tasks may want this lock.
+        let seats: Vec<_> = places.iter().flatten().cloned().collect();
+        let more = next < book.seats.len();
+        drop(book);
+        seats.iter().for_each(|seat| seat.rouse());
+        more.then_some(next)
+    }
+
     /// Cuts every connection.
     pub fn cut_all(&self) {
         // Woken tasks want this lock.
@@ -193,12 +279,36 @@ impl Roll {
         }
     }
 
+    /// Looks at `count` places from `from` on, and cuts the connections that are denied. Returns how many, and where to
+    /// go on.
+    pub fn deny_where(
+        &self,
+        from: usize,
+        count: usize,
+        is_denied: impl Fn(&Seat) -> bool,
+    ) -> (usize, Option<usize>) {
+        let (denied, next) = {
+            let book = self.book();
+            let seats = book.seats.iter().skip(from).take(count).flatten();
+            let denied: Vec<_> =
+                seats.filter(|seat| seat.verdict() != Verdict::Denied && is_denied(seat)).cloned().collect();
+            (denied, Some(from + count).filter(|next| *next < book.seats.len()))
+        };
+        // Woken tasks want the lock.
+        denied.iter().for_each(|seat| seat.deny());
+        (denied.len(), next)
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entry {
+    pub(super) fn terms(&self) -> &Terms {
+        &self.roll.terms
+    }
+
     pub(super) fn seat(&self) -> &Seat {
         &self.seat
     }
@@ -227,5 +337,7 @@ impl Drop for Entry {
         if !self.seat.told.load(Ordering::Relaxed) {
             book.untold -= 1;
         }
+        drop(book);
+        self.roll.terms.exit();
     }
 }

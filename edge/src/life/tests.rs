@@ -1,28 +1,38 @@
 //! When connections are told to leave and when they are cut, with the clock in our hands. Real connections are in
 //! tests/edge/ages.rs.
 
+mod changes;
+
 use super::pace::{Pace, tell_off};
 use super::*;
+use crate::config;
+use postern_policies::PolicySet;
 use std::future::poll_fn;
+use std::net::Ipv4Addr;
 use tokio::sync::watch;
 use tokio::time::{advance, timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const IDLE: Duration = Duration::from_secs(600);
 
-fn terms(max_age: Option<Duration>, jitter_percent: u8, grace: Duration) -> Terms {
-    Terms::new(&config::Connections { max_age, jitter_percent, grace }, IDLE)
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+fn terms(max_age: Option<Duration>, jitter_percent: u8, grace: Duration) -> Arc<Roll> {
+    let connections = config::Connections { max_age, jitter_percent, grace };
+    let drain =
+        config::Drain { pre: Duration::ZERO, grace: Duration::from_secs(60), connections_per_second: 50 };
+    Roll::new(&Terms::new(&connections, IDLE, &drain, Arc::new(PolicySet::empty())))
 }
 
 async fn next(life: &mut Life, open: bool) -> Sentence {
-    poll_fn(|cx| life.poll(cx, open)).await
+    poll_fn(|cx| life.poll(cx, open, CLIENT)).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn at_its_age_a_connection_is_told_and_at_the_end_of_grace_it_is_cut() {
     let seat = Arc::<Seat>::default();
     let _stream = seat.busy();
-    let mut life = Life::new(&terms(Some(2 * HOUR), 0, HOUR), seat.clone());
+    let mut life = Life::new(&terms(Some(2 * HOUR), 0, HOUR), seat.clone(), CLIENT);
     let begin = Instant::now();
     assert_eq!(next(&mut life, true).await, Sentence::Leave(Why::Age));
     assert_eq!(begin.elapsed().as_secs(), 7200);
@@ -38,7 +48,7 @@ async fn at_its_age_a_connection_is_told_and_at_the_end_of_grace_it_is_cut() {
 async fn a_connection_whose_streams_only_wait_is_cut_soon_after_it_was_told() {
     let seat = Arc::<Seat>::default();
     seat.open();
-    let mut life = Life::new(&terms(Some(HOUR), 0, HOUR), seat.clone());
+    let mut life = Life::new(&terms(Some(HOUR), 0, HOUR), seat.clone(), CLIENT);
     assert_eq!(next(&mut life, true).await, Sentence::Leave(Why::Age));
     let told = Instant::now();
     assert!(timeout(Duration::from_secs(60), next(&mut life, true)).await.is_err(), "somebody waits");
@@ -52,7 +62,7 @@ async fn a_connection_whose_streams_only_wait_is_cut_soon_after_it_was_told() {
 async fn ages_are_spread_and_never_above_the_maximum() {
     let mut ages = Vec::new();
     for _ in 0..200 {
-        let mut life = Life::new(&terms(Some(HOUR), 10, HOUR), Arc::default());
+        let mut life = Life::new(&terms(Some(HOUR), 10, HOUR), Arc::default(), CLIENT);
         let begin = Instant::now();
         next(&mut life, true).await;
         ages.push(begin.elapsed().as_secs());
@@ -64,7 +74,7 @@ async fn ages_are_spread_and_never_above_the_maximum() {
 
 #[tokio::test(start_paused = true)]
 async fn idleness_counts_from_the_end_of_the_last_stream() {
-    let mut life = Life::new(&terms(None, 0, HOUR), Arc::default());
+    let mut life = Life::new(&terms(None, 0, HOUR), Arc::default(), CLIENT);
     assert!(timeout(100 * HOUR, next(&mut life, true)).await.is_err(), "without an age it may stay for ever");
     let ended = Instant::now();
     assert_eq!(next(&mut life, false).await, Sentence::Leave(Why::Idle));
@@ -82,24 +92,24 @@ async fn a_drain_wakes_tells_and_cuts() {
     let terms = terms(Some(HOUR), 0, HOUR);
     let seat = Arc::<Seat>::default();
     let stream = seat.busy();
-    let mut life = Life::new(&terms, seat);
+    let mut life = Life::new(&terms, seat, CLIENT);
     let waiting = tokio::spawn(async move {
         let first = next(&mut life, true).await;
         (first, life)
     });
     tokio::task::yield_now().await;
-    assert_eq!(terms.roll().count(), (1, 1));
-    assert!(terms.roll().tell_next() && !terms.roll().tell_next());
+    assert_eq!(terms.count(), (1, 1));
+    assert!(terms.tell_next() && !terms.tell_next());
     let (first, mut life) = waiting.await.unwrap();
     assert_eq!(first, Sentence::Leave(Why::Drain));
     assert!(
         timeout(100 * HOUR, next(&mut life, true)).await.is_err(),
         "it is busy, and the drain has its own clock"
     );
-    terms.roll().cut_all();
+    terms.cut_all();
     assert_eq!(next(&mut life, true).await, Sentence::Cut(Why::Drain));
     drop((stream, life));
-    assert_eq!(terms.roll().count(), (0, 0));
+    assert_eq!(terms.count(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,9 +118,9 @@ async fn a_drain_gives_no_turn_to_who_leaves_already() {
     let seat = Arc::<Seat>::default();
     seat.open();
     seat.park();
-    let mut life = Life::new(&terms, seat);
+    let mut life = Life::new(&terms, seat, CLIENT);
     assert_eq!(next(&mut life, true).await, Sentence::Leave(Why::Age));
-    assert!(!terms.roll().tell_next(), "it knows");
+    assert!(!terms.tell_next(), "it knows");
     let told = Instant::now();
     assert_eq!(next(&mut life, true).await, Sentence::Cut(Why::Age));
     assert_eq!(told.elapsed(), AGE_SETTLES);
@@ -118,13 +128,14 @@ async fn a_drain_gives_no_turn_to_who_leaves_already() {
 
 #[tokio::test(start_paused = true)]
 async fn never_more_than_the_rate_are_told_in_any_100_ms() {
-    let rolls = [Arc::<Roll>::default(), Arc::default()];
+    let roll = terms(None, 0, HOUR);
+    let rolls = [Roll::new(&roll.terms), roll];
     let entries: Vec<_> = (0..400).map(|index| Roll::enter(&rolls[index % 2], Arc::default())).collect();
-    let pace = Pace::new(500, entries.len(), Duration::from_secs(40));
+    let mut pace = Pace::new(500, entries.len(), Duration::from_secs(40));
     let (all_told, mut told) = watch::channel(false);
     let telling = tokio::spawn({
         let rolls = rolls.clone();
-        async move { tell_off(&rolls, pace, &all_told).await }
+        async move { tell_off(&rolls, &mut pace, &all_told).await }
     });
     let begin = Instant::now();
     let mut curve = Vec::new();

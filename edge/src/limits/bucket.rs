@@ -1,32 +1,44 @@
-//! A rate with a burst: exact (GCRA), and one number of memory.
+//! A rate with a burst: exact (GCRA), in sixteen bytes of memory, across changes of its numbers too.
 //!
-//! Beneath `limits`, which knows whose bucket it is. Time is in nanoseconds since the process began.
+//! Beneath `limits`, which knows whose bucket it is. Time is in nanoseconds since the process began. What was used is kept
+//! as the time in which it refills; where the rate becomes another one, that time is converted, so that as many requests
+//! stay used.
 
-use crate::config::limits::{Each, Rate};
+use crate::config::limits::Rate;
 
 const MINUTE: u64 = 60_000_000_000;
 
 /// What a bucket holds and how fast it fills.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bucket {
+    per_minute: u32,
     /// One request pays this much time...
     cost: u64,
     /// ...and may be paid this far ahead.
     burst: u64,
 }
 
+/// What is used of a bucket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Level {
+    /// When nothing is, at the rate below. Where that is past, when it was used last.
+    full_at: u64,
+    /// The rate at which it refills: that of who used it last. 0: there was no limit.
+    per_minute: u32,
+    /// Of the numbers that it has seen.
+    pub(super) generation: u32,
+}
+
 impl Bucket {
     pub(super) fn new(rate: Rate) -> Self {
-        let cost = MINUTE / u64::from(rate.per_minute.get());
+        let per_minute = rate.per_minute.get();
+        let cost = cost(per_minute);
         // More than a century is as good as for ever, and leaves room for sums.
-        Self { cost, burst: cost.saturating_mul(rate.burst.get().into()).min(u64::MAX / 4) }
+        Self { per_minute, cost, burst: cost.saturating_mul(rate.burst.get().into()).min(u64::MAX / 4) }
     }
 
-    /// Takes one request out of the bucket that is full at `full_at`, or says after how long there will be one. A refused
-    /// request costs nothing.
+    /// As [`Level::take`], of a bucket whose rate never changes: `full_at` is all there is to remember.
     pub(super) fn take(self, full_at: &mut u64, now: u64) -> Result<(), u64> {
-        // Emptied under a tighter rate: it is empty now, and fills as the present rate says.
-        *full_at = (*full_at).min(now + self.burst);
         let next = (*full_at).max(now) + self.cost;
         match next.saturating_sub(now + self.burst) {
             0 => {
@@ -36,20 +48,74 @@ impl Bucket {
             early => Err(early),
         }
     }
+}
 
-    /// As [`Bucket::take`], and takes nothing.
-    pub(super) fn check(self, mut full_at: u64, now: u64) -> Result<(), u64> {
-        self.take(&mut full_at, now)
+fn cost(per_minute: u32) -> u64 {
+    MINUTE / u64::from(per_minute.max(1))
+}
+
+/// The same number of requests, as time to refill at another rate. Rounded so that nothing is given away.
+fn converted(left: u64, from: u32, to: u32) -> u64 {
+    if from == to {
+        return left;
+    }
+    let wide = (u128::from(left) * u128::from(cost(to))).div_ceil(u128::from(cost(from)));
+    u64::try_from(wide).unwrap_or(u64::MAX).min(u64::MAX / 4)
+}
+
+impl Level {
+    /// Takes one request out of the bucket, or says after how long there will be one. A refused request costs nothing.
+    pub(super) fn take(&mut self, bucket: Bucket, now: u64) -> Result<(), u64> {
+        let mut full_at = now + self.left(bucket, now);
+        bucket.take(&mut full_at, now)?;
+        *self = Self { full_at, per_minute: bucket.per_minute, ..*self };
+        Ok(())
+    }
+
+    /// As [`Level::take`], and takes nothing.
+    pub(super) fn check(mut self, bucket: Bucket, now: u64) -> Result<(), u64> {
+        self.take(bucket, now)
     }
 
     /// What was taken for nothing.
-    pub(super) fn give_back(self, full_at: &mut u64) {
-        *full_at = full_at.saturating_sub(self.cost);
+    pub(super) fn give_back(&mut self) {
+        if self.per_minute > 0 {
+            self.full_at = self.full_at.saturating_sub(cost(self.per_minute));
+        }
+    }
+
+    /// It is used without a limit.
+    pub(super) fn touch(&mut self, now: u64) {
+        self.full_at = self.full_at.max(now);
+    }
+
+    /// From `since` on other numbers are in force, `None`: no limit. Up to then it has refilled at the rate before; what is
+    /// still used stays used, but never more than the new burst.
+    pub(super) fn change(&mut self, bucket: Option<Bucket>, since: u64, generation: u32) {
+        let full_at = match bucket {
+            Some(bucket) if self.full_at > since => since + self.left(bucket, since).min(bucket.burst),
+            Some(_) => self.full_at,
+            None => self.full_at.min(since),
+        };
+        *self = Self { full_at, per_minute: bucket.map_or(0, |bucket| bucket.per_minute), generation };
+    }
+
+    /// How long it takes at this bucket's rate to refill.
+    fn left(&self, bucket: Bucket, now: u64) -> u64 {
+        match (self.full_at.saturating_sub(now), self.per_minute) {
+            (0, _) | (_, 0) => 0,
+            (left, before) => converted(left, before, bucket.per_minute),
+        }
+    }
+
+    /// When nothing is used, or when it was used last.
+    pub(super) fn full_at(&self) -> u64 {
+        self.full_at
     }
 }
 
-/// The limits of each token, address or agent.
-#[derive(Debug, Clone, Copy)]
+/// The limits of one token, address or agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) rate: Option<Bucket>,
     /// 0: no limit.
@@ -73,10 +139,6 @@ pub(super) enum Pays {
 }
 
 impl Measure {
-    pub(super) fn new(each: &Each) -> Self {
-        Self { rate: each.rate.map(Bucket::new), streams: each.streams }
-    }
-
     pub(super) fn is_set(&self) -> bool {
         self.rate.is_some() || self.streams > 0
     }
@@ -84,83 +146,28 @@ impl Measure {
     /// One more stream, if there may be one. One that is only checked leaves no trace.
     pub(super) fn open(
         &self,
-        full_at: &mut u64,
+        level: &mut Level,
         streams: &mut u32,
         pays: Pays,
         now: u64,
     ) -> Result<(), Over> {
-        if self.streams > 0 && *streams >= self.streams {
+        if self.is_full(*streams) {
             return Err(Over::Streams);
         }
         match (self.rate, pays) {
-            (Some(bucket), Pays::Yes) => bucket.take(full_at, now).map_err(Over::Rate)?,
-            (Some(bucket), Pays::Checked) => return bucket.check(*full_at, now).map_err(Over::Rate),
+            (Some(bucket), Pays::Yes) => level.take(bucket, now).map_err(Over::Rate)?,
+            (Some(bucket), Pays::Checked) => return level.check(bucket, now).map_err(Over::Rate),
             (None, Pays::Checked) => return Ok(()),
-            // When it was used last.
-            _ => *full_at = (*full_at).max(now),
+            _ => level.touch(now),
         }
         *streams = streams.saturating_add(1);
         Ok(())
     }
+
+    pub(super) fn is_full(&self, streams: u32) -> bool {
+        self.streams > 0 && streams >= self.streams
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::num::NonZeroU32;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn bucket(per_minute: u32, burst: u32) -> Bucket {
-        let of = |number| NonZeroU32::new(number).unwrap();
-        Bucket::new(Rate { per_minute: of(per_minute), burst: of(burst) })
-    }
-
-    #[test]
-    fn exactly_the_burst_passes_at_once_and_then_one_per_interval() {
-        let (bucket, mut full_at) = (bucket(60, 5), 0);
-        assert_eq!((0..20).filter(|_| bucket.take(&mut full_at, 0).is_ok()).count(), 5);
-        assert_eq!(bucket.take(&mut full_at, 0), Err(SECOND));
-        assert_eq!(bucket.check(full_at, SECOND), Ok(()));
-        for (at, passes) in [(999, false), (1_000, true), (1_999, false), (2_000, true)] {
-            assert_eq!(bucket.take(&mut full_at, at * 1_000_000).is_ok(), passes, "{at}");
-        }
-        bucket.give_back(&mut full_at);
-        assert_eq!(bucket.take(&mut full_at, 2 * SECOND), Ok(()));
-    }
-
-    #[test]
-    fn a_bucket_that_was_emptied_under_a_tighter_rate_fills_at_the_present_one() {
-        let (tight, wide, mut full_at) = (bucket(1, 5), bucket(6000, 10), 0);
-        (0..5).for_each(|_| tight.take(&mut full_at, 0).unwrap());
-        assert_eq!(wide.take(&mut full_at, 0), Err(SECOND / 100));
-        assert_eq!(wide.take(&mut full_at, SECOND / 100), Ok(()));
-    }
-
-    #[test]
-    fn over_ten_minutes_the_rate_is_exact() {
-        for (per_minute, burst) in [(40_000, 100), (60, 1), (1, 7), (239_999, 3)] {
-            let (bucket, mut full_at) = (bucket(per_minute, burst), 0);
-            // Four times in a millisecond, so that no rate is bounded by the one who asks.
-            let passed =
-                (0..2_400_000).filter(|n| bucket.take(&mut full_at, n * 250_000).is_ok()).count() as u64;
-            let exact = u64::from(per_minute) * 10 + u64::from(burst);
-            assert!((exact - 2..=exact + 1).contains(&passed), "{per_minute} {burst}: {passed}");
-        }
-    }
-
-    #[test]
-    fn a_burst_without_end_is_one() {
-        let (bucket, mut full_at) = (bucket(1, u32::MAX), 0);
-        assert!((0..100_000).all(|_| bucket.take(&mut full_at, 0).is_ok()));
-    }
-
-    #[test]
-    fn streams_are_refused_beyond_the_limit_without_a_payment() {
-        let measure = Measure { rate: Some(bucket(60, 5)), streams: 2 };
-        let (mut full_at, mut streams) = (0, 0);
-        let mut open = |pays| measure.open(&mut full_at, &mut streams, pays, 0);
-        assert_eq!([open(Pays::Yes), open(Pays::No), open(Pays::Yes)], [Ok(()), Ok(()), Err(Over::Streams)]);
-        assert_eq!((full_at, streams), (SECOND, 2));
-    }
-}
+mod tests;

@@ -3,15 +3,15 @@
 //! Beneath `limits`, after this process' own buckets. The counting is `postern_redis::lease`'; here is who is counted
 //! where. What goes to Redis are hashes; a token nobody knows makes no key.
 
+use super::numbers::{Numbers, Whose, name_of};
 use super::records::Network;
 use super::{Call, Counting, Limit};
-use crate::config::limits::{Each, Limits as Config, Scope};
+use crate::config::limits::{Limits as Config, Scope};
 use crate::reply::Reason;
 use postern_redis::lease::{Denied, Leases, LimitPolicy, Name, RedisLost, Room};
 use postern_redis::{Redis, RedisError};
 use postern_wire::token::TokenKey;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// When those may come again that cannot be counted.
@@ -31,8 +31,18 @@ pub(super) struct Fleet {
 struct Counted {
     leases: Arc<Leases>,
     /// `scope: fleet`.
-    on: Arc<AtomicBool>,
+    on: bool,
+    redis_lost: RedisLost,
     limit: Limit,
+    whose: Whose,
+}
+
+/// A name's minute.
+struct Minute {
+    name: Name,
+    policy: LimitPolicy,
+    /// Who set the limit, if it was a policy.
+    rule: Option<Box<str>>,
 }
 
 impl Fleet {
@@ -40,27 +50,20 @@ impl Fleet {
     pub(super) fn open(config: &Config) -> Result<Option<Self>, RedisError> {
         let Some(redis) = &config.redis else { return Ok(None) };
         let redis = Redis::open(redis.clone())?;
-        let counted = |kind: &str, whose, limit| {
+        let counted = |kind: &str, names, scope, limit, whose| {
             let space = format!("{}:edge_limit:{kind}", redis.key_prefix());
-            // In force are the numbers of `set`, which follows.
-            let policy = LimitPolicy { per_minute: u32::MAX, redis_lost: RedisLost::Local };
-            let leases = Leases::new(redis.clone(), space, whose, policy, ROOM);
-            Counted { leases, on: Arc::default(), limit }
+            let redis_lost = config.redis_lost;
+            // Each call brings the numbers of its own.
+            let policy = LimitPolicy { per_minute: u32::MAX, redis_lost };
+            let leases = Leases::new(redis.clone(), space, names, policy, ROOM);
+            Counted { leases, on: scope == Scope::Fleet, redis_lost, limit, whose }
         };
-        let fleet = Self {
-            token: counted("token", "tokens'", Limit::TokenRate),
-            ip: counted("ip", "addresses'", Limit::IpRate),
-            agent: counted("agent", "agents'", Limit::AgentRate),
+        Ok(Some(Self {
+            token: counted("token", "tokens'", config.per_token.scope, Limit::TokenRate, Whose::Token),
+            ip: counted("ip", "addresses'", config.per_ip.scope, Limit::IpRate, Whose::Ip),
+            agent: counted("agent", "agents'", config.per_agent.scope, Limit::AgentRate, Whose::Agent),
             redis,
-        };
-        fleet.set(config);
-        Ok(Some(fleet))
-    }
-
-    pub(super) fn set(&self, config: &Config) {
-        self.token.set(&config.per_token, config.redis_lost);
-        self.ip.set(&config.per_ip, config.redis_lost);
-        self.agent.set(&config.per_agent, config.redis_lost);
+        }))
     }
 
     /// Connects, so that the first request need not, and on the caller's runtime.
@@ -73,10 +76,15 @@ impl Fleet {
 
     /// Counts a stream. `known`: a broker has served this token before. What it returns is to be awaited before the stream
     /// goes on; mostly there is nothing to wait for.
-    pub(super) fn admit(&self, call: &Call, known: bool) -> Result<Option<Counting>, Reason> {
-        let token = call.token.filter(|_| known && self.token.is_on());
-        let ip = call.client.filter(|_| self.ip.is_on());
-        let agent = call.agent.filter(|_| known && self.agent.is_on());
+    pub(super) fn admit(
+        &self,
+        call: &Call<'_>,
+        known: bool,
+        numbers: &Numbers,
+    ) -> Result<Option<Counting>, Reason> {
+        let token = call.token.filter(|_| known && self.token.on);
+        let ip = call.client.filter(|_| self.ip.on);
+        let agent = call.agent.filter(|_| known && self.agent.on);
         let names = [
             token.map(|token| (&self.token, token_name(&token))),
             ip.map(|ip| (&self.ip, hashed(Network::of(ip).as_bytes()))),
@@ -84,7 +92,8 @@ impl Fleet {
         ];
         let mut counting: Option<Counting> = None;
         for (counted, name) in names.into_iter().flatten() {
-            if counted.admit_now(name)? {
+            let Some(minute) = counted.minute(name, call, numbers) else { continue };
+            if counted.admit_now(&minute)? {
                 continue;
             }
             let (before, counted) = (counting.take(), counted.clone());
@@ -92,23 +101,25 @@ impl Fleet {
                 if let Some(before) = before {
                     before.await?;
                 }
-                counted.admit(name).await
+                counted.admit(minute).await
             }));
         }
         Ok(counting)
     }
 
     /// Counts the stream after all by which a broker came to know the token.
-    pub(super) fn proven(&self, token: &TokenKey) {
-        if self.token.is_on() {
-            self.token.leases.count(token_name(token));
+    pub(super) fn proven(&self, token: &TokenKey, numbers: &Numbers, call: &Call<'_>) {
+        if self.token.on
+            && let Some(minute) = self.token.minute(token_name(token), call, numbers)
+        {
+            self.token.leases.count_by(minute.name, minute.policy);
         }
     }
 
     pub(super) fn report(&self) -> serde_json::Value {
         let of = |counted: &Counted| {
             serde_json::json!({
-                "on": counted.is_on(), "counted": counted.leases.sizes().0, "redis_lost": counted.leases.is_lost(),
+                "on": counted.on, "counted": counted.leases.sizes().0, "redis_lost": counted.leases.is_lost(),
             })
         };
         serde_json::json!({ "tokens": of(&self.token), "addresses": of(&self.ip), "agents": of(&self.agent) })
@@ -116,34 +127,33 @@ impl Fleet {
 }
 
 impl Counted {
-    fn set(&self, each: &Each, redis_lost: RedisLost) {
-        if let Some(rate) = each.rate {
-            self.leases.set_policy(LimitPolicy { per_minute: rate.per_minute.get(), redis_lost });
-        }
-        self.on.store(each.scope == Scope::Fleet && each.rate.is_some(), Ordering::Relaxed);
-    }
-
-    fn is_on(&self) -> bool {
-        self.on.load(Ordering::Relaxed)
+    /// `None`: there is no limit to count towards.
+    fn minute(&self, name: Name, call: &Call<'_>, numbers: &Numbers) -> Option<Minute> {
+        let (per_minute, rule) = numbers.per_minute(self.whose, &call.subject())?;
+        let policy = LimitPolicy { per_minute: per_minute.get(), redis_lost: self.redis_lost };
+        Some(Minute { name, policy, rule: rule.map(name_of) })
     }
 
     /// `false`: Redis decides.
-    fn admit_now(&self, name: Name) -> Result<bool, Reason> {
-        match self.leases.admit_now(name) {
-            Some(admitted) => admitted.map(|()| true).map_err(|denied| self.reason(denied)),
+    fn admit_now(&self, minute: &Minute) -> Result<bool, Reason> {
+        match self.leases.admit_now_by(minute.name, minute.policy) {
+            Some(admitted) => admitted.map(|()| true).map_err(|denied| self.reason(denied, &minute.rule)),
             None => Ok(false),
         }
     }
 
-    async fn admit(&self, name: Name) -> Result<(), Reason> {
-        self.leases.admit(name).await.map_err(|denied| self.reason(denied))
+    async fn admit(&self, minute: Minute) -> Result<(), Reason> {
+        let admitted = self.leases.admit_by(minute.name, minute.policy).await;
+        admitted.map_err(|denied| self.reason(denied, &minute.rule))
     }
 
-    fn reason(&self, denied: Denied) -> Reason {
+    fn reason(&self, denied: Denied, rule: &Option<Box<str>>) -> Reason {
         match denied {
-            Denied::Exhausted => {
-                Reason::TooMany { limit: self.limit, retry_after: self.leases.left_of_minute() }
-            }
+            Denied::Exhausted => Reason::TooMany {
+                limit: self.limit,
+                retry_after: self.leases.left_of_minute(),
+                rule: rule.clone(),
+            },
             Denied::Away => Reason::RedisAway { retry_after: SOON },
         }
     }

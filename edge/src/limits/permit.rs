@@ -3,11 +3,12 @@
 //! From `limits`, to whoever serves the stream or the connection. Small, for there is one for each stream: it names its
 //! places in the tables instead of its keys.
 
-use super::Inner;
 use super::records::Address;
 use super::table::Place;
+use super::{Inner, Reported};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Held by a request that may go on, until its stream is over.
 #[derive(Default)]
@@ -23,6 +24,17 @@ pub struct Permit {
 pub struct ConnectionPermit {
     limits: Option<Arc<Inner>>,
     place: Place,
+    /// A policy of `mode: report` that would have refused it.
+    pub reported: Option<Reported>,
+}
+
+/// What a new connection waits for before anything else, because others from its address broke the rules a moment ago.
+#[derive(Debug)]
+#[must_use = "a connection counts among those that wait as long as this is held"]
+pub struct Penance {
+    limits: Arc<Inner>,
+    place: Place,
+    wait: Duration,
 }
 
 /// Up to three places, of a token, an address and an agent; one more than the place, 0 for none.
@@ -83,8 +95,8 @@ impl fmt::Debug for Permit {
 }
 
 impl ConnectionPermit {
-    pub(super) fn new(limits: &Arc<Inner>, place: Place) -> Self {
-        Self { limits: Some(limits.clone()), place }
+    pub(super) fn new(limits: &Arc<Inner>, place: Place, reported: Option<Reported>) -> Self {
+        Self { limits: Some(limits.clone()), place, reported }
     }
 }
 
@@ -93,5 +105,23 @@ impl Drop for ConnectionPermit {
         let Some(limits) = self.limits.take() else { return };
         let less = |address: &mut Address| address.connections = address.connections.saturating_sub(1);
         limits.addresses.at(self.place, less);
+    }
+}
+
+impl Penance {
+    pub(super) fn new(limits: &Arc<Inner>, place: Place, wait: Duration) -> Self {
+        Self { limits: limits.clone(), place, wait }
+    }
+
+    /// How long that is.
+    pub fn wait(&self) -> Duration {
+        self.wait
+    }
+}
+
+impl Drop for Penance {
+    fn drop(&mut self) {
+        let less = |address: &mut Address| address.waiting = address.waiting.saturating_sub(1);
+        self.limits.addresses.at(self.place, less);
     }
 }

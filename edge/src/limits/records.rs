@@ -2,6 +2,7 @@
 //!
 //! Beneath `limits`, in its tables. Only numbers: nothing here can be turned back into a token.
 
+use super::bucket::Level;
 use super::table::Record;
 use std::net::IpAddr;
 
@@ -13,10 +14,15 @@ const WAIT: u64 = SECOND;
 const WAIT_MAX: u64 = 60 * SECOND;
 /// An address that was quiet for so long begins again with the first wait.
 const QUIET: u64 = 600 * SECOND;
+/// Offences that an address can owe for: what it does beyond that costs it nothing more, so it is forgiven within seconds.
+pub(super) const OFFENCES: u64 = 16;
+/// Connections of an address that wait because of others of its; further ones are closed. Each costs a descriptor and the
+/// task that waits.
+const WAITING: u32 = 64;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Token {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     /// A broker said that it is none; until then nobody is asked again.
     pub(super) failed_until: u64,
     pub(super) streams: u32,
@@ -52,7 +58,7 @@ impl Record for Token {
     /// over its limit must not be forgotten for them.
     fn worth(&self) -> u64 {
         let good = if self.good { 1 << 63 } else { 0 };
-        good | self.full_at
+        good | self.level.full_at()
     }
 }
 
@@ -79,7 +85,7 @@ impl Network {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Address {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     pub(super) streams: u32,
     pub(super) connections: u32,
     /// The bucket of tokens that were none.
@@ -88,6 +94,12 @@ pub(super) struct Address {
     pub(super) blocked_until: u64,
     /// How often it was blocked in a row.
     strikes: u8,
+    /// The bucket of connections that were opened.
+    pub(super) opened_full_at: u64,
+    /// New connections wait until then.
+    pub(super) wait_until: u64,
+    /// Those that do.
+    pub(super) waiting: u32,
 }
 
 impl Address {
@@ -106,19 +118,41 @@ impl Address {
     }
 }
 
+impl Address {
+    /// A connection from here broke the rules, each of which costs the next ones so much. Until when they wait.
+    pub(super) fn offended(&mut self, wait: u64, now: u64) -> u64 {
+        let most = now.saturating_add(wait.saturating_mul(OFFENCES));
+        self.wait_until = self.wait_until.max(now).saturating_add(wait).min(most);
+        self.wait_until
+    }
+
+    /// How long a new connection waits; it is one of those who do, then. `Err`: there are too many.
+    pub(super) fn queue(&mut self, now: u64) -> Result<Option<u64>, u64> {
+        match self.wait_until.checked_sub(now).filter(|wait| *wait > 0) {
+            None => Ok(None),
+            Some(wait) if self.waiting >= WAITING => Err(wait),
+            Some(wait) => {
+                self.waiting += 1;
+                Ok(Some(wait))
+            }
+        }
+    }
+}
+
 impl Record for Address {
     fn is_held(&self) -> bool {
-        self.streams > 0 || self.connections > 0
+        self.streams > 0 || self.connections > 0 || self.waiting > 0
     }
 
     fn worth(&self) -> u64 {
-        self.full_at.max(self.failures_full_at).max(self.blocked_until)
+        let buckets = self.level.full_at().max(self.failures_full_at).max(self.opened_full_at);
+        buckets.max(self.blocked_until).max(self.wait_until)
     }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Agent {
-    pub(super) full_at: u64,
+    pub(super) level: Level,
     pub(super) streams: u32,
 }
 
@@ -128,7 +162,23 @@ impl Record for Agent {
     }
 
     fn worth(&self) -> u64 {
-        self.full_at
+        self.level.full_at()
+    }
+}
+
+/// What policies of `mode: report` would have let pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Supposed {
+    pub(super) level: Level,
+}
+
+impl Record for Supposed {
+    fn is_held(&self) -> bool {
+        false
+    }
+
+    fn worth(&self) -> u64 {
+        self.level.full_at()
     }
 }
 
@@ -167,6 +217,13 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         now += QUIET + 1;
         assert_eq!(blocked(&mut address, now), 1);
+    }
+
+    #[test]
+    fn records_are_as_small_as_the_documentation_says() {
+        let sizes =
+            [size_of::<([u8; 32], Token)>(), size_of::<(Network, Address)>(), size_of::<(u64, Agent)>()];
+        assert_eq!(sizes, [72, 64, 32]);
     }
 
     #[test]

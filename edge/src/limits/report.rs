@@ -18,7 +18,7 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         failed += u64::from(token.failed_until > now);
         streams += u64::from(token.streams);
         // By what it has used of its rate, then by what it has open.
-        let used = token.full_at.saturating_sub(now);
+        let used = token.level.full_at().saturating_sub(now);
         if used > 0 || token.streams > 0 {
             top.push(Reverse((used, token.streams, [id[0], id[1], id[2], id[3]])));
             if top.len() > TOP {
@@ -34,10 +34,11 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         })
     });
     let top: Vec<Value> = top.collect();
-    let (mut blocked, mut connections) = (0u64, 0u64);
+    let (mut blocked, mut connections, mut waiting) = (0u64, 0u64, 0u64);
     limits.addresses.each(|_, address| {
         blocked += u64::from(address.blocked_until > now);
         connections += u64::from(address.connections);
+        waiting += u64::from(address.waiting);
     });
     let mut towards = 0u64;
     limits.agents.each(|_, agent| towards += u64::from(agent.streams));
@@ -48,7 +49,7 @@ pub(super) fn of(limits: &Inner, now: u64) -> Value {
         },
         "addresses": {
             "tracked": limits.addresses.len(), "room": limits.addresses.capacity(),
-            "blocked": blocked, "connections": connections,
+            "blocked": blocked, "connections": connections, "waiting": waiting,
         },
         "agents": {
             "tracked": limits.agents.len(), "room": limits.agents.capacity(), "streams": towards,

@@ -1,5 +1,7 @@
 //! All limits together, at explicit times: who is refused, who pays, what strangers can and cannot do.
 
+mod policies;
+
 use super::permit::{BITS, Places};
 use super::*;
 use crate::config::limits::{Each, FailedTokens, Rate, Scope};
@@ -21,6 +23,8 @@ fn none() -> Config {
         failed_tokens: FailedTokens { per_ip: None, remember: Duration::ZERO },
         connections: 1,
         connections_per_ip: 0,
+        connection_rate_per_ip: None,
+        flood_wait: Duration::ZERO,
         header_bytes: 65_536,
         body_bytes: 0,
         redis: None,
@@ -30,7 +34,7 @@ fn none() -> Config {
 
 fn limits(config: &Config) -> (Limits, Instant) {
     let begin = Instant::now();
-    (Limits::new(config, begin).unwrap(), begin)
+    (Limits::new(config, None, begin).unwrap(), begin)
 }
 
 fn key(name: impl AsRef<[u8]>) -> TokenKey {
@@ -40,8 +44,8 @@ fn key(name: impl AsRef<[u8]>) -> TokenKey {
 const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const AWAY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-fn with(token: &str) -> Call {
-    Call { client: Some(HOME), token: Some(key(token)), agent: None, pays: true }
+fn with(token: &str) -> Call<'static> {
+    Call { client: Some(HOME), token: Some(key(token)), pays: true, ..Call::default() }
 }
 
 fn limit(result: Result<(Permit, bool), Reason>) -> Option<Limit> {
@@ -80,10 +84,10 @@ fn each_rate_and_each_count_of_streams_is_its_own() {
         change(&mut config);
         config
     };
-    let other_token = |call: Call| Call { token: Some(key("other")), ..call };
-    let other_ip = |call: Call| Call { client: Some(AWAY), ..call };
-    let other_agent = |call: Call| Call { agent: Some(2), ..call };
-    type Change = fn(Call) -> Call;
+    let other_token = |call: Call<'static>| Call { token: Some(key("other")), ..call };
+    let other_ip = |call: Call<'static>| Call { client: Some(AWAY), ..call };
+    let other_agent = |call: Call<'static>| Call { agent: Some(2), ..call };
+    type Change = fn(Call<'static>) -> Call<'static>;
     let cases: [(Config, Limit, [Change; 2], Change); 6] = [
         (of(|c| c.per_token = each(60, 2, 0, 100)), Limit::TokenRate, [other_ip, other_agent], other_token),
         (of(|c| c.per_token = each(0, 0, 2, 100)), Limit::TokenStreams, [other_ip, other_agent], other_token),
@@ -256,7 +260,7 @@ fn an_address_that_guesses_is_refused_new_tokens_and_its_good_ones_go_on() {
         guess += 1;
         let token = format!("guess {guess}");
         match limits.decide(&with(&token), now) {
-            Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after }) => return retry_after,
+            Err(Reason::TooMany { limit: Limit::FailedTokens, retry_after, .. }) => return retry_after,
             _ => bad(&limits, HOME, &token, now),
         }
     };
@@ -298,26 +302,6 @@ fn a_flood_of_tokens_and_addresses_takes_bounded_room_and_forgives_nobody() {
 }
 
 #[test]
-fn other_numbers_are_in_force_at_once_and_refill_nothing() {
-    let mut config = none();
-    config.per_token = each(60, 5, 0, 100);
-    let (limits, begin) = limits(&config);
-    while limits.decide(&with("a"), begin).is_ok() {}
-    limits.set(&config);
-    assert_eq!(limit(limits.decide(&with("a"), begin)), Some(Limit::TokenRate));
-    config.per_token = each(60, 7, 0, 100);
-    config.connections_per_ip = 1;
-    config.header_bytes = 5_000;
-    limits.set(&config);
-    let passed = (0..10).filter(|_| limits.decide(&with("a"), begin).is_ok()).count();
-    assert_eq!((passed, limits.header_bytes()), (2, 5_000));
-    let held = limits.connection(HOME).unwrap();
-    assert!(limits.connection(HOME).is_err());
-    drop(held);
-    assert!(limits.connection(HOME).is_ok());
-}
-
-#[test]
 fn connections_of_one_address_are_counted_until_they_close() {
     let mut config = none();
     config.connections_per_ip = 2;
@@ -337,7 +321,7 @@ fn bodies_are_limited_but_those_that_tunnels_carry() {
     let mut config = none();
     config.body_bytes = 10;
     let (limits, _) = limits(&config);
-    let of = |route, purpose| limits.body_bytes(route, purpose).map(NonZeroU64::get);
+    let of = |route, purpose| limits.body_bytes(route, purpose, &with("a")).map(NonZeroU64::get);
     assert_eq!(of(Route::KubernetesApi, Purpose::Call), Some(10));
     assert_eq!(of(Route::Agents, Purpose::Call), Some(10));
     assert_eq!([of(Route::Agents, Purpose::Tunnel), of(Route::Agents, Purpose::Subscription)], [None; 2]);
@@ -359,4 +343,64 @@ fn all_limits_of_one_stream_take_little_time() {
         limits.finished_at(HOME, call.token, 200, Some(0), begin);
     }
     println!("{} ns a stream", clock.elapsed().as_nanos() / 100_000);
+}
+
+#[test]
+fn an_address_opens_so_many_connections_in_a_while_and_another_one_as_many() {
+    let mut config = none();
+    config.connection_rate_per_ip = each(60, 5, 0, 1).rate;
+    let (limits, begin) = limits(&config);
+    let opened = |client, now| limits.connection_at(client, now).is_ok();
+    assert_eq!((0..20).filter(|_| opened(HOME, begin)).count(), 5);
+    assert!(opened(AWAY, begin));
+    let refused = limits.connection_at(HOME, begin).unwrap_err();
+    let expected = Reason::TooMany { limit: Limit::IpConnectionRate, retry_after: Duration::from_secs(1) };
+    assert_eq!(refused, expected);
+    assert!(!opened(HOME, begin + Duration::from_millis(999)));
+    assert!(opened(HOME, begin + Duration::from_secs(1)));
+}
+
+#[test]
+fn connections_of_an_address_wait_for_what_others_of_it_did_and_it_is_forgiven_within_seconds() {
+    let mut config = none();
+    config.flood_wait = Duration::from_millis(250);
+    let (limits, begin) = limits(&config);
+    let wait = |client, now| {
+        let penance = limits.penance_at(client, now).unwrap();
+        penance.map_or(0, |penance| penance.wait().as_millis())
+    };
+    assert_eq!(wait(HOME, begin), 0);
+    limits.offended_at(HOME, begin);
+    assert_eq!((wait(HOME, begin), wait(AWAY, begin)), (250, 0));
+    limits.offended_at(HOME, begin);
+    assert_eq!(wait(HOME, begin), 500);
+    // Whatever it does.
+    (0..1_000_000).for_each(|_| limits.offended_at(HOME, begin));
+    assert_eq!(wait(HOME, begin), 4_000);
+    assert_eq!(wait(HOME, begin + Duration::from_secs(3)), 1_000);
+    assert_eq!(wait(HOME, begin + Duration::from_secs(4)), 0);
+    assert_eq!(limits.0.addresses.len(), 1, "somebody was remembered who did nothing");
+}
+
+#[test]
+fn only_so_many_connections_of_an_address_wait_at_a_time() {
+    let mut config = none();
+    config.flood_wait = Duration::from_secs(1);
+    let (limits, begin) = limits(&config);
+    limits.offended_at(HOME, begin);
+    let mut waiting: Vec<_> = (0..64).map(|_| limits.penance_at(HOME, begin).unwrap().unwrap()).collect();
+    let refused = limits.penance_at(HOME, begin).unwrap_err();
+    assert_eq!(refused.name(), "flood_wait");
+    waiting.pop();
+    assert!(limits.penance_at(HOME, begin).unwrap().is_some());
+    // When the wait is over nobody asks how many waited.
+    assert!(limits.penance_at(HOME, begin + Duration::from_secs(1)).unwrap().is_none());
+}
+
+#[test]
+fn where_it_is_turned_off_nobody_waits() {
+    let (limits, begin) = limits(&none());
+    limits.offended_at(HOME, begin);
+    assert!(limits.penance_at(HOME, begin).unwrap().is_none());
+    assert_eq!(limits.0.addresses.len(), 0);
 }

@@ -2,7 +2,9 @@
 
 use crate::access_log::{Fault, Line};
 use crate::decide::Route;
+use crate::limits::Reported;
 use crate::observability::flow::Flow;
+use postern_policies::Kind as PolicyKind;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -43,6 +45,13 @@ struct Blame {
     fault: &'static str,
 }
 
+/// What would be refused if a policy of `mode: report` were in force.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Supposed {
+    kind: &'static str,
+    limit: &'static str,
+}
+
 /// All counters of the process.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -52,6 +61,7 @@ pub struct Metrics {
     faults: Family<Blame, Counter>,
     refusals: Family<Why, Counter>,
     departures: Family<Why, Counter>,
+    reports: Family<Supposed, Counter>,
     handshake_failures: Family<Stage, Counter>,
     retries: Family<To, Counter>,
     /// Bytes and durations.
@@ -100,6 +110,11 @@ impl Metrics {
             "postern_edge_departures",
             "Connections that the edge told to leave",
             self.departures.clone(),
+        );
+        registry.register(
+            "postern_edge_policy_reports",
+            "What policies of mode: report would have refused",
+            self.reports.clone(),
         );
     }
 
@@ -153,6 +168,12 @@ impl Metrics {
     /// A connection was told to leave.
     pub fn departure(&self, reason: &'static str) {
         self.departures.get_or_create(&Why { reason }).inc();
+    }
+
+    /// A policy of `mode: report` would have said no.
+    pub fn report(&self, reported: &Reported) {
+        let kind = if reported.kind == PolicyKind::AccessPolicy { "AccessPolicy" } else { "LimitPolicy" };
+        self.reports.get_or_create(&Supposed { kind, limit: reported.limit }).inc();
     }
 
     /// The edge itself said no.

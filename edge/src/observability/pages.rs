@@ -25,7 +25,7 @@ GET  /readiness     200 while it wants new connections
 GET  /metrics       OpenMetrics
 GET  /stats         the most important numbers
 GET  /config        the configuration as it was understood
-GET  /policies      the policies in force
+GET  /policies      the policies in force, and the limits by them
 GET  /clusters      brokers, and what is known about them
 GET  /connections   open connections; ?limit=100&after=ID
 POST /drain         as SIGTERM; ?exit=false: the process stays; from this host only
@@ -50,7 +50,7 @@ impl Admin {
             ("/metrics", _) => self.metrics(),
             ("/stats", _) => document(&self.stats()),
             ("/config", _) => document(&self.config),
-            ("/policies", _) => document(&self.shared.policies.report()),
+            ("/policies", _) => document(&self.shared.policies.report(&self.shared.limits)),
             ("/clusters", _) => document(&self.shared.upstreams.report()),
             ("/connections", _) => match page(request.uri().query().unwrap_or_default()) {
                 Some((after, limit)) => document(&self.shared.connections.list(after, limit)),

@@ -84,6 +84,8 @@ fn too_large(most: u64) -> Ended {
 
 /// A stream on its way.
 pub(super) struct Exchange {
+    /// Of bytes from the client.
+    most: Option<NonZeroU64>,
     body: RecvStream,
     down: Down,
     to_broker: Option<SendStream<Bytes>>,
@@ -114,8 +116,16 @@ enum Down {
 }
 
 impl Exchange {
-    pub(super) fn new(body: RecvStream, respond: Respond, guard: StreamGuard, purpose: Purpose) -> Self {
+    /// `most`: bytes from the client.
+    pub(super) fn new(
+        body: RecvStream,
+        respond: Respond,
+        guard: StreamGuard,
+        purpose: Purpose,
+        most: Option<NonZeroU64>,
+    ) -> Self {
         Self {
+            most,
             body,
             down: Down::Head(respond),
             to_broker: None,
@@ -171,8 +181,8 @@ impl Exchange {
         self.down.poll_reset(cx)
     }
 
-    /// Copies both ways, from the client `most` bytes. Ready when the response ended, either side is gone, or there are more.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, most: Option<NonZeroU64>) -> Poll<Ended> {
+    /// Copies both ways. Ready when the response ended, either side is gone, or the client sent more than it may.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if self.down.poll_reset(cx).is_ready() {
             return Poll::Ready(Ended::Left);
         }
@@ -181,7 +191,7 @@ impl Exchange {
         if self.up.step != Step::Done
             && let Some(to_broker) = &mut self.to_broker
         {
-            match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn, most) {
+            match self.up.poll_copy(cx, &mut self.body, to_broker, &mut turn, self.most) {
                 Poll::Ready(Err(Failed::Reading(_))) => return Poll::Ready(Ended::Left),
                 Poll::Ready(Err(Failed::TooLarge(most))) => return Poll::Ready(too_large(most)),
                 // The broker wants no more of it; its response says why.

@@ -1,10 +1,9 @@
-//! Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
+//! Ages: connections that are told to leave, one after the other.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
 use crate::frames::{PREFACE, SETTINGS, frame};
 use crate::harness::{DEADLINE, Edge, Setup, get, token};
 use crate::upstreams::{Agents, KubernetesApi};
-use bytes::Bytes;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -17,9 +16,9 @@ const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
 const GOING_AWAY: &[u8] = b"\x88\x0f\x03\xe9Shutting down";
 
 /// Keeps what was read.
-struct Tap<S> {
-    io: S,
-    read: Arc<Mutex<Vec<u8>>>,
+pub(crate) struct Tap<S> {
+    pub(crate) io: S,
+    pub(crate) read: Arc<Mutex<Vec<u8>>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
@@ -170,64 +169,6 @@ async fn a_drain_tells_connections_at_its_pace() {
     assert!(curve.iter().all(|count| *count <= 3 * 5), "{curve:?}");
     let last = ended.iter().max().unwrap();
     assert!(*last >= Duration::from_millis(COUNT as u64 * 20), "faster than the rate: {last:?}");
-}
-
-fn policy(rate: &str) -> String {
-    format!(
-        "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: ours}}\nspec:\n  requestsPerToken: {rate}\n"
-    )
-}
-
-#[tokio::test]
-async fn a_policy_is_in_force_at_once_with_streams_open_and_a_bad_one_changes_nothing() {
-    let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
-    let more = "limits: {requests_per_token_per_minute: 2}\npolicies: {directory: policies}";
-    let directory = tempfile::TempDir::new().unwrap();
-    std::fs::create_dir(directory.path().join("policies")).unwrap();
-    let file = directory.path().join("policies/ours.yaml");
-    std::fs::write(&file, policy("{perMinute: 3}")).unwrap();
-    let edge = Edge::start_in(
-        directory,
-        Setup { agents: vec![agents.address], kubernetes_api: vec![api.address], more },
-    )
-    .await;
-    let client = h2(tls(&edge, &[b"h2"]).await).await;
-    let code = async |name: &str| {
-        let mut stream = call(&client, grpc("/echo.Echo/Echo", Some(&token(name)))).await;
-        // Refused streams are over already.
-        let _ = stream.out.send_data(Bytes::new(), true);
-        stream.status().await.0
-    };
-    let mut open = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
-    assert_eq!([code("agent").await, code("agent").await, code("agent").await], [0, 0, 8]);
-
-    let mut took = Vec::new();
-    for burst in 1001..=1005 {
-        std::fs::write(&file, policy(&format!("{{rate: 1000, burst: {burst}}}"))).unwrap();
-        let begin = Instant::now();
-        edge.line(|line| line["message"] == "policies reloaded" && line["burst"] == burst).await;
-        took.push(begin.elapsed());
-    }
-    println!("from the change of the file to its being in force: {took:?}");
-    assert!(took.iter().min().unwrap() <= &Duration::from_millis(100), "{took:?}");
-    // Nothing was refilled, but now it fills in no time; before, the next would have come after 20 s.
-    let served = async {
-        while code("agent").await != 0 {
-            tokio::task::yield_now().await
-        }
-    };
-    tokio::time::timeout(DEADLINE / 4, served).await.expect("the new rate is not in force");
-    open.send(b"x").await;
-    assert_eq!(open.read(1).await, b"x");
-
-    std::fs::write(&file, policy("{perMinute: none}")).unwrap();
-    let line = edge.line(|line| line["level"] == "ERROR" && line.to_string().contains("bad policy")).await;
-    assert!(line["problem"].as_str().unwrap().contains("ours.yaml:"), "{line}");
-    assert_eq!(code("agent").await, 0);
-    let metrics = get(edge.admin, "/metrics").await.1;
-    for expected in ["postern_edge_policy_generation 6", "postern_edge_policy_problems 1"] {
-        assert!(metrics.contains(expected), "{metrics}");
-    }
 }
 
 #[tokio::test]

@@ -11,8 +11,9 @@ pub(crate) mod tenants;
 
 use crate::harness::{Edge, Setup};
 use crate::upstreams::{Agents, KubernetesApi};
-use ground::Ground;
+use ground::{From, Ground};
 use kinds::Attack;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::collections::HashSet;
 use std::time::Duration;
 use tenants::{Tenants, Waits};
@@ -46,6 +47,28 @@ impl Field {
         edge.probe("/readiness", 200).await;
         let tenants = Tenants::begin(&edge).await;
         Self { edge, tenants, brokers, _api: api }
+    }
+
+    /// Gives the edge a processor of its own, and everybody else the others, if there is more than one: else a busy edge
+    /// would delay its callers by taking their processor, and that is not what is measured. Whether it was done.
+    pub(crate) fn keep_apart(&self) -> bool {
+        let all = sched_getaffinity(None).unwrap();
+        let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| all.is_set(*processor));
+        let (mut edge, mut others) = (CpuSet::new(), CpuSet::new());
+        let Some(first) = processors.next() else { return false };
+        edge.set(first);
+        processors.for_each(|processor| others.set(processor));
+        if others.count() == 0 {
+            return false;
+        }
+        for (process, set) in [(self.edge.id(), edge), (std::process::id(), others)] {
+            for thread in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+                let id = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();
+                // A thread may have ended meanwhile.
+                let _ = sched_setaffinity(Pid::from_raw(id), &set);
+            }
+        }
+        true
     }
 
     /// Measures the tenants of one broker while the other one answers nothing any more, and those of that one as well.
@@ -83,25 +106,37 @@ impl Field {
         ]
     }
 
-    /// Measures the tenants for `each`, once alone and once beside the attack.
-    pub(crate) async fn suffer(&self, attack: &'static Attack, each: Duration) -> Outcome {
+    /// Measures the tenants for `each`, alone and beside the attack, so many times in turn: what else the machine does
+    /// meanwhile shall concern both alike.
+    pub(crate) async fn suffer(
+        &self,
+        attack: &'static Attack,
+        from: From,
+        each: Duration,
+        times: usize,
+    ) -> Outcome {
         let before = self.edge.resident();
-        self.tenants.take();
-        tokio::time::sleep(each).await;
-        let quiet = self.tenants.take();
-        let ground = Ground::new(self.edge.plain, self.edge.tls, &self.edge.ca.pem());
-        let strangers = strangers(attack, ground.clone());
-        let mut peak = before;
-        let mut every = tokio::time::interval(Duration::from_millis(50));
-        let watched = async {
-            loop {
-                every.tick().await;
-                peak = peak.max(self.edge.resident());
-            }
-        };
-        let _ = tokio::time::timeout(each, watched).await;
-        let under = self.tenants.take();
-        drop(strangers);
+        let ground = Ground::new(self.edge.plain, self.edge.tls, &self.edge.ca.pem(), from);
+        let (mut quiet, mut under, mut peak) = (Vec::new(), Vec::new(), before);
+        for _ in 0..times {
+            // What the last attack left behind is not the quiet.
+            tokio::time::sleep(each / 8).await;
+            self.tenants.take_all();
+            tokio::time::sleep(each).await;
+            quiet.extend(self.tenants.take_all());
+            let strangers = strangers(attack, ground.clone());
+            let mut every = tokio::time::interval(Duration::from_millis(50));
+            let watched = async {
+                loop {
+                    every.tick().await;
+                    peak = peak.max(self.edge.resident());
+                }
+            };
+            let _ = tokio::time::timeout(each, watched).await;
+            under.extend(self.tenants.take_all());
+            drop(strangers);
+        }
+        let (quiet, under) = (Waits::of(&quiet, &|_| true), Waits::of(&under, &|_| true));
         let (connections, bytes) = ground.counts();
         Outcome { name: attack.name, quiet, under, before, peak, connections, bytes }
     }
@@ -162,8 +197,8 @@ pub(crate) const SHORT: &str = "timeouts: {head: 1s, handshake: 1s}\nworkers: 1"
 async fn no_stranger_takes_memory_or_fails_the_calls_of_others() {
     let field = Field::begin(SHORT).await;
     println!("{}", Outcome::HEAD);
-    for attack in kinds::ATTACKS {
-        let outcome = field.suffer(attack, Duration::from_millis(1500)).await;
+    for (attack, last) in kinds::ATTACKS.iter().zip(1..) {
+        let outcome = field.suffer(attack, From::One(last), Duration::from_millis(1500), 1).await;
         println!("{}", outcome.row());
         let name = outcome.name;
         assert!(

@@ -186,6 +186,12 @@ impl Edge {
         idle.await.expect("connections stay open");
     }
 
+    /// The process.
+    #[allow(dead_code, reason = "for the attacks, which are a program of their own")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("the edge runs")
+    }
+
     /// File descriptors that the edge has open.
     pub(crate) fn descriptors(&self) -> usize {
         let id = self.child.id().expect("the edge runs");

@@ -15,12 +15,14 @@ mod upstreams;
 
 /// Accounts: access lines, ids that travel, traces, and the pages of the admin listener.
 mod accounts;
-/// Ages: connections that are told to leave, one after the other, and policies that change meanwhile.
+/// Ages: connections that are told to leave, one after the other.
 mod ages;
 /// Brokers that leave, hang, vanish and come back.
 mod brokers;
 /// The page that lists the cases of the tables below.
 mod conformance_docs;
+/// Floods: who sends one is ended and waits, and nobody else does.
+mod floods;
 /// HTTP/2 by the RFCs, case by case.
 mod h2_conformance;
 /// Handover: listening sockets from the edge before and from systemd.
@@ -31,6 +33,8 @@ mod life;
 mod limits;
 /// Listeners: who may come, on whose behalf, and what their connections begin with.
 mod listeners;
+/// Policies that change under open connections: limits, levels, who may stay, what is only reported.
+mod policies;
 /// Refusals: tokens, limits, bad input, brokers that are gone.
 mod refusals;
 /// The relay of gRPC streams: deadlines, brokers that turn a stream away, clients that flood.

@@ -28,16 +28,19 @@ pub(super) struct Text {
 
 /// The files in the order of their names.
 pub(super) fn read(directory: &Path) -> Result<Vec<Result<Text, Problem>>, Problem> {
-    let mut tries = 1;
-    loop {
+    for _ in 0..TRIES {
         let before = version(directory);
-        let texts = read_once(directory)?;
+        let texts = read_once(directory);
         // Half of the files from before and half from after would be a policy that nobody wrote.
-        if before == version(directory) || tries == TRIES {
-            return Ok(texts);
+        if before == version(directory) {
+            return texts;
         }
-        tries += 1;
     }
+    Err(problem(
+        directory,
+        "swapped faster than it can be read",
+        "a directory that stays for a while is wanted",
+    ))
 }
 
 /// Changes when the directory is swapped as a whole: itself a link, or a ConfigMap, whose files are links through `..data`.

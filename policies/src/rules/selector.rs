@@ -91,10 +91,6 @@ impl Selector {
         .fold(1, |product: usize, values| product.saturating_mul(values.max(1)))
     }
 
-    pub(crate) fn is_everybody(&self) -> bool {
-        self.mismatch_of(&Subject::default()).is_none()
-    }
-
     /// The first dimension that a subject does not have as asked, as the documents call it.
     pub(crate) fn mismatch_of(&self, subject: &Subject<'_>) -> Option<&'static str> {
         let asked = |values: usize, has: bool| values > 0 && !has;
@@ -172,6 +168,11 @@ impl HexPrefix {
 
     pub(crate) fn digits(&self) -> u8 {
         self.digits
+    }
+
+    /// A hash that begins so, with zeros behind.
+    pub(crate) fn filled(&self) -> [u8; 32] {
+        self.bytes
     }
 
     pub(crate) fn begins(&self, hash: &[u8; 32]) -> bool {
@@ -277,6 +278,12 @@ impl VersionPattern {
         let dots = text.bytes().filter(|byte| *byte == b'.').count();
         (text.len() <= MAX_VERSION && dots <= MAX_DOTS && !text.starts_with('.') && text.bytes().all(known))
             .then(|| Self { text: text.into() })
+    }
+
+    /// A version that matches.
+    pub(crate) fn example(&self) -> String {
+        let end = if self.text.is_empty() || self.text.ends_with('.') { "0" } else { "" };
+        format!("{}{end}", self.text)
     }
 
     /// What the index knows it by; a whole version and a beginning are never the same text.

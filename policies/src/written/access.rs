@@ -11,7 +11,7 @@ impl Words for Effect {
     const WORDS: &'static [(&'static str, Self)] = &[("allow", Self::Allow), ("deny", Self::Deny)];
 }
 
-words!(Access { Ci = "ci", Pat = "pat", Session = "session", Postern = "postern" });
+words!(Access { Any = "*", Ci = "ci", Pat = "pat", Session = "session", Postern = "postern" });
 
 impl Access {
     pub(crate) fn word(self) -> &'static str {
@@ -22,6 +22,7 @@ impl Access {
 words!(
     /// What a request does: to resources in Kubernetes' words, to other paths in HTTP's.
     Verb {
+        Any = "*",
         Get = "get", List = "list", Watch = "watch", Create = "create", Update = "update", Patch = "patch",
         Delete = "delete", DeleteCollection = "deletecollection", Head = "head", Post = "post", Put = "put",
         Options = "options",
@@ -92,7 +93,8 @@ impl Whole for KubernetesApiSpec {
         cursor.needs(entries(node)?, node.at, "otherwise");
         if let Some(rules) = self.rules.as_ref().filter(|rules| rules.value.len() > MAX_RULES) {
             let found = format!("{} rules", rules.value.len());
-            cursor.problem(rules.place.at, found, format!("{MAX_RULES} at most are wanted"));
+            let wanted = format!("{MAX_RULES} at most are wanted");
+            cursor.within("rules", |cursor| cursor.problem(rules.place.at, found, wanted));
         }
         Some(())
     }
@@ -101,10 +103,6 @@ impl Whole for KubernetesApiSpec {
 impl Whole for CallerRuleSpec {
     fn judge(&self, node: &Node, cursor: &mut Cursor<'_>) -> Option<()> {
         cursor.needs(entries(node)?, node.at, "effect");
-        if self.paths.is_some() && (self.resources.is_some() || self.namespaces.is_some()) {
-            let found = "paths beside resources or namespaces, which no request has both of";
-            cursor.problem(node.at, found, "two rules are wanted");
-        }
         Some(())
     }
 }

@@ -16,6 +16,7 @@ pub(crate) enum Measure {
     Unary,
     Messages,
     MessagesShared,
+    MessagesOpaque,
     Tunnel,
     Connection,
     Stream,
@@ -27,11 +28,12 @@ pub(crate) enum Measure {
 }
 
 impl Measure {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Bare,
         Self::Unary,
         Self::Messages,
         Self::MessagesShared,
+        Self::MessagesOpaque,
         Self::Tunnel,
         Self::Connection,
         Self::Stream,
@@ -48,7 +50,8 @@ impl Measure {
             Self::Bare => ("CPU per h2/TLS request", "us"),
             Self::Unary => ("CPU per h2/TLS gRPC call with message and trailers", "us"),
             Self::Messages => ("CPU per WSS echo message, 64 tunnels with a stream", "us"),
-            Self::MessagesShared => ("CPU per WSS echo message, 4 tunnels with 16 streams", "us"),
+            Self::MessagesShared => ("CPU per h2/TLS echo message, 4 connections with 16 streams", "us"),
+            Self::MessagesOpaque => ("CPU per WSS echo message, 4 tunnels with 16 streams", "us"),
             Self::Tunnel => ("memory per idle WSS tunnel with a stream", "KiB"),
             Self::Connection => ("memory per idle h2/TLS connection with a gRPC stream", "KiB"),
             Self::Stream => ("memory per further idle gRPC stream", "KiB"),

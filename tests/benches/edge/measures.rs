@@ -31,7 +31,12 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     fn rows(&self, group: &str) -> bool {
-        self.rows.as_ref().is_none_or(|rows| rows.split(',').any(|row| row == group))
+        self.rows.is_none() || self.asks_for(group)
+    }
+
+    /// For rows that are no comparison of like with like, and so only run when somebody wants to know.
+    fn asks_for(&self, group: &str) -> bool {
+        self.rows.as_ref().is_some_and(|rows| rows.split(',').any(|row| row == group))
     }
 
     /// Everybody once, another one first in each round.
@@ -69,7 +74,7 @@ pub(crate) async fn round(
 ) {
     let turn = wanted.turn(round);
     let busy = ["requests", "messages", "handshakes", "latency", "idle"];
-    if busy.iter().any(|group| wanted.rows(group)) {
+    if busy.iter().any(|group| wanted.rows(group)) || wanted.asks_for("opaque") {
         let peers = start(field, &turn).await;
         if wanted.rows("idle") {
             sleep(SETTLE).await;
@@ -85,10 +90,18 @@ pub(crate) async fn round(
             }
         }
         if wanted.rows("messages") {
-            for (measure, shape) in [(Measure::Messages, TUNNELS), (Measure::MessagesShared, SHARED)] {
+            for (measure, road, shape) in
+                [(Measure::Messages, Road::Wss, TUNNELS), (Measure::MessagesShared, Road::Tls, SHARED)]
+            {
                 for peer in &peers {
-                    figures.add(measure, peer.kind, messages(field, peer, shape, scale).await);
+                    figures.add(measure, peer.kind, messages(field, peer, (road, shape), scale).await);
                 }
+            }
+        }
+        if wanted.asks_for("opaque") {
+            for peer in &peers {
+                let used = messages(field, peer, (Road::Wss, SHARED), scale).await;
+                figures.add(Measure::MessagesOpaque, peer.kind, used);
             }
         }
         if wanted.rows("handshakes") {
@@ -144,9 +157,9 @@ async fn requests(field: &Field, peer: &Peer, call: Call, scale: &Scale) -> f64 
     each(peer, peer.cpu() - before, count, scale)
 }
 
-async fn messages(field: &Field, peer: &Peer, shape: Shape, scale: &Scale) -> f64 {
+async fn messages(field: &Field, peer: &Peer, (road, shape): (Road, Shape), scale: &Scale) -> f64 {
     process::place(&peer.family, Place::Together);
-    let pool = Pool::open(&field.dialler, Road::Wss, peer.port, shape).await;
+    let pool = Pool::open(&field.dialler, road, peer.port, shape).await;
     let message = message(64);
     let mut echoes = pool.echoes(&message).await;
     load::messages(&mut echoes, &message, scale.time / 8).await;

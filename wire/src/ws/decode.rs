@@ -4,9 +4,18 @@
 //! of it. No message is ever put together; only a control frame cut in two is kept, for as long as it is incomplete.
 
 use super::frame::{self, Header, MAX_CONTROL, Opcode, PartialHeader, Violation};
+use std::time::Instant;
 
 /// The longest message, all fragments together, that GitLab's programs take too.
 pub(super) const MAX_MESSAGE: u64 = 10 * 1024 * 1024;
+
+/// Data frames shorter than this are crumbs: what is carried is HTTP/2, whose own frames have a head of nine bytes, and
+/// who writes one of them at a time sends no WebSocket frame that is shorter.
+const CRUMB: u64 = 9;
+/// Crumbs and control frames of a dialler at once, and a second in the long run. Programs send some pings a minute, and
+/// no crumbs but where a buffer of theirs ends within a head.
+const CRUMBS: u32 = 1_000;
+const CRUMBS_PER_SECOND: u64 = 100;
 
 pub(super) struct Decoder {
     /// Does the peer dial? Then it must mask, else it must not.
@@ -19,6 +28,9 @@ pub(super) struct Decoder {
     control: Option<Box<Control>>,
     /// Between the first and the last fragment of a message: bytes of it so far.
     message: Option<u64>,
+    /// Frames that cost more than they carry, and since when they were counted.
+    crumbs: u32,
+    since: Option<Instant>,
 }
 
 /// A control frame's payload.
@@ -63,6 +75,8 @@ impl Decoder {
             key: None,
             control: None,
             message: None,
+            crumbs: 0,
+            since: None,
         }
     }
 
@@ -117,6 +131,9 @@ impl Decoder {
             (false, Some(_)) => return Err(Violation::protocol("frame from the listener is masked")),
             _ => {}
         }
+        if header.opcode.is_control() || header.length < CRUMB {
+            self.crumb()?;
+        }
         if header.opcode.is_control() {
             self.control =
                 Some(Box::new(Control { opcode: header.opcode, length: 0, bytes: [0; MAX_CONTROL] }));
@@ -143,6 +160,30 @@ impl Decoder {
         }
         self.left = header.length;
         self.key = header.key;
+        Ok(())
+    }
+
+    /// One more frame that costs more than it carries. The clock is asked only when there were many.
+    fn crumb(&mut self) -> Result<(), Violation> {
+        if !self.peer_masks {
+            return Ok(());
+        }
+        self.crumbs += 1;
+        if self.crumbs <= CRUMBS && self.since.is_some() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if let Some(since) = self.since.replace(now) {
+            let passed = now.saturating_duration_since(since).as_millis().min(1_000_000) as u64;
+            let forgotten = u32::try_from(passed * CRUMBS_PER_SECOND / 1000).unwrap_or(u32::MAX);
+            self.crumbs = self.crumbs.saturating_sub(forgotten);
+        }
+        if self.crumbs > CRUMBS {
+            return Err(Violation {
+                code: frame::POLICY,
+                reason: "too many frames that carry next to nothing",
+            });
+        }
         Ok(())
     }
 
@@ -198,6 +239,41 @@ mod tests {
             }
         }
         (payload, None)
+    }
+
+    #[test]
+    fn a_dialler_that_sends_crumbs_without_end_is_told_so_and_one_that_sends_heads_is_not() {
+        for (first, payload, admitted) in [
+            (0x89, 0, CRUMBS as usize),
+            (0x89, 125, CRUMBS as usize),
+            (0x8a, 0, CRUMBS as usize),
+            (0x82, 0, CRUMBS as usize),
+            (0x82, 8, CRUMBS as usize),
+            (0x82, 9, 50_000),
+        ] {
+            let (mut header, size) = frame::header(Opcode::Binary, payload, Some([0; 4]));
+            header[0] = first;
+            let mut one = header[..size].to_vec();
+            one.resize(size + payload, 0);
+            let mut decoder = Decoder::new(true);
+            let passed = (0..50_000).take_while(|_| decoder.decode(&mut one.clone()).end.is_none()).count();
+            // It takes a while, in which some more are admitted.
+            assert!((admitted..=admitted + 200).contains(&passed), "{first:x} of {payload}: {passed}");
+        }
+        let mut listener = Decoder::new(false);
+        assert!((0..50_000).all(|_| listener.decode(&mut [0x89, 0]).end.is_none()), "dialled on purpose");
+    }
+
+    #[test]
+    fn crumbs_are_forgotten_at_the_rate_that_is_kept() {
+        let mut decoder = Decoder::new(true);
+        let mut ping = [0x89, 0x80, 0, 0, 0, 0];
+        for _ in 0..CRUMBS {
+            assert!(decoder.decode(&mut ping).end.is_none());
+        }
+        decoder.since = decoder.since.and_then(|since| since.checked_sub(std::time::Duration::from_secs(5)));
+        let passed = (0..10_000).take_while(|_| decoder.decode(&mut ping).end.is_none()).count();
+        assert!((500..520).contains(&passed), "{passed}");
     }
 
     #[test]

@@ -11,8 +11,11 @@ pub(super) const MAX_CONTROL: usize = 125;
 pub(super) const NORMAL: u16 = 1000;
 /// The endpoint goes away: a listener that stops.
 pub(super) const GOING_AWAY: u16 = 1001;
+pub(super) const POLICY_VIOLATION: u16 = 1008;
 pub(super) const PROTOCOL_ERROR: u16 = 1002;
 pub(super) const UNSUPPORTED: u16 = 1003;
+/// Nothing is wrong with any one frame.
+pub(super) const POLICY: u16 = 1008;
 pub(super) const TOO_BIG: u16 = 1009;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

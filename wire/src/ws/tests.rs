@@ -201,12 +201,12 @@ async fn of_many_pings_the_newest_is_answered() {
     let (mut raw, accepted) = duplex(64);
     let mut listener = WsStream::listener(accepted, &b""[..], None);
     let ping = async {
-        for turn in 0..3000_u32 {
+        for turn in 0..900_u32 {
             raw.write_all(&dialled(FIN | 0x9, &turn.to_be_bytes())).await.unwrap();
         }
         raw.write_all(&dialled(FIN | 0x2, b"!")).await.unwrap();
         let mut answered = Vec::new();
-        while answered.last() != Some(&2999_u32.to_be_bytes().to_vec()) {
+        while answered.last() != Some(&899_u32.to_be_bytes().to_vec()) {
             let (first, payload) = read_frame(&mut raw).await;
             assert_eq!(first, FIN | 0xa);
             answered.push(payload);
@@ -295,6 +295,11 @@ async fn shutdown_says_why_and_what_is_still_on_the_way_is_read() {
     ending.set_going_away();
     ending.shutdown().await.unwrap();
     assert_eq!(read_frame(&mut raw).await, (FIN | 0x8, close(1001, "Shutting down")));
+
+    let (mut raw, mut ending) = listener();
+    ending.set_refused("not you");
+    ending.shutdown().await.unwrap();
+    assert_eq!(read_frame(&mut raw).await, (FIN | 0x8, close(1008, "not you")));
 }
 
 #[tokio::test]
@@ -325,4 +330,24 @@ async fn a_silent_peer_is_pinged_and_given_up_and_one_that_answers_is_not() {
         }
     };
     timeout(interval * 100, both).await.expect_err("alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_often_to_ping_can_change_and_a_peer_has_its_time_to_answer_however_often_it_is_pinged() {
+    let interval = Duration::from_secs(20);
+    let (mut dialled, accepted) = duplex(1024);
+    let mut silent = WsStream::listener(accepted, &b""[..], Some(interval));
+    assert!(timeout(interval / 2, silent.read_u8()).await.is_err());
+    silent.set_ping(None);
+    assert!(timeout(interval * 100, silent.read_u8()).await.is_err(), "given up though it is never pinged");
+    let often = Duration::from_secs(2);
+    silent.set_ping(Some(often));
+    let began = Instant::now();
+    assert_eq!(silent.read_u8().await.expect_err("silent").kind(), io::ErrorKind::TimedOut);
+    let (least, took) = (Duration::from_secs(15), began.elapsed());
+    assert!(took >= least && took <= least + 2 * often, "{took:?}");
+    drop(silent);
+    let mut pings = Vec::new();
+    dialled.read_to_end(&mut pings).await.unwrap();
+    assert_eq!(pings.chunks(2).filter(|frame| *frame == [FIN | 0x9, 0]).count(), 8);
 }

@@ -10,8 +10,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-/// Strangers come from here, tenants from 127.0.0.1.
-const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
+/// Where the strangers of an attack come from; tenants come from 127.0.0.1.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum From {
+    /// One address, which no other attack has.
+    One(u8),
+    /// For each connection another one.
+    Everywhere,
+}
+
+/// Addresses used so far.
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// Client preface and empty SETTINGS.
 pub(crate) const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
@@ -31,6 +40,7 @@ pub(crate) const END_HEADERS: u8 = 4;
 pub(crate) struct Ground {
     plain: SocketAddr,
     tls: SocketAddr,
+    from: From,
     connector: tokio_rustls::TlsConnector,
     counts: Arc<Counts>,
 }
@@ -42,7 +52,7 @@ struct Counts {
 }
 
 impl Ground {
-    pub(crate) fn new(plain: SocketAddr, tls: SocketAddr, ca_pem: &str) -> Self {
+    pub(crate) fn new(plain: SocketAddr, tls: SocketAddr, ca_pem: &str, from: From) -> Self {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,7 +62,7 @@ impl Ground {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Self { plain, tls, connector: Arc::new(config).into(), counts: Arc::default() }
+        Self { plain, tls, from, connector: Arc::new(config).into(), counts: Arc::default() }
     }
 
     /// Connections made and bytes sent.
@@ -94,7 +104,14 @@ impl Ground {
 
     async fn dial(&self, address: SocketAddr) -> Option<TcpStream> {
         let socket = TcpSocket::new_v4().ok()?;
-        socket.bind((STRANGER, 0).into()).ok()?;
+        let own = match self.from {
+            From::One(last) => Ipv4Addr::new(127, 0, 1, last),
+            From::Everywhere => {
+                let [.., a, b, c] = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+                Ipv4Addr::new(127, 64 | a & 63, b, c)
+            }
+        };
+        socket.bind((own, 0).into()).ok()?;
         let tcp = socket.connect(address).await.ok()?;
         self.counts.connections.fetch_add(1, Ordering::Relaxed);
         Some(tcp)

@@ -58,12 +58,7 @@ impl Tenants {
         Self { taken, _calling: calling }
     }
 
-    /// What was measured since the last time this was asked.
-    pub(crate) fn take(&self) -> Waits {
-        Waits::of(&self.take_all(), &|_| true)
-    }
-
-    /// The same, call by call.
+    /// What was measured since the last time this was asked, call by call.
     pub(crate) fn take_all(&self) -> Vec<Taken> {
         std::mem::take(&mut *self.taken.lock().unwrap())
     }
