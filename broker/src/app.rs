@@ -34,6 +34,7 @@ use crate::{
 };
 use anyhow::Context;
 use http::{HeaderMap, HeaderValue, header};
+use postern_policies::Status;
 use postern_wire::{
     metadata::Program,
     proto::gitlab::agent::{
@@ -136,6 +137,9 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         tracing::warn!("{warning}");
     }
     let policies = Policies::open(&config)?;
+    if let Status { directory: Some(directory), fingerprint, .. } = policies.live().status() {
+        tracing::info!(directory = %directory.display(), fingerprint, "policies are in force");
+    }
     let (stop, tasks) = (Stops::default(), Tasks::default());
     let (registry, metrics, readiness) =
         (Arc::new(Registry::default()), Arc::new(Metrics::default()), Readiness::default());

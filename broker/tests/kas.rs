@@ -38,6 +38,8 @@ fn check_names_what_is_wrong_and_starts_nothing() {
         ("embedded: {identities_file: ids.yaml}\nagent: {lisen: {}}\n", "kas.yaml:2:9: agent.lisen: "),
         ("embedded: {identities_file: ids.yaml}\nagent: {listen: {address: nowhere}}\n", "nowhere"),
         ("embedded: {identities_file: missing.yaml}\n", "missing.yaml"),
+        ("embedded: {identities_file: ids.yaml}\npolicies: {directory: nowhere}\n", "policies.directory"),
+        ("embedded: {identities_file: ids.yaml}\npolicies: {}\n", "kas.yaml:2:1: policies.directory: "),
     ] {
         let bad = check(written);
         assert_eq!(bad.status.code(), Some(1));

@@ -186,16 +186,9 @@ impl Reader<'_> {
 
     fn policies(&mut self, file: &File) -> Option<PathBuf> {
         let section = file.policies.as_ref()?;
-        match &section.value.directory {
-            Some(directory) if !directory.value.is_empty() => Some(self.base.join(&directory.value)),
-            given => {
-                let place = given
-                    .as_ref()
-                    .map_or_else(|| section.place.key("directory"), |given| given.place.clone());
-                self.problem(&place, "no directory", "the path of a directory with policy files is wanted");
-                None
-            }
-        }
+        let wanted = "the path of a directory with policy files is wanted";
+        let directory = self.required(&section.value.directory, &section.place, "directory", wanted)?;
+        Some(self.base.join(&directory.value))
     }
 
     /// One of two, since agents of both could have the same id.

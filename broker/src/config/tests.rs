@@ -16,6 +16,9 @@ fn defaults_are_those_of_kas() {
     );
     assert!(config.kubernetes_api.is_none());
     assert!(!config.agents.websocket);
+    assert_eq!(config.policies, None);
+    let config = parse("embedded: {identities_file: ids.yaml}\npolicies: {directory: p}").unwrap();
+    assert_eq!(config.policies.as_deref(), Some(Path::new("/etc/kas/p")), "relative to the file");
 }
 
 #[test]
@@ -346,6 +349,10 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "redis: {sentinel: {master_name: m, addresses: []}}",
         "2:47: redis.sentinel.addresses: an empty list; the addresses of the sentinels are wanted",
+    ),
+    (
+        "policies: {}",
+        "2:1: policies.directory: it is missing; the path of a directory with policy files is wanted",
     ),
     (
         "events: {server_sent_events: {}}",

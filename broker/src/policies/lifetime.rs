@@ -106,25 +106,16 @@ impl Lifetime {
     /// Ends when the stream's time is up. Dropped and called again, it goes on.
     pub async fn over(&mut self) {
         loop {
+            let until = self.until;
             let up = async {
-                match self.until {
+                match until {
                     Some(until) => sleep_until(until).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = up => return,
-                changed = self.changes.changed() => match changed {
-                    Ok(()) => self.judge(),
-                    Err(_) => {
-                        // Nothing changes any more.
-                        match self.until {
-                            Some(until) => sleep_until(until).await,
-                            None => std::future::pending().await,
-                        }
-                        return;
-                    }
-                },
+                Ok(()) = self.changes.changed() => self.judge(),
             }
         }
     }
