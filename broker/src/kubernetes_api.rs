@@ -15,10 +15,9 @@ use crate::{
     gitlab::Call,
     observability::Metrics,
     spans::Tracing,
-    tunnel::stream::{RequestHalf, ResponseHalf, TunnelError},
+    tunnel::stream::{ResponseHalf, TunnelError},
 };
 use bytes::Bytes;
-use futures::{FutureExt, future::Fuse};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts,
 };
@@ -37,12 +36,7 @@ use postern_wire::{
     token::TokenKey,
 };
 use prost::Message;
-use std::{
-    collections::HashMap,
-    io,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 mod account;
@@ -54,6 +48,7 @@ mod grant;
 mod head;
 mod rules;
 mod upgrade;
+mod upload;
 
 use account::Account;
 pub use client::{NoNetwork, Proxies, Transport};
@@ -62,6 +57,7 @@ pub use counted::{Authorised, Counted};
 use grant::Grant;
 use head::Sent;
 use rules::{Asked, Denied};
+use upload::Upload;
 
 /// What a caller receives.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -256,7 +252,7 @@ impl KubernetesApi {
         };
 
         let mut answer = Answer { from_agent, order: ResponseOrder::new() };
-        let mut upload = upload(to_agent, body, wants_upgrade, account.received());
+        let mut upload = Upload::begin(to_agent, body, wants_upgrade, account.received());
         // The answer may come before the request is complete, and a broken request must not wait for an answer.
         let header = tokio::select! {
             header = answer.header() => header?,
@@ -364,40 +360,6 @@ fn refused(failure: ApiFailure, mut account: Account, form: Form) -> Response<Bo
         tracing::debug!(trace_id, agent_id, error, cause, "request refused");
     }
     failure.into_response(trace_id, form).map(|body: Full<Bytes>| body.map_err(|e| match e {}).boxed_unsync())
-}
-
-/// Sends the body in the background, or for an upgrade only says that there is none.
-fn upload(to_agent: RequestHalf, body: Incoming, upgrade: bool, received: Arc<AtomicU64>) -> Upload {
-    let (failed, has_failed) = oneshot::channel();
-    let (kept, keep) = oneshot::channel();
-    let task = tokio::spawn(async move {
-        match body::send(&to_agent, body, &received).await {
-            // The half stays open for what follows the upgrade.
-            Ok(()) if upgrade => drop(kept.send(to_agent)),
-            Ok(()) => drop(to_agent.close().await),
-            // The answer decides: a cluster may answer early and stop reading.
-            Err(ExchangeError::Tunnel(_)) => {}
-            Err(error) => drop(failed.send(error)),
-        }
-    });
-    Upload { failed: has_failed.fuse(), keep, task: AbortOnDrop(task.abort_handle()) }
-}
-
-/// The request's body on its way.
-struct Upload {
-    /// Resolves only if the caller's body broke.
-    failed: Fuse<oneshot::Receiver<ExchangeError>>,
-    /// Resolves with what an upgraded connection goes on with.
-    keep: oneshot::Receiver<RequestHalf>,
-    task: AbortOnDrop,
-}
-
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// The answer's messages, in order.

@@ -8,8 +8,6 @@ use postern_wire::ids::AgentId;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// No agent that is known keeps as many; what policies say goes before it.
-const MOST_IDLE: u32 = 1000;
 /// Agents that a change leaves with too many tunnels are looked at over this time.
 const SURPLUS_SPREAD: Duration = Duration::from_secs(5);
 
@@ -31,7 +29,7 @@ pub(super) struct Bounded {
 }
 
 impl Bounds {
-    /// `maxIdle` of policies about tunnels, else a share of the age of connections; `idlePerAgent`, else [`MOST_IDLE`].
+    /// `maxIdle` of policies about tunnels, else a share of the age of connections; `idlePerAgent`, else any number.
     pub fn of(policies: &Policies) -> Self {
         let of = policies.clone();
         let judge = move |who: &Subject<'_>| {
@@ -68,6 +66,6 @@ impl Bounded {
 
     fn most(&self) -> u32 {
         let set = self.policies.live().set();
-        set.tunnels.idle_per_agent.find(&self.who.subject()).map_or(MOST_IDLE, |ruled| *ruled.value)
+        set.tunnels.idle_per_agent.find(&self.who.subject()).map_or(u32::MAX, |ruled| *ruled.value)
     }
 }

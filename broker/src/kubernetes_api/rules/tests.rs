@@ -100,7 +100,7 @@ fn requests_of_kubectl_are_judged_by_what_they_are_about() {
 fn nothing_is_asked_for_by_another_spelling() {
     let denies = policies(&document("    - {effect: deny, resources: [secrets]}\n", "allow"));
     let allows = policies(&document(
-        "    - {effect: allow, paths: ['*']}\n    - {effect: allow, resources: [pods, configmaps]}\n",
+        "    - {effect: allow, paths: ['/*']}\n    - {effect: allow, resources: [pods, configmaps]}\n",
         "deny",
     ));
     for target in [

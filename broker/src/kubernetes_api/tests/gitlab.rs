@@ -91,6 +91,10 @@ struct Field {
 
 impl Field {
     async fn of(options: Options, version: Option<(u32, u32)>) -> Self {
+        Self::under(Live::open(None).unwrap(), options, version).await
+    }
+
+    async fn under(policies: Live, options: Options, version: Option<(u32, u32)>) -> Self {
         let gitlab = rails::Rails::start(options).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (secret, ca) = (folder.path().join("secret"), folder.path().join("ca.pem"));
@@ -114,7 +118,7 @@ impl Field {
         let cors = Cors::only(&ORIGIN.parse().unwrap());
         let identities = Identities::GitLab(Arc::new(remembered));
         let counted: Arc<dyn Counted> = Arc::clone(&counter) as _;
-        let send = serve(api(identities, cors, counted, tunnel)).await;
+        let send = serve(KubernetesApi { policies, ..api(identities, cors, counted, tunnel) }).await;
         Self { gitlab, send, agent, counter, _stop: stop.drop_guard() }
     }
 
@@ -340,6 +344,60 @@ async fn a_foreign_page_is_refused_and_a_preflight_needs_no_credential() {
     let body = answered.into_body().collect().await.unwrap().to_bytes();
     let status: Value = serde_yaml::from_slice(&body).unwrap();
     assert_eq!(status["reason"], "Unauthorized");
+}
+
+#[tokio::test]
+async fn access_policies_know_a_caller_by_what_gitlab_says_of_it() {
+    let hash = |credential: &str| TokenKey::of(credential.as_bytes()).to_hex()[..8].to_owned();
+    let cookie = [COOKIE, AGENT, CSRF];
+    for (lines, matched, rule, denied) in [
+        (&[JOB][..], "{}", "access: [ci]", Some("job 7 of ada")),
+        (&[JOB], "{}", "access: [pat, session, postern]", None),
+        (&[JOB], "{}", "projectIds: [10]", Some("job 7 of ada")),
+        (&[JOB], "{}", "projectIds: [11]", None),
+        (&[JOB], "{}", "userIds: [5]", Some("job 7 of ada")),
+        (&[PAT], "{}", "userIds: [5]", Some("ada")),
+        (&[PAT], "{}", "userIds: [6]", None),
+        (&[PAT], "{}", "projectIds: [10]", None),
+        (&[PAT], "{}", "access: [pat]", Some("ada")),
+        (&cookie, "{}", "access: [session]", Some("ada")),
+        (&cookie, "{}", "access: [ci, pat]", None),
+        (&[JOB], "{agentIds: [1], projectIds: [10]}", "access: [ci]", Some("job 7 of ada")),
+        (&[JOB], "{projectIds: [11]}", "access: [ci]", None),
+        (
+            &[JOB],
+            &format!("{{tokenHashes: ['{}']}}", hash("ci:1:glcbt-SECRET")),
+            "access: [ci]",
+            Some("job 7 of ada"),
+        ),
+        (&[JOB], &format!("{{tokenHashes: ['{}']}}", hash("glcbt-SECRET")), "access: [ci]", None),
+        (
+            &cookie,
+            &format!("{{tokenHashes: ['{}']}}", hash("1 cookie-SECRET")),
+            "access: [session]",
+            Some("ada"),
+        ),
+    ] {
+        let policies = crate::stage::PolicyFile::new(&format!(
+            "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: some}}\nmatch: {matched}\nspec:\n  \
+             kubernetesApi: {{rules: [{{effect: deny, {rule}}}], otherwise: allow}}\n"
+        ));
+        let mut field = Field::under(policies.live.clone(), options(json!({})), Some((16, 5))).await;
+        match denied {
+            None => {
+                let answered = field.exchange("/k8s/version", lines, &[]).await.1;
+                assert_eq!(answered.status(), StatusCode::NO_CONTENT, "{matched} {rule}");
+            }
+            Some(who) => {
+                let (status, document) = document(field.ask("/k8s/version", lines).await).await;
+                let message = document["message"].as_str().unwrap();
+                let wanted = format!(
+                    "Forbidden: AccessPolicy some does not let {who} get the path \"/version\" at agent 1"
+                );
+                assert!(status == 403 && message.contains(&wanted), "{matched} {rule}: {status} {message}");
+            }
+        }
+    }
 }
 
 /// How a job loses what its watch runs with.
