@@ -6,7 +6,7 @@
 pub(crate) mod fields;
 mod said;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::rules::{Header, Mode, lot};
 use crate::{Kind, PolicySet, Rule, Subject};
@@ -75,7 +75,7 @@ fn explained(set: &PolicySet, field: &Field, subject: &Subject<'_>) -> Explained
         .iter()
         .chain(&others)
         .take(PASSED_OVER)
-        .map(|one| PassedOver { rule: one.rule.clone(), why: why_not(&one.header, subject) })
+        .map(|one| PassedOver { rule: one.rule.clone(), why: why_not(one.header, subject) })
         .collect();
     let (value, rule) = in_force.map(|Effective { value, rule }| (value, rule)).unzip();
     Explained {

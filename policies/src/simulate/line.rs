@@ -169,7 +169,9 @@ fn number(digits: &str) -> Option<u64> {
 
 /// Since 1970, in the calendar of today.
 fn days(year: u64, month: u64, day: u64) -> u64 {
-    let leap = |year: u64| u64::from(year % 4 == 0 && (year % 100 != 0 || year % 400 == 0));
+    let leap = |year: u64| {
+        u64::from(year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)))
+    };
     let before = |year: u64| year * 365 + year / 4 - year / 100 + year / 400;
     const MONTHS: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let in_year = MONTHS[month as usize - 1] + if month > 2 { leap(year) } else { 0 } + day - 1;
