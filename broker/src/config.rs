@@ -273,4 +273,6 @@ impl Config {
 }
 
 #[cfg(test)]
+mod shipped;
+#[cfg(test)]
 mod tests;

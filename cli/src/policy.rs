@@ -9,6 +9,8 @@ mod simulate;
 mod table;
 mod watch;
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,17 +33,35 @@ pub(crate) enum Command {
 }
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Check(options) => Ok(check::run(options)),
-        Command::Diff(options) => Ok(diff::run(options)),
-        Command::Explain(options) => Ok(explain::run(options)),
-        Command::Schema => {
-            println!("{:#}", postern_policies::schema());
-            Ok(ExitCode::SUCCESS)
-        }
+    let ended = match command {
+        Command::Check(options) => check::run(options),
+        Command::Diff(options) => diff::run(options),
+        Command::Explain(options) => explain::run(options),
+        Command::Schema => schema(),
         Command::Simulate(options) => simulate::run(options),
         Command::Watch(options) => watch::run(options),
+    };
+    match ended {
+        // Whoever reads the output has seen enough, as `head` does.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        ended => ended,
     }
+}
+
+fn schema() -> anyhow::Result<ExitCode> {
+    say(format_args!("{:#}\n", postern_policies::schema()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// To standard output, which may be closed.
+fn say(text: fmt::Arguments<'_>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_fmt(text)?;
+    out.flush()
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The policies of a directory, or the code to exit with after all problems were told.

@@ -277,4 +277,8 @@ fn schema_is_json_that_knows_every_kind() {
     {
         assert!(schema.contains(kind), "{kind}");
     }
+    // Whoever reads it may stop in the middle.
+    let command = concat!("'", env!("CARGO_BIN_EXE_postern"), "' policy schema | head -c 1");
+    let cut = Command::new("sh").args(["-c", command]).output().expect("every system has a shell");
+    assert_eq!(said(&cut), ("{".to_owned(), String::new(), Some(0)));
 }

@@ -151,8 +151,12 @@ impl Live {
                 let verdict = inner.read_and_judge(&directory, &before, unsettled + 1 == UNSETTLED_AT_MOST);
                 (before, verdict)
             });
-            // An error: the runtime ends.
-            let Ok((known, verdict)) = read.await else { return };
+            let Ok((known, verdict)) = read.await else {
+                // Or the runtime ends, and this task with it.
+                tracing::error!("following the policies failed inside postern; it is tried again");
+                sleep(RETRY).await;
+                continue;
+            };
             if verdict == Verdict::Unsettled {
                 unsettled += 1;
                 watch.quiet().await;
@@ -244,11 +248,11 @@ impl Inner {
             return;
         }
         for problem in problems.list.iter().take(LOGGED_PROBLEMS) {
-            tracing::error!(problem = %problem, "policy files have a problem; the last good ones stay in force");
+            tracing::error!(problem = %problem, "bad policy; the last good ones stay in force");
         }
         let more = problems.more + problems.list.len().saturating_sub(LOGGED_PROBLEMS);
         if more > 0 {
-            tracing::error!(more, "policy files have more problems");
+            tracing::error!(more, "bad policies: there are more problems than these");
         }
         let since = state.bad.as_ref().map_or_else(Instant::now, |bad| bad.since);
         state.bad = Some(Bad { problems, since });
@@ -257,6 +261,9 @@ impl Inner {
 
 /// Says what a change did, after it was done.
 fn tell_changes(before: &PolicySet, after: &PolicySet) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
     let changes = diff(before, after);
     for change in changes.iter().take(LOGGED_CHANGES) {
         tracing::info!(change = %change, "what the policies say has changed");

@@ -46,7 +46,7 @@ pub fn load(directory: &Path) -> Result<Loaded, Problems> {
     let mut builder = Builder::default();
     let mut hash = Sha256::new();
     let texts = files::read(directory).unwrap_or_else(|problem| {
-        found.add(problem);
+        found.add(*problem);
         Vec::new()
     });
     let mut documents = 0;
@@ -60,7 +60,7 @@ pub fn load(directory: &Path) -> Result<Loaded, Problems> {
                     break;
                 }
             }
-            Err(problem) => found.add(problem),
+            Err(problem) => found.add(*problem),
         }
     }
     if !found.list.is_empty() {

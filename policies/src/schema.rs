@@ -171,7 +171,7 @@ fn definitions() -> Map<String, Value> {
             "description": "Hours, minutes, seconds, milliseconds.",
             "type": "string",
             "pattern": "^(?=.)(\\d+h)?(\\d+m)?(\\d+(\\.\\d{1,9})?s)?(\\d+ms)?$",
-            "examples": ["30s", "5m", "1h30m"],
+            "examples": ["30s", "5m", "1h"],
         },
         "rate": {
             "description": "How much in time, and at once.",

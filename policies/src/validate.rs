@@ -4,6 +4,7 @@
 //! document with a mistake in one field is still looked at whole, and what it says rightly can still tie with others.
 
 mod fields;
+mod nothing;
 
 use crate::rules::{Header, MAX_CELLS, MAX_CELLS_IN_ALL, Mode, Selector};
 use crate::written::{
@@ -82,6 +83,8 @@ impl Builder {
         needs_within(&mut cursor, entries, "metadata", "name");
         let name = metadata.and_then(|metadata| metadata.value.name);
         let before = cursor.reported();
+        nothing::report(entries, problems);
+        let mut cursor = Cursor::new(problems);
         let mode = cursor.field(entries, "mode");
         let canary = cursor.field(entries, "canary");
         let selector = cursor.field(entries, "match");

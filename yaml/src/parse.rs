@@ -16,6 +16,9 @@ const MAX_WEIGHT: usize = 200_000;
 /// In bytes.
 const TEXT_UNIT: usize = 16;
 
+/// Mappings with so many keys remember them in a map.
+const MANY_KEYS: usize = 16;
+
 /// The only document of the text. `None`: it is no YAML, and `problems` says why.
 pub fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
     parse_part(text, 0, problems)
@@ -192,14 +195,27 @@ impl Builder<'_> {
                         Some((_, true)) => Key::Merge,
                         Some((word, false)) => {
                             let word: Rc<str> = word.into();
-                            match seen.get(&word) {
+                            // Few keys are compared sooner than hashed.
+                            let first = if entries.len() < MANY_KEYS {
+                                entries.iter().find(|entry| entry.key == word).map(|entry| entry.at)
+                            } else {
+                                if seen.is_empty() {
+                                    seen.extend(
+                                        entries.iter().map(|entry| (Rc::clone(&entry.key), entry.at)),
+                                    );
+                                }
+                                seen.get(&word).copied()
+                            };
+                            match first {
                                 Some(first) => {
                                     let found = format!("written twice, first in line {}", first.line);
                                     self.problems.add(node.at, cut(&word), found, "every key once is wanted");
                                     Key::Unusable
                                 }
                                 None => {
-                                    seen.insert(Rc::clone(&word), node.at);
+                                    if entries.len() >= MANY_KEYS {
+                                        seen.insert(Rc::clone(&word), node.at);
+                                    }
                                     Key::Word(word, node.at)
                                 }
                             }

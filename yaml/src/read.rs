@@ -152,7 +152,7 @@ impl<'a> Cursor<'a> {
     /// Runs `read` with the path of this key.
     pub fn within<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.path.len();
-        self.path = join(&self.path, key);
+        extend(&mut self.path, key);
         let result = read(self);
         self.path.truncate(before);
         result
@@ -160,7 +160,17 @@ impl<'a> Cursor<'a> {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() || key.starts_with('[') { format!("{path}{key}") } else { format!("{path}.{key}") }
+    let mut joined = String::with_capacity(path.len() + 1 + key.len());
+    joined.push_str(path);
+    extend(&mut joined, key);
+    joined
+}
+
+fn extend(path: &mut String, key: &str) {
+    if !path.is_empty() && !key.starts_with('[') {
+        path.push('.');
+    }
+    path.push_str(key);
 }
 
 /// A mapping declared by [`section!`].

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -51,7 +50,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Looks at a directory. Blocking, as long as its file system likes.
     pub fn take(directory: &Path, wanted: Wanted) -> Snapshot {
-        examine(directory, wanted).0
+        examine(&absolute(directory), wanted).0
     }
 
     /// Whether everything in it is old enough for another write to be told from the last one.
@@ -84,8 +83,8 @@ struct Shared {
     /// Holds one wake-up at most: events are a hint to look.
     wake: Notify,
     interest: Mutex<Interest>,
-    /// A watched directory was moved or removed: notify forgets its watch, perhaps after we renewed it.
-    replaced: AtomicBool,
+    /// Watched directories that were moved or removed: notify forgets their watches, perhaps after we renewed them.
+    gone: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// Which events say anything: a directory on the way may be as busy as `/tmp`.
@@ -128,10 +127,8 @@ impl DirectoryWatch {
 
     fn polling(directory: PathBuf, wanted: Wanted) -> DirectoryWatch {
         let shared = Arc::new(Shared::default());
-        // The working directory may change; a path that cannot be made absolute is looked at as it is.
-        let directory = std::path::absolute(&directory).unwrap_or(directory);
         let eye = Eye {
-            directory,
+            directory: absolute(&directory),
             wanted,
             watcher: None,
             watched: BTreeMap::new(),
@@ -208,11 +205,11 @@ impl Shared {
         let lost = event.need_rescan() || event.paths.is_empty();
         let gone = matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
         let interest = self.interest.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = gone && event.paths.iter().any(|path| interest.steps.contains_key(path));
-        if lost || own {
-            self.replaced.store(true, Ordering::Release);
+        if lost || gone {
+            let watched = interest.steps.keys().filter(|path| lost || event.paths.contains(path));
+            self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(watched.cloned());
         }
-        if lost || own || event.paths.iter().any(|path| interest.concerns(path)) {
+        if lost || event.paths.iter().any(|path| interest.concerns(path)) {
             self.wake.notify_one();
         }
     }
@@ -245,12 +242,7 @@ impl Eye {
     /// Returns whether something is watched that was not: what changed before that was told to nobody.
     fn watch(&mut self, interest: Interest) -> bool {
         let Some(watcher) = &mut self.watcher else { return false };
-        if self.shared.replaced.swap(false, Ordering::AcqRel) {
-            for path in std::mem::take(&mut self.watched).values() {
-                // Fails where it is gone, and its watch with it.
-                let _ = watcher.unwatch(path);
-            }
-        }
+        let gone = std::mem::take(&mut *self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner));
         let Interest { steps, mut files } = interest;
         // The kernel has one watch for a directory, even if it has two names.
         let mut wanted = BTreeMap::<DirectoryId, (PathBuf, BTreeSet<OsString>)>::new();
@@ -263,8 +255,9 @@ impl Eye {
             }
         }
         self.watched.retain(|id, path| {
-            let kept = wanted.get(id).is_some_and(|(wanted, _)| wanted == path);
+            let kept = !gone.contains(path) && wanted.get(id).is_some_and(|(wanted, _)| wanted == path);
             if !kept {
+                // Fails where it is gone, and its watch with it.
                 let _ = watcher.unwatch(path);
             }
             kept
@@ -293,6 +286,11 @@ impl Eye {
         }
         more
     }
+}
+
+/// Only the empty path, and any path without a working directory, has none; there is nothing at either.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn examine(directory: &Path, wanted: Wanted) -> (Snapshot, Interest) {

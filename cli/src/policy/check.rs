@@ -19,21 +19,22 @@ pub(crate) struct Options {
     json: bool,
 }
 
-pub(super) fn run(options: &Options) -> ExitCode {
+pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let loaded = postern_policies::load(&options.directory);
     let code = if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if options.json {
-        println!("{:#}", document(&loaded));
-        return code;
+        super::say(format_args!("{:#}\n", document(&loaded)))?;
+        return Ok(code);
     }
     match loaded {
         Ok(Loaded { documents, fingerprint, .. }) => {
             let documents = count(documents, "document is", "documents are");
-            println!("{}: {documents} valid; fingerprint {fingerprint}", options.directory.display());
+            let directory = options.directory.display();
+            super::say(format_args!("{directory}: {documents} valid; fingerprint {fingerprint}\n"))?;
         }
         Err(problems) => eprintln!("{problems}"),
     }
-    code
+    Ok(code)
 }
 
 fn document(loaded: &Result<Loaded, Problems>) -> Value {

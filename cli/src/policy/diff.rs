@@ -20,21 +20,21 @@ pub(crate) struct Options {
     json: bool,
 }
 
-pub(super) fn run(options: &Options) -> ExitCode {
+pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     // Both, so that all problems are told at once.
     let (before, after) = (super::read(&options.before), super::read(&options.after));
-    let (Ok(before), Ok(after)) = (before, after) else { return ExitCode::from(2) };
+    let (Ok(before), Ok(after)) = (before, after) else { return Ok(ExitCode::from(2)) };
     let changes = postern_policies::diff(&before.set, &after.set);
     if options.json {
         let changed = !changes.is_empty();
         let document = json!({
             "changed": changed, "before": before.fingerprint, "after": after.fingerprint, "changes": changes,
         });
-        println!("{document:#}");
+        super::say(format_args!("{document:#}\n"))?;
     } else {
         for change in &changes {
-            println!("{}", table::plain(&change.to_string()));
+            super::say(format_args!("{}\n", table::plain(&change.to_string())))?;
         }
     }
-    if changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -63,10 +63,10 @@ impl FromStr for TokenHash {
     }
 }
 
-pub(super) fn run(options: &Options) -> ExitCode {
+pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let Loaded { set, fingerprint, .. } = match super::read(&options.directory) {
         Ok(loaded) => loaded,
-        Err(code) => return code,
+        Err(code) => return Ok(code),
     };
     let hash = options.token_hash;
     let subject = Subject {
@@ -78,12 +78,10 @@ pub(super) fn run(options: &Options) -> ExitCode {
     };
     let values = set.explain(&subject);
     if options.json {
-        println!(
-            "{:#}",
-            json!({"fingerprint": fingerprint, "subject": subject_of(options), "values": values})
-        );
+        let document = json!({"fingerprint": fingerprint, "subject": subject_of(options), "values": values});
+        super::say(format_args!("{document:#}\n"))?;
     } else {
-        print!("{}", text(&values));
+        super::say(format_args!("{}", text(&values)))?;
     }
     if let Some(hash) = hash.filter(|hash| hash.digits < 64) {
         let digits = table::count(hash.digits, "digit is", "digits are");
@@ -91,7 +89,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
             "postern: {digits} given of the token's hash; zeros stand for the rest, also where a canary draws lots"
         );
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 fn subject_of(options: &Options) -> Value {

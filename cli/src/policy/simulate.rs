@@ -42,9 +42,9 @@ pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             document.remove("span");
             document.insert("span_seconds".to_owned(), json!(report.span.as_secs_f64()));
         }
-        println!("{document:#}");
+        super::say(format_args!("{document:#}\n"))?;
     } else {
-        println!("{report}");
+        super::say(format_args!("{report}\n"))?;
     }
     if report.judged == 0 {
         eprintln!(

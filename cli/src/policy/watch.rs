@@ -1,6 +1,7 @@
 //! `policy watch URL..`: is it everywhere yet? Asks each process which policies it has in force, once a second, until all
 //! have the same ones, or those of a directory. It changes nothing.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,10 +51,10 @@ pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let agreed = runtime.block_on(watch(options, expected.as_deref()));
     // A name server that is silent keeps its thread.
     runtime.shutdown_background();
-    Ok(if agreed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if agreed? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn watch(options: &Options, expected: Option<&str>) -> bool {
+async fn watch(options: &Options, expected: Option<&str>) -> io::Result<bool> {
     let mut looks = interval(EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shown = None;
@@ -61,16 +62,16 @@ async fn watch(options: &Options, expected: Option<&str>) -> bool {
         looks.tick().await;
         let look = Look::take(&options.processes, expected).await;
         if options.json {
-            println!("{}", look.json());
+            super::say(format_args!("{}\n", look.json()))?;
         } else {
             let text = (look.table(false), look.verdict());
             if shown.as_ref() != Some(&text) {
-                print!("{}{}", look.table(true), text.1);
+                super::say(format_args!("{}{}", look.table(true), text.1))?;
                 shown = Some(text);
             }
         }
         if look.agrees() || options.once {
-            return look.agrees();
+            return Ok(look.agrees());
         }
     }
 }
@@ -95,7 +96,8 @@ impl<'a> Look<'a> {
 
     /// The expected fingerprint, or that of the first process that says one.
     fn wanted(&self) -> Option<&str> {
-        let first = || self.answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
+        let mut pages = self.answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
+        let mut first = || pages.find(|page| page.has_directory);
         self.expected.or_else(|| first().map(|page| page.fingerprint.as_str()))
     }
 

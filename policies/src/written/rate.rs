@@ -22,8 +22,6 @@ const UNLIMITED: &str = "unlimited";
 const FORMS: &str = "either perMinute alone, or rate and burst";
 
 impl Read for Rate {
-    const BLANK: bool = true;
-
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {
         let entries = match &node.value {
             Value::Text(text) if text == UNLIMITED => return Some(Self(None)),

@@ -8,8 +8,6 @@ use std::time::Duration;
 pub(crate) struct Time<const LEAST: u64, const MOST: u64>(pub(crate) Duration);
 
 impl<const LEAST: u64, const MOST: u64> Read for Time<LEAST, MOST> {
-    const BLANK: bool = true;
-
     fn read(node: &Node, cursor: &mut Cursor<'_>) -> Option<Self> {
         const FORM: &str = "a duration such as 30s, 5m or 1h30m is wanted";
         let time = match &node.value {
@@ -69,8 +67,8 @@ fn digits(text: &str) -> Option<u64> {
 fn shown(seconds: u64) -> String {
     match seconds {
         0 => "0s".to_owned(),
-        _ if seconds % 3_600 == 0 => format!("{}h", seconds / 3_600),
-        _ if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        _ if seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
+        _ if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
         _ => format!("{seconds}s"),
     }
 }

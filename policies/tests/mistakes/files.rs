@@ -89,6 +89,7 @@ fn documents() -> Vec<(&'static str, Files)> {
             document!("LimitPolicy", "spec: {colour: red, streamsPerIp: 1}\n"),
         ),
         ("no `spec`", document!("LimitPolicy", "match: {}\n")),
+        ("key with nothing behind it", document!("TunnelPolicy", "spec:\n  agentWait: 5s\n  maxIdle:\n")),
         ("`spec` that sets nothing", document!("TunnelPolicy", "spec: {}\n")),
         ("misspelt mode", document!("LimitPolicy", "mode: reprot\nspec: {streamsPerIp: 1}\n")),
         (
@@ -136,6 +137,11 @@ fn selectors() -> Vec<(&'static str, Files)> {
             document!("LimitPolicy", "match: {agentIds: 42}\nspec: {streamsPerIp: 1}\n"),
         ),
         ("empty list", document!("LimitPolicy", "match: {agentIds: []}\nspec: {streamsPerIp: 1}\n")),
+        ("`match` with nothing in it", document!("LimitPolicy", "match:\nspec: {streamsPerIp: 1}\n")),
+        (
+            "selector with nothing in it",
+            document!("LimitPolicy", "match:\n  agentIds:\nspec: {streamsPerIp: 1}\n"),
+        ),
         (
             "agent by its name",
             document!("LimitPolicy", "match: {agentIds: [prod]}\nspec: {streamsPerIp: 1}\n"),

@@ -66,6 +66,19 @@ async fn every_way_to_change_files_is_seen_and_other_files_do_not_count() {
 }
 
 #[tokio::test]
+async fn a_relative_path_is_that_of_the_working_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
+    let path = up.join(root.path().strip_prefix("/").unwrap());
+    let mut seen = Seen::new(&path).await;
+    assert!(seen.known.directory.is_ok());
+    seen.stays().await;
+    fs::write(root.path().join("a.yaml"), "1").unwrap();
+    seen.changes().await;
+    seen.stays().await;
+}
+
+#[tokio::test]
 async fn a_configmap_swap_is_seen_each_time() {
     let mount = tempfile::tempdir().unwrap();
     publish(mount.path(), "0", |directory| fs::write(directory.join("a.yaml"), "0").unwrap());

@@ -236,7 +236,7 @@ async fn all_are_woken_a_few_at_a_time() {
 #[test]
 fn a_connection_is_hardly_larger_for_it() {
     assert!(size_of::<Life>() <= 112, "{}", size_of::<Life>());
-    assert!(size_of::<Seat>() <= 80, "{}", size_of::<Seat>());
-    // With its counts a multiple of what the allocator gives.
-    assert!(size_of::<Connection>() <= 240, "{}", size_of::<Connection>());
+    // What each connection keeps here, with and without policies: 432 bytes before there were any.
+    let kept = size_of::<Life>() + size_of::<Seat>() + size_of::<Connection>();
+    assert!(kept <= 464, "{kept}");
 }

@@ -65,8 +65,8 @@ impl Broken {
 
     pub(super) fn any(random: &mut StdRng) -> Broken {
         match random.random_range(0..1000) {
-            0..10 => Broken::Bomb,
-            10..12 => Broken::TooManyFiles,
+            0..5 => Broken::Bomb,
+            5..7 => Broken::TooManyFiles,
             _ => *Self::CHEAP.choose(random).expect("there are some"),
         }
     }
