@@ -43,8 +43,10 @@ impl Trace {
     }
 }
 
-/// Field, document, times and names of each cause.
-fn told(report: &Report) -> Vec<(&str, &str, u64, Vec<(&str, u64)>)> {
+/// Field, document, times and names of one cause.
+type Told<'a> = (&'a str, &'a str, u64, Vec<(&'a str, u64)>);
+
+fn told(report: &Report) -> Vec<Told<'_>> {
     report
         .refusals
         .iter()
