@@ -78,7 +78,7 @@ fn address(seed: u64) -> Ipv4Addr {
 
 /// One in two is somebody of whom no selector knows anything.
 fn known(number: u64) -> Known {
-    let seed = if number % 2 == 0 { number * SELECTORS / SUBJECTS } else { 1_000_000 + number };
+    let seed = if number.is_multiple_of(2) { number * SELECTORS / SUBJECTS } else { 1_000_000 + number };
     Known {
         agent_id: seed,
         project_id: seed,
@@ -88,7 +88,7 @@ fn known(number: u64) -> Known {
             (0, _) => address(seed).into(),
             _ => Ipv4Addr::new(192, 0, 2, 1).into(),
         },
-        agent_version: if number % 2 == 0 {
+        agent_version: if number.is_multiple_of(2) {
             format!("v{}.{}.1", seed % 60, seed % 30)
         } else {
             "v99.0.0".to_owned()
@@ -98,7 +98,7 @@ fn known(number: u64) -> Known {
 
 /// All is known of some, of the others only what the edge knows.
 fn subject(known: &Known) -> Subject<'_> {
-    let agent = known.agent_id % 3 == 0;
+    let agent = known.agent_id.is_multiple_of(3);
     Subject {
         agent_id: agent.then_some(known.agent_id),
         project_id: agent.then_some(known.project_id),
