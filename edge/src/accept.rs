@@ -11,7 +11,7 @@ use crate::config::Timeouts;
 use crate::http2;
 use crate::lane;
 use crate::life::{Farewell, Life, Roll, Seat};
-use crate::limits::ConnectionPermit;
+use crate::limits::{ConnectionPermit, Penance};
 use crate::listen::proxy_protocol::{self, ProxyError};
 use crate::listen::socket::{Listener, Raw};
 use crate::listen::{Arrival, Rules, UNIX_PEER};

@@ -354,7 +354,8 @@ fn an_address_opens_so_many_connections_in_a_while_and_another_one_as_many() {
     assert_eq!((0..20).filter(|_| opened(HOME, begin)).count(), 5);
     assert!(opened(AWAY, begin));
     let refused = limits.connection_at(HOME, begin).unwrap_err();
-    let expected = Reason::TooMany { limit: Limit::IpConnectionRate, retry_after: Duration::from_secs(1) };
+    let expected =
+        Reason::TooMany { limit: Limit::IpConnectionRate, retry_after: Duration::from_secs(1), rule: None };
     assert_eq!(refused, expected);
     assert!(!opened(HOME, begin + Duration::from_millis(999)));
     assert!(opened(HOME, begin + Duration::from_secs(1)));
