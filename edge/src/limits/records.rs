@@ -223,7 +223,7 @@ mod tests {
     fn records_are_as_small_as_the_documentation_says() {
         let sizes =
             [size_of::<([u8; 32], Token)>(), size_of::<(Network, Address)>(), size_of::<(u64, Agent)>()];
-        assert_eq!(sizes, [72, 64, 32]);
+        assert_eq!(sizes, [72, 80, 32]);
     }
 
     #[test]
