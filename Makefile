@@ -53,7 +53,7 @@ bench-policies: setup-build ## what a decision by 5,000 policies costs, and how 
 	@command -v redis-server >/dev/null || tests/setup/tests.sh
 	cargo build --release --workspace --bins
 	@mkdir -p target/bench
-	cargo bench -p postern-policies --bench decide | tee target/bench/decisions.txt
+	cargo bench -p postern-policies --bench decide > target/bench/decisions.txt && cat target/bench/decisions.txt
 	POSTERN_DECISIONS=$(CURDIR)/target/bench/decisions.txt cargo bench -p postern-tests --bench policies
 
 build:

@@ -3,12 +3,13 @@
 #[path = "policies/field.rs"]
 mod field;
 
-use crate::harness::within;
 use field::{Field, Load, PROCESSES, Word};
 use std::{collections::BTreeMap, fs, time::Duration};
 use tokio::time::Instant;
 
 const EDITS: usize = 40;
+/// At each process after a bad edit.
+const LOOKS: u64 = 20;
 
 #[tokio::test]
 async fn every_process_obeys_each_edit_and_no_stream_is_dropped() {
@@ -39,18 +40,13 @@ async fn a_bad_edit_changes_nothing_for_anybody_and_is_told() {
     field.meets(Word::Shut, begin).await;
     let load = field.load();
     fs::write(field.folder().join("second.yaml"), "apiVersion: postern/v1\nkind: LimitPolicyy\n").unwrap();
-    within(Duration::from_secs(10), "the edge complains", async || (field.complaints() > 0).then_some(()))
-        .await;
-    field.meets(Word::Shut, Instant::now()).await;
+    field.complain("LimitPolicyy").await;
+    field.keeps(Word::Shut, LOOKS).await;
     // The good half of the files is not in force either while the other half is bad.
     field.edit(Word::Open);
-    let complaints = field.complaints();
     fs::write(field.folder().join("second.yaml"), "apiVersion: postern/v2\n").unwrap();
-    within(Duration::from_secs(10), "the edge complains anew", async || {
-        (field.complaints() > complaints).then_some(())
-    })
-    .await;
-    field.meets(Word::Shut, Instant::now()).await;
+    field.complain("postern/v2").await;
+    field.keeps(Word::Shut, LOOKS).await;
     fs::remove_file(field.folder().join("second.yaml")).unwrap();
     let begin = Instant::now();
     field.meets(Word::Open, begin).await;

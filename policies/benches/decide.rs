@@ -1,5 +1,7 @@
-//! What one decision costs among 5,000 selectors: `decision_ns` and `decision_allocs`, a line each. Half of the subjects are
-//! strangers to all selectors; of a third of them everything is known, of the others only what an edge knows.
+//! What one decision costs among 5,000 selectors: `decision_ns` and `decision_allocs`, a line each, and `request_ns` for all
+//! that an edge looks up for one request where every document says something of each of it. Half of the subjects are
+//! strangers to all selectors; of a third of them everything is known, of the others only what an edge knows. Fails where
+//! a decision allocates; a time is only told.
 //!
 //! What moves the number: how many lengths of prefixes there are, for each is one look-up, and how many combinations of
 //! what is known of the subject some selector asks for. The number of documents matters only as far as caches go.
@@ -18,6 +20,11 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const SELECTORS: u64 = 5_000;
 const SUBJECTS: u64 = 4_096;
 const ROUNDS: usize = 200;
+/// What each document says where one field alone is looked up.
+const ONE: &str = "requestsPerToken: {perMinute: 60}";
+/// And where a request is judged as an edge does.
+const EVERYTHING: &str = "requestsPerToken: {perMinute: 60}, requestsPerIp: {perMinute: 60}, requestsPerAgent: {perMinute: 60}, \
+                          streamsPerToken: 6, streamsPerIp: 6, streamsPerAgent: 6, bodyBytes: 60";
 /// Odd, so that multiplying by it gives every number once.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -30,7 +37,7 @@ struct Known {
 }
 
 fn main() {
-    let set = policies();
+    let set = policies(ONE, false);
     let known: Vec<Known> = (0..SUBJECTS).map(known).collect();
     let subjects: Vec<Subject<'_>> = known.iter().map(subject).collect();
     let met = subjects.iter().filter(|subject| decide(&set, subject)).count();
@@ -38,24 +45,51 @@ fn main() {
         "{SELECTORS} selectors; {met} of {} subjects are met by one that does not ask for everybody",
         subjects.len()
     );
+    let (time, allocations) = measure(&subjects, |subject| decide(&set, subject));
+    println!("decision_ns {time:.0}");
+    println!("decision_allocs {allocations}");
+    drop(set);
+    let set = policies(EVERYTHING, true);
+    let (request, more) = measure(&subjects, |subject| all_of_a_request(&set, subject));
+    println!("request_ns {request:.0}");
+    println!("request_allocs {more}");
+    assert_eq!((allocations, more), (0.0, 0.0), "a decision allocates");
+}
+
+/// Nanoseconds of the best round, and allocations, of one subject.
+fn measure<T>(subjects: &[Subject<'_>], decide: impl Fn(&Subject<'_>) -> T) -> (f64, f64) {
     let mut best = f64::MAX;
     let region = Region::new(ALLOCATOR);
     for _ in 0..ROUNDS {
         let begin = Instant::now();
-        for subject in &subjects {
-            black_box(decide(&set, black_box(subject)));
+        for subject in subjects {
+            black_box(decide(black_box(subject)));
         }
         best = best.min(begin.elapsed().as_secs_f64() * 1e9 / subjects.len() as f64);
     }
     let stats = region.change();
-    let allocations = stats.allocations + stats.reallocations;
-    println!("decision_ns {best:.0}");
-    println!("decision_allocs {}", allocations as f64 / (ROUNDS * subjects.len()) as f64);
+    (best, (stats.allocations + stats.reallocations) as f64 / (ROUNDS * subjects.len()) as f64)
 }
 
 fn decide(set: &PolicySet, subject: &Subject<'_>) -> bool {
     let choice = set.limits.requests_per_token.choose(subject);
     choice.in_force.is_some_and(|ruled| ruled.rule.name != "everybody")
+}
+
+/// The eight fields that an edge looks up for a request of a caller: two each of the token, the address and the agent, the
+/// size of the body, and who may come, of whom the token is all that is asked.
+fn all_of_a_request(set: &PolicySet, subject: &Subject<'_>) -> usize {
+    let limits = &set.limits;
+    let mut found = 0;
+    for rates in [&limits.requests_per_token, &limits.requests_per_ip, &limits.requests_per_agent] {
+        found += usize::from(black_box(rates.choose(subject)).in_force.is_some());
+    }
+    for counts in [&limits.streams_per_token, &limits.streams_per_ip, &limits.streams_per_agent] {
+        found += usize::from(black_box(counts.choose(subject)).in_force.is_some());
+    }
+    let whoever = Subject { token_hash: subject.token_hash, ..Subject::default() };
+    found += usize::from(black_box(limits.body_bytes.choose(subject)).in_force.is_some());
+    found + usize::from(black_box(set.access.clients.choose(&whoever)).in_force.is_some())
 }
 
 fn hash(seed: u64) -> [u8; 32] {
@@ -129,7 +163,8 @@ fn selector(seed: u64) -> String {
     }
 }
 
-fn policies() -> PolicySet {
+/// A document of limits for each selector, and of addresses where one asks for tokens alone and `clients` are wanted.
+fn policies(spec: &str, clients: bool) -> PolicySet {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let head = "---\napiVersion: postern/v1\nkind: LimitPolicy\n";
     for (file, first) in (1..=SELECTORS).step_by(500).enumerate() {
@@ -142,10 +177,19 @@ fn policies() -> PolicySet {
             };
             write!(
                 text,
-                "{head}metadata: {{name: p{seed}}}\n{more}match: {{{}}}\nspec: {{requestsPerToken: {{perMinute: 60}}}}\n",
+                "{head}metadata: {{name: p{seed}}}\n{more}match: {{{}}}\nspec: {{{spec}}}\n",
                 selector(seed)
             )
             .expect("writing to a string cannot fail");
+            if clients && matches!(seed % 10, 1 | 2) {
+                write!(
+                    text,
+                    "---\napiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: p{seed}}}\nmatch: {{{}}}\nspec: \
+                     {{clients: {{allow: [10.0.0.0/8]}}}}\n",
+                    selector(seed)
+                )
+                .expect("writing to a string cannot fail");
+            }
         }
         if file == 0 {
             text += &format!(

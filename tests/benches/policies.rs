@@ -25,6 +25,14 @@ const EVERY: Duration = Duration::from_millis(150);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // First: without them there is nothing to measure the rest for.
+    let decisions = match decisions() {
+        Ok(decisions) => decisions,
+        Err(missing) => {
+            eprintln!("{missing}; run `make bench-policies`");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut field = Field::start().await;
     let load = field.load();
     let mut after = vec![Vec::with_capacity(EDITS); PROCESSES.len()];
@@ -54,7 +62,6 @@ async fn main() -> ExitCode {
         outcomes.iter().filter(|(outcome, _)| *outcome != "200").map(|(_, count)| count).sum();
     let dropped = unanswered + tally.failed + tally.moved;
     println!("answers {outcomes:?}, agents {tally:?}, the last answers after {:?}", begin.elapsed());
-    let decisions = decisions();
     println!("decisions {decisions}");
     let figures = json!({
         "decision_ns": decisions["decision_ns"],
@@ -71,12 +78,18 @@ async fn main() -> ExitCode {
     if dropped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Lines such as `decision_ns 120`.
-fn decisions() -> Value {
-    let text = std::env::var("POSTERN_DECISIONS").ok().and_then(|file| fs::read_to_string(file).ok());
-    let pairs = text.as_deref().unwrap_or_default().lines().filter_map(|line| {
+/// Lines such as `decision_ns 120`. `Err`: which figures are missing, and where.
+fn decisions() -> Result<Value, String> {
+    let file =
+        std::env::var("POSTERN_DECISIONS").map_err(|_| "POSTERN_DECISIONS names no file".to_owned())?;
+    let text = fs::read_to_string(&file).map_err(|error| format!("POSTERN_DECISIONS {file}: {error}"))?;
+    let pairs = text.lines().filter_map(|line| {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), json!(value.trim().parse::<f64>().ok()?)))
     });
-    Value::Object(pairs.collect())
+    let decisions = Value::Object(pairs.collect());
+    match ["decision_ns", "decision_allocs"].into_iter().find(|name| !decisions[*name].is_number()) {
+        Some(name) => Err(format!("POSTERN_DECISIONS {file}: there is no line `{name} NUMBER`")),
+        None => Ok(decisions),
+    }
 }

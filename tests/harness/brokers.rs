@@ -26,6 +26,8 @@ pub(crate) struct Broker {
     _process: Process,
     pub(crate) agents: SocketAddr,
     pub(crate) kubernetes: SocketAddr,
+    /// Of the probes, and of what the broker says of itself.
+    pub(crate) probes: SocketAddr,
 }
 
 /// All of them, and their Redis.
@@ -84,8 +86,9 @@ impl Brokers {
         let mut process = Process::start("broker", "kas", here, &arguments, &[("POSTERN_LOG", "info")]);
         let agents = process.address("listening", |line| line["listener"] == "agents").await;
         let kubernetes = process.address("listening", |line| line["listener"] == "kubernetes_api").await;
+        let probes = process.address("listening", |line| line["listener"] == "observability").await;
         process.logged("ready", |_| true).await;
-        self.all.push(Broker { _process: process, agents, kubernetes });
+        self.all.push(Broker { _process: process, agents, kubernetes, probes });
     }
 
     /// All agents, evenly spread, each with what [`Agents::stand`] waits for.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs,
@@ -51,15 +52,30 @@ pub(crate) enum Word {
     Shut,
 }
 
+/// What a watcher knows of one process.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// `None`: nothing yet.
+    word: Option<Word>,
+    /// Of the first look that met it.
+    since: Instant,
+    /// How many looks are over. They follow each other, so that at most one more has begun.
+    looks: u64,
+    /// The number of the first look that met it.
+    first: u64,
+}
+
 /// All of it, running.
 pub(crate) struct Field {
     pub(crate) agents: Agents,
-    edge: Process,
+    _edge: Process,
     edge_address: SocketAddr,
     _brokers: Brokers,
     policies: tempfile::TempDir,
+    /// Where each process tells of itself.
+    told: Vec<SocketAddr>,
     _watchers: JoinSet<()>,
-    seen: Vec<watch::Receiver<(Option<Word>, Instant)>>,
+    seen: Vec<watch::Receiver<Seen>>,
     entrance: String,
 }
 
@@ -67,6 +83,7 @@ pub(crate) struct Field {
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     lanes: JoinSet<BTreeMap<String, u64>>,
+    begin: Instant,
 }
 
 impl Field {
@@ -96,20 +113,23 @@ impl Field {
             &[("POSTERN_LOG", "warn,postern_edge=info")],
         );
         let edge_address = edge.address("listening", |line| line["tls"] == false).await;
+        let admin = edge.address("admin listening", |_| true).await;
         let habits = Habits { tunnels: TUNNELS, aged: false };
         let agents = Agents::start(&[edge_address], &brokers.identities, habits);
         agents.stand().await;
         let (_, entrance) = brokers.entrance(0);
         let mut field = Self {
             agents,
-            edge,
+            _edge: edge,
             edge_address,
             policies,
+            told: brokers.all.iter().map(|broker| broker.probes).collect(),
             _watchers: JoinSet::new(),
             seen: Vec::new(),
             entrance,
             _brokers: brokers,
         };
+        field.told.insert(0, admin);
         field.watch();
         field.meets(Word::Open, Instant::now()).await;
         field
@@ -120,7 +140,7 @@ impl Field {
         let mut addresses = vec![self.edge_address];
         addresses.extend(self._brokers.all.iter().map(|broker| broker.kubernetes));
         for (process, address) in addresses.into_iter().enumerate() {
-            let (tell, told) = watch::channel((None, Instant::now()));
+            let (tell, told) = watch::channel(Seen { word: None, since: Instant::now(), looks: 0, first: 0 });
             let bearer = format!("Bearer postern:{WATCHED}:{}", self.entrance);
             self.seen.push(told);
             self._watchers.spawn(look(process, address, bearer, tell));
@@ -134,15 +154,51 @@ impl Field {
         begin
     }
 
-    /// Waits until this is what every process decides, and says after what time each did for the first time.
+    /// Waits until this is what every process decides after another word, and says after what time each did for the first time.
     pub(crate) async fn meets(&mut self, word: Word, since: Instant) -> Vec<Duration> {
         let mut after = Vec::new();
         for (process, seen) in self.seen.iter_mut().enumerate() {
-            let met = timeout(PATIENCE, seen.wait_for(|(met, _)| *met == Some(word))).await;
+            let met = timeout(PATIENCE, seen.wait_for(|seen| seen.word == Some(word))).await;
             let met = met.unwrap_or_else(|_| panic!("{} never decides {word:?}", PROCESSES[process]));
-            after.push(met.expect("the watcher lives").1.saturating_duration_since(since));
+            after.push(met.expect("the watcher lives").since.saturating_duration_since(since));
         }
         after
+    }
+
+    /// Requires that every process goes on deciding this, in so many looks that begin from now on.
+    pub(crate) async fn keeps(&mut self, word: Word, looks: u64) {
+        let before: Vec<u64> = self.seen.iter().map(|seen| seen.borrow().looks).collect();
+        for ((seen, before), name) in self.seen.iter_mut().zip(before).zip(PROCESSES) {
+            // One may be under way.
+            let later = timeout(PATIENCE, seen.wait_for(|seen| seen.looks > before + looks)).await;
+            let later = *later
+                .unwrap_or_else(|_| panic!("{name} is not looked at any more"))
+                .expect("the watcher lives");
+            assert!(
+                later.word == Some(word) && later.first <= before,
+                "{name} after {before} looks: {later:?}"
+            );
+        }
+    }
+
+    /// Waits until every process tells a problem of its policies with these words.
+    pub(crate) async fn complain(&self, of: &str) {
+        for (&address, name) in self.told.iter().zip(PROCESSES) {
+            let mut caller = Caller { kept: None, from: None, address };
+            let told = async {
+                let mut pace = interval(Duration::from_millis(10));
+                loop {
+                    pace.tick().await;
+                    let (status, page) = caller.ask("/policies", "nobody").await.expect("a page");
+                    assert_eq!(status, 200, "{name}");
+                    let page: Value = serde_json::from_slice(&page).expect("JSON");
+                    if page["problems"].to_string().contains(of) {
+                        break;
+                    }
+                }
+            };
+            timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{name} never tells of {of}"));
+        }
     }
 
     /// Callers that no policy means: [`RATE`] requests a second through the edge, to all agents in turn.
@@ -153,15 +209,16 @@ impl Field {
             lanes.spawn(async move {
                 let mut outcomes = BTreeMap::new();
                 let mut pace = interval(Duration::from_secs(1) * LANES / RATE);
-                pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                // What was late is made up for: the rate is that of all of the time.
+                pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 let mut caller = Caller { kept: None, from: None, address };
                 let mut agent = i64::from(lane);
                 while !stop.load(Ordering::Relaxed) {
                     pace.tick().await;
                     agent = agent % (AGENTS as i64 - 1) + 1;
                     let bearer = format!("Bearer postern:{}:{entrance}", agent + 1);
-                    let outcome = match caller.ask("/version", &bearer).await {
-                        Ok(status) => status.to_string(),
+                    let outcome = match caller.ask("/k8s-proxy/version", &bearer).await {
+                        Ok((status, _)) => status.to_string(),
                         Err(error) => error,
                     };
                     *outcomes.entry(outcome).or_default() += 1;
@@ -169,12 +226,7 @@ impl Field {
                 outcomes
             });
         }
-        Load { stop, lanes }
-    }
-
-    /// What the edge's log says of policies that were bad.
-    pub(crate) fn complaints(&self) -> usize {
-        self.edge.lines().iter().filter(|line| line["level"] == "ERROR").count()
+        Load { stop, lanes, begin: Instant::now() }
     }
 
     /// The folder of the policies, for edits of another kind.
@@ -184,7 +236,7 @@ impl Field {
 }
 
 impl Load {
-    /// How often each came of it.
+    /// How often each came of it. Prints at what rate.
     pub(crate) async fn stop(self) -> BTreeMap<String, u64> {
         self.stop.store(true, Ordering::Relaxed);
         let lanes = timeout(PATIENCE, self.lanes.join_all()).await.expect("no request hangs");
@@ -192,51 +244,55 @@ impl Load {
         for (outcome, count) in lanes.into_iter().flatten() {
             *all.entry(outcome).or_default() += count;
         }
+        let (count, time) = (all.values().sum::<u64>(), self.begin.elapsed());
+        println!(
+            "{count} requests in {time:.1?}: {:.0} of {RATE} in a second",
+            count as f64 / time.as_secs_f64()
+        );
         all
     }
 }
 
-/// One file, made beside and renamed over: at the edge an address' requests, at brokers what may be read at an agent.
+/// One file, made beside and renamed over: at the edge an address' requests, at brokers what may be read at an agent, and
+/// of other kinds what is in force without anybody meeting it soon.
 fn write(folder: &Path, word: Word) {
-    let (rate, effect) = match word {
-        Word::Open => ("unlimited", "allow"),
-        Word::Shut => ("{perMinute: 1}", "deny"),
+    let (rate, effect, age, period, idle) = match word {
+        Word::Open => ("unlimited", "allow", "1h", "20s", 100),
+        Word::Shut => ("{perMinute: 1}", "deny", "2h", "30s", 200),
     };
     let text = format!(
         "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: watcher}}\nmatch: {{clientCidrs: [{WATCHER}/32]}}\n\
          spec: {{requestsPerToken: {rate}}}\n---\n\
          apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: watched}}\nmatch: {{agentIds: [{WATCHED}]}}\n\
-         spec: {{kubernetesApi: {{otherwise: {effect}}}}}\n"
+         spec: {{kubernetesApi: {{otherwise: {effect}}}}}\n---\n\
+         apiVersion: postern/v1\nkind: ConnectionPolicy\nmetadata: {{name: ages}}\nspec: {{maxAge: {age}}}\n---\n\
+         apiVersion: postern/v1\nkind: PollingPolicy\nmetadata: {{name: looks}}\n\
+         spec: {{configuration: {{period: {period}}}}}\n---\n\
+         apiVersion: postern/v1\nkind: TunnelPolicy\nmetadata: {{name: tunnels}}\nspec: {{idlePerAgent: {idle}}}\n"
     );
     let beside = folder.join(".edited");
     fs::write(&beside, text).expect("written");
     fs::rename(&beside, folder.join("edited.yaml")).expect("renamed");
 }
 
-/// Asks one process again and again, and tells when its decision changes.
-async fn look(
-    process: usize,
-    address: SocketAddr,
-    bearer: String,
-    tell: watch::Sender<(Option<Word>, Instant)>,
-) {
+/// Asks one process again and again, and tells of each decision, and when it was another for the first time.
+async fn look(process: usize, address: SocketAddr, bearer: String, tell: watch::Sender<Seen>) {
     let from = (process == 0).then_some(WATCHER);
     let mut caller = Caller { kept: None, from, address };
     let mut pace = interval(LOOK);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         pace.tick().await;
-        let word = match caller.ask("/api/v1/configmaps", &bearer).await {
-            Ok(200) => Word::Open,
-            Ok(403 | 429) => Word::Shut,
+        let word = match caller.ask("/k8s-proxy/api/v1/configmaps", &bearer).await {
+            Ok((200, _)) => Word::Open,
+            Ok((403 | 429, _)) => Word::Shut,
             other => panic!("{} answers {other:?}", PROCESSES[process]),
         };
-        tell.send_if_modified(|seen| {
-            let changed = seen.0 != Some(word);
-            if changed {
-                *seen = (Some(word), Instant::now());
+        tell.send_modify(|seen| {
+            seen.looks += 1;
+            if seen.word != Some(word) {
+                *seen = Seen { word: Some(word), since: Instant::now(), first: seen.looks, ..*seen };
             }
-            changed
         });
     }
 }
@@ -250,13 +306,13 @@ struct Caller {
 }
 
 impl Caller {
-    async fn ask(&mut self, path: &str, bearer: &str) -> Result<u16, String> {
+    async fn ask(&mut self, path: &str, bearer: &str) -> Result<(u16, Bytes), String> {
         let asking = async {
             let mut send = match self.kept.take() {
                 Some(send) => send,
                 None => self.connect().await?,
             };
-            let request = Request::get(format!("/k8s-proxy{path}"))
+            let request = Request::get(path)
                 .header("host", "localhost")
                 .header("authorization", bearer)
                 .body(Empty::new())
@@ -265,11 +321,11 @@ impl Caller {
             let response = send.send_request(request).await.map_err(|error| format!("head: {error}"))?;
             let status = response.status().as_u16();
             let close = response.headers().get("connection").is_some_and(|value| value == "close");
-            response.into_body().collect().await.map_err(|error| format!("body: {error}"))?;
+            let body = response.into_body().collect().await.map_err(|error| format!("body: {error}"))?;
             if !close {
                 self.kept = Some(send);
             }
-            Ok(status)
+            Ok((status, body.to_bytes()))
         };
         timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
     }

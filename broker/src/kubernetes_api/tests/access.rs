@@ -191,7 +191,7 @@ async fn a_watch_that_is_no_longer_allowed_ends_with_an_event_that_says_why() {
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "{\"type\":\"ADDED\"}\n");
 
     field.policies.edit(READ).await;
-    let rest = tokio::time::timeout(Duration::from_secs(1), body.collect()).await.expect("within a second");
+    let rest = tokio::time::timeout(SOON, body.collect()).await.expect("it ends");
     let rest = rest.expect("it ends as a watch does").to_bytes();
     assert!(rest.ends_with(b"\n"));
     let event: serde_json::Value = serde_json::from_slice(&rest).unwrap();
@@ -222,8 +222,7 @@ async fn a_watch_in_the_middle_of_an_event_and_one_that_is_no_json_break_off() {
         let mut body = watching.into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
         field.policies.edit(READ).await;
-        let rest =
-            tokio::time::timeout(Duration::from_secs(1), body.collect()).await.expect("within a second");
+        let rest = tokio::time::timeout(SOON, body.collect()).await.expect("it ends");
         assert!(rest.is_err(), "it must not look complete");
         cancelled(agent).await;
     }
@@ -277,8 +276,8 @@ async fn exec_and_port_forward_end_with_the_permission_and_others_go_on() {
         .await;
     for (session, closed) in [(&mut exec, false), (&mut forward, true)] {
         let mut rest = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(1), session.read_to_end(&mut rest)).await;
-        let _ = ended.expect("within a second");
+        let ended = tokio::time::timeout(SOON, session.read_to_end(&mut rest)).await;
+        let _ = ended.expect("it ends");
         let reason = rest.strip_prefix(&[0x88, 94, 0x03, 0xf0]).map(String::from_utf8_lossy);
         let wanted =
             "AccessPolicy callers does not let deployer get pods/portforward in namespace prod at agent 1";

@@ -138,9 +138,8 @@ fn random_changes_and_requests_agree_with_a_fluid_model() {
     for seed in 0..300 {
         let mut random = StdRng::seed_from_u64(seed);
         let (mut level, mut fluid, mut now) = (Level::default(), Fluid::default(), 0);
-        let mut numbers = None;
         for generation in 1..60 {
-            numbers = random.random_bool(0.9).then(|| {
+            let numbers = random.random_bool(0.9).then(|| {
                 let burst = if random.random() { 1..10 } else { 1..2_000 };
                 (RATES[random.random_range(0..RATES.len())], random.random_range(burst))
             });
@@ -170,7 +169,6 @@ fn random_changes_and_requests_agree_with_a_fluid_model() {
             }
             now += random.random_range(0..=3 * SECOND);
         }
-        let _ = numbers;
     }
     println!("{passed} passed, {refused} refused, {undecided} too close to call");
     assert!(passed > 100_000 && refused > 100_000 && undecided < (passed + refused) / 50);
