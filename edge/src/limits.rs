@@ -23,7 +23,7 @@ use crate::reply::Reason;
 use arc_swap::ArcSwap;
 use bucket::Pays;
 use fleet::Fleet;
-use judge::refusal;
+use judge::{Took, refusal};
 pub(crate) use numbers::name_of;
 use numbers::{Base, InForce, Whose};
 use permit::{ADDRESS, AGENT, TOKEN};
@@ -202,6 +202,7 @@ impl Limits {
         let now = limits.time(now);
         let pays = if call.pays { Pays::Yes } else { Pays::No };
         let mut permit = Permit::free();
+        let mut took = Took::default();
         let mut known = false;
         if let Some(token) = &call.token {
             let judge = |token: &mut Token, new: bool| {
@@ -212,7 +213,7 @@ impl Limits {
                 (judged, keep)
             };
             if let Some((judged, place)) = limits.tokens.with(token.as_bytes(), judge) {
-                judged?;
+                took.token = judged?;
                 permit.add(limits, TOKEN, place);
             }
         }
@@ -225,10 +226,10 @@ impl Limits {
                 (by_ip.enforced.open(&mut address.level, &mut address.streams, pays, now), true)
             };
             if let Some((judged, place)) = limits.addresses.with(&Network::of(client), judge) {
-                if let Err(over) = judged {
-                    limits.give_back(&permit, pays);
-                    return Err(refusal(over, Limit::IpRate, Limit::IpStreams, &by_ip));
-                }
+                took.address = judged.map_err(|over| {
+                    limits.give_back(&permit, took);
+                    refusal(over, Limit::IpRate, Limit::IpStreams, &by_ip)
+                })?;
                 permit.add(limits, ADDRESS, place);
             }
         }
@@ -238,14 +239,14 @@ impl Limits {
                 return Ok((permit, known));
             }
             // Anybody can invent a token for this agent: what nobody knows yet takes nothing from those who are known.
-            let (paid, pays) = (pays, if known { pays } else { Pays::Checked });
+            let pays = if known { pays } else { Pays::Checked };
             let judge = |agent: &mut Agent, _| {
                 in_force.catch_up(&mut agent.level, Whose::Agent, &subject);
                 (towards.enforced.open(&mut agent.level, &mut agent.streams, pays, now), known)
             };
             if let Some((judged, place)) = limits.agents.with(agent, judge) {
                 if let Err(over) = judged {
-                    limits.give_back(&permit, paid);
+                    limits.give_back(&permit, took);
                     return Err(refusal(over, Limit::AgentRate, Limit::AgentStreams, &towards));
                 }
                 if known {

@@ -62,7 +62,8 @@ impl Policies {
         self.configured.then(|| Arc::clone(&self.live.set()))
     }
 
-    /// Whether this address may come, with this token if that is known already.
+    /// Whether this address may come, with this token if that is known already. A token's document never lets in whom the
+    /// one for everybody denies: anybody can invent a token that it selects.
     ///
     /// # Errors
     /// Which policy denies it. `Ok` may say which would, were it not of `mode: report`.
@@ -71,12 +72,19 @@ impl Policies {
             return Ok(None);
         }
         let set = self.live.set();
-        let Choice { in_force, reported } = set.access.clients.choose(&whoever(token));
-        if let Some(ruled) = in_force.filter(|ruled| !ruled.value.admits(client)) {
-            return Err(Reason::DeniedByPolicy { rule: name_of(ruled.rule) });
+        let admits = |token| {
+            let Choice { in_force, reported } = set.access.clients.choose(&whoever(token));
+            if let Some(ruled) = in_force.filter(|ruled| !ruled.value.admits(client)) {
+                return Err(Reason::DeniedByPolicy { rule: name_of(ruled.rule) });
+            }
+            let reported = reported.filter(|ruled| !ruled.value.admits(client));
+            Ok(reported.map(|ruled| Reported::new(DENIED_BY_POLICY, ruled.rule)))
+        };
+        let reported = admits(None)?;
+        match token {
+            Some(_) => Ok(admits(token)?.or(reported)),
+            None => Ok(reported),
         }
-        let reported = reported.filter(|ruled| !ruled.value.admits(client));
-        Ok(reported.map(|ruled| Reported::new(DENIED_BY_POLICY, ruled.rule)))
     }
 
     /// Whether a connection that is open may stay.
@@ -129,4 +137,56 @@ impl Policies {
 /// Documents about addresses select by tokens at most.
 fn whoever(token: Option<&TokenKey>) -> Subject<'_> {
     Subject { token_hash: token.map(TokenKey::as_bytes), ..Subject::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Access policies for everybody, and for a token.
+    pub(in crate::policy) fn access(
+        everybody: &str,
+        token: &TokenKey,
+        theirs: &str,
+    ) -> (tempfile::TempDir, Policies) {
+        let directory = tempfile::TempDir::new().unwrap();
+        let document = |name: &str, rest: &str| {
+            format!("---\napiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: {name}}}\n{rest}\n")
+        };
+        let text = document("everybody", &format!("spec: {{clients: {everybody}}}"))
+            + &document(
+                "theirs",
+                &format!("match: {{tokenHashes: ['{}']}}\nspec: {{clients: {theirs}}}", token.to_hex()),
+            );
+        std::fs::write(directory.path().join("access.yaml"), text).unwrap();
+        let policies =
+            Policies::load(Some(directory.path())).unwrap_or_else(|error| panic!("{}", error.source));
+        (directory, policies)
+    }
+
+    #[test]
+    fn a_tokens_document_narrows_and_never_widens_what_holds_for_the_address() {
+        let (theirs, other) = (TokenKey::of(b"theirs"), TokenKey::of(b"other"));
+        let (_directory, policies) =
+            access("{deny: [198.51.100.0/24]}", &theirs, "{allow: [198.51.100.0/24, 192.0.2.1/32]}");
+        let rule = |address: &str, token: Option<&TokenKey>| match policies
+            .admits(address.parse().unwrap(), token)
+        {
+            Ok(_) => None,
+            Err(Reason::DeniedByPolicy { rule }) => Some(rule.to_string()),
+            Err(reason) => panic!("{reason:?}"),
+        };
+        let denied = |rule: &str| Some(format!("AccessPolicy/{rule}"));
+        for (address, token, wanted) in [
+            ("198.51.100.1", None, denied("everybody")),
+            ("198.51.100.1", Some(&other), denied("everybody")),
+            ("198.51.100.1", Some(&theirs), denied("everybody")),
+            ("192.0.2.1", Some(&theirs), None),
+            ("192.0.2.2", Some(&theirs), denied("theirs")),
+            ("192.0.2.2", Some(&other), None),
+            ("192.0.2.2", None, None),
+        ] {
+            assert_eq!(rule(address, token), wanted, "{address} {token:?}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub struct PolicySet {
 }
 
 /// `LimitPolicy`. In all numbers of streams, connections and bytes zero is "no limit".
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Limits {
     /// `requestsPerToken`: streams and requests with one token; `None`: no limit. Edge.
     pub requests_per_token: Rules<Option<RateLimit>>,

@@ -11,6 +11,7 @@ pub mod ws;
 pub mod http;
 pub mod order;
 
+pub mod caller;
 pub mod ids;
 pub mod metadata;
 pub mod token;

@@ -143,25 +143,34 @@ impl Measure {
         self.rate.is_some() || self.streams > 0
     }
 
-    /// One more stream, if there may be one. One that is only checked leaves no trace.
+    /// One more stream, if there may be one; whether it took from the bucket, so that as much can be given back. One that is
+    /// only checked leaves no trace.
     pub(super) fn open(
         &self,
         level: &mut Level,
         streams: &mut u32,
         pays: Pays,
         now: u64,
-    ) -> Result<(), Over> {
+    ) -> Result<bool, Over> {
         if self.is_full(*streams) {
             return Err(Over::Streams);
         }
-        match (self.rate, pays) {
-            (Some(bucket), Pays::Yes) => level.take(bucket, now).map_err(Over::Rate)?,
-            (Some(bucket), Pays::Checked) => return level.check(bucket, now).map_err(Over::Rate),
-            (None, Pays::Checked) => return Ok(()),
-            _ => level.touch(now),
-        }
+        let took = match (self.rate, pays) {
+            (Some(bucket), Pays::Yes) => {
+                level.take(bucket, now).map_err(Over::Rate)?;
+                true
+            }
+            (Some(bucket), Pays::Checked) => {
+                return level.check(bucket, now).map(|()| false).map_err(Over::Rate);
+            }
+            (None, Pays::Checked) => return Ok(false),
+            _ => {
+                level.touch(now);
+                false
+            }
+        };
         *streams = streams.saturating_add(1);
-        Ok(())
+        Ok(took)
     }
 
     pub(super) fn is_full(&self, streams: u32) -> bool {

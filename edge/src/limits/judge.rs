@@ -14,11 +14,19 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// From which buckets a stream has taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Took {
+    pub(super) token: bool,
+    pub(super) address: bool,
+}
+
 impl Inner {
     pub(super) fn time(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.begin))
     }
 
+    /// Whether a stream took from the token's bucket, if it may go on.
     pub(super) fn judge_token(
         &self,
         in_force: &InForce,
@@ -26,7 +34,7 @@ impl Inner {
         call: &Call<'_>,
         pays: Pays,
         now: u64,
-    ) -> Result<(), Reason> {
+    ) -> Result<bool, Reason> {
         if now < token.failed_until {
             return Err(Reason::FailedToken);
         }
@@ -76,15 +84,13 @@ impl Inner {
         }
     }
 
-    /// A stream that another limit refused has taken nothing of the token's rate, nor of the address'.
-    pub(super) fn give_back(&self, permit: &Permit, pays: Pays) {
-        if pays != Pays::Yes {
-            return;
-        }
-        if let Some(place) = permit.place(TOKEN) {
+    /// A stream that another limit refused has taken nothing of the token's rate, nor of the address': what it took of them
+    /// is given back, and no more.
+    pub(super) fn give_back(&self, permit: &Permit, took: Took) {
+        if let Some(place) = permit.place(TOKEN).filter(|_| took.token) {
             self.tokens.at(place, |token| token.level.give_back());
         }
-        if let Some(place) = permit.place(ADDRESS) {
+        if let Some(place) = permit.place(ADDRESS).filter(|_| took.address) {
             self.addresses.at(place, |address| address.level.give_back());
         }
     }

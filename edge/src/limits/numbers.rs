@@ -109,12 +109,15 @@ impl InForce {
         Self { now: Arc::new(Numbers::new(Arc::new(base), set, 1, 0)), before: Vec::new() }
     }
 
-    /// With other policies from `since` on.
-    pub(super) fn changed(&self, set: Arc<PolicySet>, since: u64) -> Self {
+    /// With other policies from `since` on. An edit that leaves all limits as they are changes nothing here.
+    pub(super) fn changed(self: &Arc<Self>, set: Arc<PolicySet>, since: u64) -> Arc<Self> {
+        if set.limits == self.now.set.limits {
+            return self.clone();
+        }
         let generation = self.now.generation.wrapping_add(1);
         let spare = (self.before.len() + 1).saturating_sub(BEFORE);
         let before = self.before.iter().chain([&self.now]).skip(spare).cloned().collect();
-        Self { now: Arc::new(Numbers::new(self.now.base.clone(), set, generation, since)), before }
+        Arc::new(Self { now: Arc::new(Numbers::new(self.now.base.clone(), set, generation, since)), before })
     }
 
     /// Takes a level through the changes that came since it was looked at.

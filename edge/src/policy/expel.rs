@@ -17,6 +17,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Follows the policies for as long as the process lives.
 pub async fn keep_out(policies: &Policies, rolls: &[Arc<Roll>], metrics: &Metrics) {
     let mut changes = policies.live().changes();
+    // Also at first: there may have been one before anybody looked.
+    changes.mark_changed();
     while changes.changed().await.is_ok() {
         if policies.live().set().access.clients.is_empty() {
             continue;
@@ -60,7 +62,9 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::life::{Life, Sentence, Terms};
+    use crate::policy::tests::access;
     use postern_policies::PolicySet;
+    use postern_wire::token::TokenKey;
     use std::future::poll_fn;
     use std::net::{IpAddr, Ipv4Addr};
     use std::task::Poll;
@@ -116,6 +120,27 @@ mod tests {
         }
         // A second look finds nobody, and nobody is counted twice.
         assert_eq!(expel(&rolls, &metrics, |seat| seat.client() == Some(bad)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_denial_from_before_anybody_followed_the_policies_counts_too() {
+        let bad = IpAddr::from([198, 51, 100, 1]);
+        let token = TokenKey::of(b"theirs");
+        let (_directory, policies) = access("{deny: [198.51.100.0/24]}", &token, "{allow: [0.0.0.0/0]}");
+        let rolls = [roll()];
+        let (life, seat) = open(&rolls[0], Some(bad));
+        let (stays, _) = open(&rolls[0], Some(Ipv4Addr::LOCALHOST.into()));
+        let metrics = Metrics::default();
+        let closed = async {
+            while !life.is_leaving() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = keep_out(&policies, &rolls, &metrics) => panic!("it follows for ever"),
+            done = tokio::time::timeout(Duration::from_secs(10), closed) => done.unwrap(),
+        }
+        assert_eq!((stays.is_leaving(), seat.client()), (false, Some(bad)));
     }
 
     #[tokio::test(start_paused = true)]

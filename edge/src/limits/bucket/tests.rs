@@ -47,7 +47,7 @@ fn streams_are_refused_beyond_the_limit_without_a_payment() {
     let measure = Measure { rate: Some(bucket(60, 5)), streams: 2 };
     let (mut level, mut streams) = (Level::default(), 0);
     let mut open = |pays| measure.open(&mut level, &mut streams, pays, 0);
-    assert_eq!([open(Pays::Yes), open(Pays::No), open(Pays::Yes)], [Ok(()), Ok(()), Err(Over::Streams)]);
+    assert_eq!([open(Pays::Yes), open(Pays::No), open(Pays::Yes)], [Ok(true), Ok(false), Err(Over::Streams)]);
     assert_eq!((level.full_at(), streams), (SECOND, 2));
 }
 

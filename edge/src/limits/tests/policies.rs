@@ -145,6 +145,56 @@ fn a_canary_is_a_share_of_the_tokens() {
 }
 
 #[test]
+fn what_was_never_taken_is_not_given_back() {
+    // Refused by the address, or by the agent.
+    for (document, wanted) in [
+        ("match: {clientCidrs: [192.0.2.2/32]}\nspec: {requestsPerIp: {rate: 1, burst: 1}}", Limit::IpRate),
+        ("match: {agentIds: [1]}\nspec: {requestsPerAgent: {rate: 1, burst: 1}}", Limit::AgentRate),
+    ] {
+        let (limits, begin) = under(
+            &none(),
+            &[
+                ("everybody", "spec: {requestsPerToken: {rate: 60, burst: 10}}"),
+                ("free", "match: {clientCidrs: [192.0.2.2/32]}\nspec: {requestsPerToken: unlimited}"),
+                ("refusing", document),
+            ],
+        );
+        good(&limits, "a", begin);
+        let free = Call { client: Some(AWAY), agent: Some(1), ..with("a") };
+        assert_eq!(limit(limits.decide(&free, begin)), None);
+        assert_eq!(passes(&limits, &with("a"), begin), 9, "the first made the token good");
+        for _ in 0..100 {
+            assert_eq!(limit(limits.decide(&free, begin)), Some(wanted));
+        }
+        assert_eq!(passes(&limits, &with("a"), begin), 0, "{wanted:?}");
+    }
+}
+
+#[test]
+fn edits_of_other_documents_make_no_new_numbers() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let write = |file: &str, kind: &str, spec: &str| {
+        let text =
+            format!("apiVersion: postern/v1\nkind: {kind}\nmetadata: {{name: ours}}\nspec: {{{spec}}}\n");
+        std::fs::write(directory.path().join(file), text).unwrap();
+    };
+    let read = || Arc::new(load_dir(directory.path()).unwrap_or_else(|problems| panic!("{problems}")));
+    write("limits.yaml", "LimitPolicy", "requestsPerToken: {rate: 60, burst: 5}");
+    let begin = Instant::now();
+    let limits = Limits::new(&none(), Some(read()), begin).unwrap();
+    let first = limits.0.in_force.load_full();
+    for minutes in 1..20 {
+        write("ages.yaml", "ConnectionPolicy", &format!("maxAge: {minutes}m"));
+        limits.obey_at(read(), begin);
+    }
+    assert!(Arc::ptr_eq(&first, &limits.0.in_force.load()));
+    write("limits.yaml", "LimitPolicy", "requestsPerToken: {rate: 60, burst: 3}");
+    limits.obey_at(read(), begin);
+    assert!(!Arc::ptr_eq(&first, &limits.0.in_force.load()));
+    assert_eq!(passes(&limits, &with("a"), begin), 3);
+}
+
+#[test]
 fn bodies_are_as_large_as_the_policy_for_the_caller_says() {
     let (limits, _) = under(
         &none(),
