@@ -163,8 +163,8 @@ impl Bucket {
         Self { patience, state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// Gives so much from now on. Turns that were taken stay taken, in turns and not in time; who waits is judged anew: it
-    /// has its turn sooner or later, or is told that it would wait too long.
+    /// Gives so much from now on. Turns that were taken stay taken, in turns and not in time, and no more of them than the
+    /// new burst has; who waits is judged anew: it has its turn sooner or later, or is told that it would wait too long.
     pub(crate) fn set(&self, rate: Rate) {
         let now = Instant::now();
         let refill = Refill::from(rate);
@@ -174,8 +174,11 @@ impl Bucket {
             return;
         }
         let taken = state.full_at.saturating_duration_since(now).div_duration_f64(state.refill.interval);
-        let owed = Duration::try_from_secs_f64(taken * refill.interval.as_secs_f64()).ok();
-        state.full_at = owed.and_then(|owed| now.checked_add(owed)).unwrap_or(state.full_at);
+        // An empty bucket is the most that anybody owes: a burst that is gone is not waited for.
+        let empty = refill.ahead.saturating_add(refill.interval);
+        let owed = Duration::try_from_secs_f64(taken * refill.interval.as_secs_f64());
+        let owed = owed.map_or(empty, |owed| owed.min(empty));
+        state.full_at = now.checked_add(owed).unwrap_or(state.full_at);
         state.refill = refill;
         state.epoch += 1;
         state.serve(now);

@@ -159,6 +159,19 @@ impl<T> Rules<T> {
         self.choose(subject).in_force
     }
 
+    /// The first documents that hold for this subject only where its client is somewhere in particular: what nobody can
+    /// judge who cannot tell where that is. Looks at each document.
+    pub fn hinging_on_client(&self, subject: &Subject<'_>) -> Choice<'_, T> {
+        let lot = lot(subject);
+        let hinges = |header: &Header| {
+            let client = header.selector.client_cidrs.first().map(|cidr| cidr.address());
+            let somewhere = Subject { client, ..*subject };
+            client.is_some() && header.takes(lot) && header.selector.mismatch_of(&somewhere).is_none()
+        };
+        let first = |mode| self.entries.iter().position(|one| one.header.mode == mode && hinges(&one.header));
+        Choice { in_force: self.ruled(first(Mode::Enforce)), reported: self.ruled(first(Mode::Report)) }
+    }
+
     fn ruled(&self, position: Option<usize>) -> Option<Ruled<'_, T>> {
         let Entry { value, rule, .. } = self.entries.get(position?)?;
         Some(Ruled { value, rule })

@@ -194,7 +194,7 @@ impl Leases {
     }
 
     /// [`Leases::begin`] where names have policies of their own: `allowed` is what is known before the name was found good.
-    /// Once [`Leases::admit_as`] was told more in this minute and this generation, that holds.
+    /// Once [`Leases::admit_as`] was told more in this minute or the one before, and in this generation, that holds.
     pub fn begin_as(self: &Arc<Self>, name: Name, allowed: Allowed) -> bool {
         self.begin_by(name, allowed.policy, Some(allowed.generation))
     }

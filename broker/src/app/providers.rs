@@ -17,6 +17,7 @@ use crate::{
 use anyhow::Context;
 use postern_certs::client::ClientTrust;
 use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A kas' own for GitOps; a manifest repository that cannot be read is looked at less and less often.
@@ -115,19 +116,46 @@ impl GitLab {
         tasks.spawn({
             let (policies, rails, gitaly) =
                 (policies.clone(), Arc::clone(rails.rails()), Arc::clone(&gitaly));
-            stop.clone()
-                .run_until_cancelled_owned(async move { keep_rates(&policies, &rails, &gitaly).await })
+            // Before the task begins, which may be a change later.
+            let changes = policies.live().changes();
+            let apply = move || {
+                rails.set_rate(policies.gitlab());
+                let (global, per_server) = policies.gitaly();
+                gitaly.set_rates(global, per_server);
+            };
+            stop.clone().run_until_cancelled_owned(keep_rates(changes, apply))
         });
         Ok(Self { rails, gitaly, manifests, manifest_periods: periods })
     }
 }
 
 /// Calls are made as often as the policies in force say.
-async fn keep_rates(policies: &Policies, rails: &Rails, gitaly: &Gitaly) {
-    let mut changes = policies.live().changes();
-    while changes.changed().await.is_ok() {
-        rails.set_rate(policies.gitlab());
-        let (global, per_server) = policies.gitaly();
-        gitaly.set_rates(global, per_server);
+async fn keep_rates(mut changes: watch::Receiver<u64>, apply: impl Fn()) {
+    loop {
+        // At first, too: the policies may have changed since the rates were read.
+        apply();
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{cell::Cell, pin::pin};
+
+    #[tokio::test]
+    async fn rates_that_change_before_they_are_kept_are_applied_too() {
+        let (policies, changes) = watch::channel(1);
+        let (seen, now) = (Cell::new(0), policies.subscribe());
+        let mut keeping = pin!(keep_rates(changes, || seen.set(*now.borrow())));
+        for generation in [2, 3] {
+            policies.send_replace(generation);
+            assert!(futures::poll!(&mut keeping).is_pending());
+            assert_eq!(seen.get(), generation);
+        }
+        drop(policies);
+        keeping.await;
     }
 }

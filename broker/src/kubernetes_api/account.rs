@@ -3,6 +3,7 @@
 
 use super::{
     ExchangeError,
+    client::Client,
     rules::{Denied, Verdict},
 };
 use crate::{
@@ -16,12 +17,9 @@ use crate::{
 use http::{HeaderMap, Request, StatusCode};
 use postern_telemetry::{Context, RequestId, TRACEPARENT, Value};
 use postern_wire::token::TokenKey;
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 use tokio::time::Instant;
 
@@ -37,7 +35,7 @@ pub(super) struct Account {
     /// How the caller proved who it is; empty if it did not try.
     caller_kind: &'static str,
     token: Option<TokenKey>,
-    client: Option<IpAddr>,
+    client: Client,
     who: Option<Who>,
     pub(super) agent: Option<i64>,
     access: Option<&'static str>,
@@ -77,7 +75,7 @@ impl Account {
             recording: tracing.and_then(|tracing| tracing.begin(Context::of(request.headers()))),
             caller_kind: "",
             token: None,
-            client: None,
+            client: Client::default(),
             who: None,
             agent: None,
             access: None,
@@ -106,12 +104,12 @@ impl Account {
     }
 
     /// From where, as far as that is known.
-    pub(super) fn comes_from(&mut self, client: Option<IpAddr>) {
+    pub(super) fn comes_from(&mut self, client: Client) {
         self.client = client;
     }
 
     /// As [`Self::comes_from`] was told.
-    pub(super) fn client(&self) -> Option<IpAddr> {
+    pub(super) fn client(&self) -> Client {
         self.client
     }
 
@@ -241,7 +239,7 @@ impl Drop for Account {
         tracing::info!(
             target: "access", trace_id = %self.trace_id,
             otel_trace_id = otel_trace_id.map(tracing::field::display), caller_kind = self.caller_kind,
-            token = self.token.map(tracing::field::display), client = self.client.map(tracing::field::display), caller = %caller, job_id,
+            token = self.token.map(tracing::field::display), client = self.client.address().map(tracing::field::display), caller = %caller, job_id,
             project_id, user_id = self.who.as_ref().and_then(Who::user_id), user, agent_id = self.agent,
             access_as = self.access, via = self.via.as_deref(), method = %self.method, path = %self.path, decision = self.decision,
             policy = self.policy.as_ref().map(|denied| denied.policy.as_str()),

@@ -2,7 +2,7 @@
 //! that are for addresses. Before it: the listener, which knows the transport. It believes nobody else, and resolves nothing.
 
 use http::{HeaderMap, HeaderName};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Entries that are looked at; who goes through more proxies than that is not known.
@@ -11,6 +11,23 @@ const MOST: usize = 16;
 /// Who is at the other end of a request's transport; absent for a socket of this machine. The listener adds it to requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport(pub Option<IpAddr>);
+
+/// What is known of where a caller is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Client {
+    /// Whoever calls on a socket of this machine has no address.
+    #[default]
+    Local,
+    At(IpAddr),
+    /// Behind a trusted proxy, which says something else than an address.
+    Hidden,
+}
+
+impl Client {
+    pub(super) fn address(self) -> Option<IpAddr> {
+        if let Self::At(address) = self { Some(address) } else { None }
+    }
+}
 
 /// Networks of proxies whose `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,11 +65,12 @@ impl Proxies {
         })
     }
 
-    /// The caller's address. `None`: it is not known, since a proxy says something else than an address.
-    pub(super) fn client(&self, transport: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
-        let transport = transport?.to_canonical();
+    /// Where the caller is.
+    pub(super) fn client(&self, transport: Option<IpAddr>, headers: &HeaderMap) -> Client {
+        let Some(transport) = transport else { return Client::Local };
+        let transport = transport.to_canonical();
         if !self.contain(transport) {
-            return Some(transport);
+            return Client::At(transport);
         }
         // Nearest last; what stands left of the first stranger, that one wrote itself.
         let lines: Vec<_> =
@@ -60,16 +78,26 @@ impl Proxies {
         let mut client = transport;
         let entries = lines.iter().rev().flat_map(|line| line.unwrap_or("?").rsplit(','));
         for (number, entry) in entries.enumerate() {
-            if number == MOST {
-                return None;
-            }
-            client = entry.trim().parse::<IpAddr>().ok()?.to_canonical();
+            let Some(named) = address(entry.trim()).filter(|_| number < MOST) else { return Client::Hidden };
+            client = named;
             if !self.contain(client) {
                 break;
             }
         }
-        Some(client)
+        Client::At(client)
     }
+}
+
+/// `192.0.2.7`, `192.0.2.7:1`, `2001:db8::7`, `[2001:db8::7]`, `[2001:db8::7]:1`. Not `unknown`, nor `_hidden`.
+fn address(entry: &str) -> Option<IpAddr> {
+    let bracketed = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']'));
+    let address = match bracketed {
+        Some(inner) => inner.parse::<Ipv6Addr>().ok()?.into(),
+        None => {
+            entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|with_port| with_port.ip())).ok()?
+        }
+    };
+    Some(address.to_canonical())
 }
 
 fn network(text: &str) -> Option<(IpAddr, u8)> {
@@ -104,21 +132,32 @@ mod tests {
             ("10.1.2.3", &["10.9.9.9, 203.0.113.9, 10.4.4.4"], Some("203.0.113.9")),
             ("10.1.2.3", &["1.1.1.1", "203.0.113.9", "10.4.4.4"], Some("203.0.113.9")),
             ("10.1.2.3", &["10.4.4.4"], Some("10.4.4.4")),
+            ("10.1.2.3", &["203.0.113.9:4711"], Some("203.0.113.9")),
+            ("10.1.2.3", &["203.0.113.9, 10.4.4.4:80"], Some("203.0.113.9")),
+            ("10.1.2.3", &["[2001:db8::2]"], Some("2001:db8::2")),
+            ("10.1.2.3", &["[2001:db8::2]:443 , [2001:db8::1]:1"], Some("2001:db8::2")),
+            ("10.1.2.3", &["[::ffff:203.0.113.9]:1"], Some("203.0.113.9")),
+            ("10.1.2.3", &["[203.0.113.9]"], None),
+            ("10.1.2.3", &["203.0.113.9:65536"], None),
+            ("10.1.2.3", &["[2001:db8::2"], None),
+            ("10.1.2.3", &["_hidden"], None),
+            ("10.1.2.3", &["\u{e4}"], None),
             ("10.1.2.3", &["203.0.113.9, unknown"], None),
             ("10.1.2.3", &["unknown, 203.0.113.9"], Some("203.0.113.9")),
             ("10.1.2.3", &[""], None),
         ] {
             let mut headers = HeaderMap::new();
             lines.iter().for_each(|line| {
-                headers.append(X_FORWARDED_FOR, HeaderValue::from_static(line));
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line.as_bytes()).unwrap());
             });
             let client = proxies.client(Some(transport.parse().unwrap()), &headers);
-            assert_eq!(client, wanted.map(|text| text.parse().unwrap()), "{transport} {lines:?}");
-            assert_eq!(proxies.client(None, &headers), None);
+            let wanted = wanted.map_or(Client::Hidden, |text| Client::At(text.parse().unwrap()));
+            assert_eq!(client, wanted, "{transport} {lines:?}");
+            assert_eq!(proxies.client(None, &headers), Client::Local);
         }
         let mut long = HeaderMap::new();
         long.insert(X_FORWARDED_FOR, HeaderValue::try_from(["10.0.0.1"; 17].join(",")).unwrap());
-        assert_eq!(proxies.client(Some("10.1.2.3".parse().unwrap()), &long), None);
+        assert_eq!(proxies.client(Some("10.1.2.3".parse().unwrap()), &long), Client::Hidden);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! it runs. Before it: an admitted caller, and the very message that would go to the cluster. After it: the tunnel, or a
 //! `Status` that says who may not do what. Where a path could mean something else to the cluster than to a rule, it is denied.
 
-use super::head::Sent;
+use super::{client::Client, head::Sent};
 use crate::auth::caller::{CallerPermit, Kind, Who};
 use http::{HeaderMap, Method};
 use postern_policies::{Callers, Effect, Live, PolicySet, Request, Ruled, Subject};
@@ -10,7 +10,6 @@ use postern_wire::{
     ids::{AgentId, ProjectId},
     token::TokenKey,
 };
-use std::net::IpAddr;
 use tokio::sync::watch;
 
 /// Characters of a name or a path that a message repeats.
@@ -32,7 +31,7 @@ pub(super) struct Asked {
     agent: AgentId,
     agent_project: Option<u64>,
     token: TokenKey,
-    client: Option<IpAddr>,
+    client: Client,
     method: String,
     sent: Sent,
     odd: Option<Odd>,
@@ -59,12 +58,13 @@ pub(super) struct Verdict {
     pub(super) reported: Option<Denied>,
 }
 
-/// Why nobody can be sure what a request means to the cluster.
+/// Why nobody can be sure what a request means to the cluster, or which rules it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Odd {
     Method,
     Override(&'static str),
     Path,
+    Client,
 }
 
 impl Asked {
@@ -72,7 +72,7 @@ impl Asked {
         permit: &CallerPermit,
         token: TokenKey,
         agent_project: Option<ProjectId>,
-        client: Option<IpAddr>,
+        client: Client,
         (method, headers): (&Method, &HeaderMap),
         sent: Sent,
     ) -> Self {
@@ -103,7 +103,7 @@ impl Asked {
             agent_id: u64::try_from(self.agent.0).ok(),
             project_id: self.agent_project,
             token_hash: Some(self.token.as_bytes()),
-            client: self.client,
+            client: self.client.address(),
             agent_version: None,
         }
     }
@@ -119,9 +119,17 @@ impl Asked {
         if callers.is_empty() {
             return Verdict::default();
         }
-        let choice = callers.choose(&self.subject());
-        let denied = choice.in_force.and_then(|ruled| self.against(&ruled));
-        let reported = choice.reported.and_then(|ruled| self.against(&ruled));
+        let subject = self.subject();
+        let choice = callers.choose(&subject);
+        // Whoever can make a proxy say something unreadable must not get past the rules for addresses by it.
+        let hinging = (self.client == Client::Hidden).then(|| callers.hinging_on_client(&subject));
+        let against = |hinging: Option<Ruled<'_, Callers>>, chosen: Option<Ruled<'_, Callers>>| match hinging
+        {
+            Some(ruled) => self.against(&ruled, Some(Odd::Client)),
+            None => chosen.and_then(|ruled| self.against(&ruled, self.odd)),
+        };
+        let denied = against(hinging.and_then(|hinging| hinging.in_force), choice.in_force);
+        let reported = against(hinging.and_then(|hinging| hinging.reported), choice.reported);
         Verdict { denied, reported }
     }
 
@@ -146,10 +154,10 @@ impl Asked {
         }
     }
 
-    fn against(&self, ruled: &Ruled<'_, Callers>) -> Option<Denied> {
+    fn against(&self, ruled: &Ruled<'_, Callers>, odd: Option<Odd>) -> Option<Denied> {
         let Ruled { value, rule } = ruled;
         let (who, policy) = (&self.who, &rule.name);
-        let (message, line) = match self.odd {
+        let (message, line) = match odd {
             Some(odd) => {
                 let (method, path) = (shortened(&self.method), shortened(self.sent.path()));
                 let why = odd.words();
@@ -221,6 +229,10 @@ impl Odd {
             Self::Path => {
                 "the path may mean one thing to the cluster and another to a rule; ask for the plain one, \
                            without `..`, `//`, backslashes and needless percent-encoding"
+                    .to_owned()
+            }
+            Self::Client => {
+                "it is for some addresses, and the proxy in between says none in X-Forwarded-For that can be read"
                     .to_owned()
             }
         }

@@ -215,3 +215,24 @@ async fn those_behind_one_that_does_not_look_have_their_turn_all_the_same() {
     bucket.wait(None).await.unwrap();
     assert!(begin.elapsed() < Duration::from_millis(2_400), "{:?}", begin.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_that_was_taken_is_not_waited_for_once_bursts_are_smaller() {
+    for ((per_second, burst), (lower, smaller), wait) in [
+        ((10.0, 50), (0.1, 1), 10_000),
+        ((10.0, 5_000), (10.0, 50), 100),
+        ((10.0, 50), (1.0, 50), 1_000),
+        ((10.0, 50), (10.0, 1), 100),
+        ((1e6, 1), (0.001, u32::MAX), 0),
+    ] {
+        let bucket = Bucket::new(Rate { per_second, burst }, PATIENCE);
+        for _ in 0..burst {
+            bucket.wait(None).await.unwrap();
+        }
+        bucket.set(Rate { per_second: lower, burst: smaller });
+        let waited =
+            bucket.wait(Some(Instant::now())).await.map_or_else(|refused| refused.wait, |()| Duration::ZERO);
+        let error = waited.as_secs_f64() * 1e3 - f64::from(wait);
+        assert!(error.abs() <= 0.01 * f64::from(wait), "{burst} -> {lower}/s, {smaller}: {waited:?}");
+    }
+}

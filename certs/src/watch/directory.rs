@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use notify::event::ModifyKind;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::way::{self, Way};
 use super::{DirectoryId, SETTLE_AT_MOST, Stamp, directory_id, only_read};
@@ -111,7 +111,7 @@ impl DirectoryWatch {
     pub async fn start(directory: PathBuf, wanted: Wanted) -> DirectoryWatch {
         let watch = Self::polling(directory, wanted);
         let (eye, shared) = (Arc::clone(&watch.eye), Arc::clone(&watch.shared));
-        blocking(move || {
+        let begun = blocking(move || {
             let mut eye = eye.lock().unwrap_or_else(PoisonError::into_inner);
             match notify::recommended_watcher(move |event| shared.told(event)) {
                 Ok(watcher) => eye.watcher = Some(watcher),
@@ -120,8 +120,9 @@ impl DirectoryWatch {
                 }
             }
             eye.look();
-        })
-        .await;
+        });
+        // Where it failed, the next look goes on with what there is.
+        begun.await.unwrap_or(());
         watch
     }
 
@@ -178,20 +179,27 @@ impl DirectoryWatch {
     }
 
     async fn look(&self) -> Snapshot {
-        let eye = Arc::clone(&self.eye);
-        blocking(move || eye.lock().unwrap_or_else(PoisonError::into_inner).look()).await
+        loop {
+            let eye = Arc::clone(&self.eye);
+            let look = move || eye.lock().unwrap_or_else(PoisonError::into_inner).look();
+            if let Some(seen) = blocking(look).await {
+                return seen;
+            }
+            sleep(POLL).await;
+        }
     }
 }
 
-/// A file system may take its time, on a thread where nobody else waits.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// A file system may take its time, on a thread where nobody else waits. `None`: the work panicked, and the log says so.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
+        Ok(done) => Some(done),
+        Err(error) if error.is_panic() => {
+            tracing::error!("watching files failed inside postern; they are looked at again in 10 s");
+            None
+        }
+        // The runtime ends, and this task with it.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) struct Table {
     /// Since 1970.
     minute: u64,
     shares: HashMap<Id, Share>,
+    /// What the good names of the minute before were last allowed.
+    allowed_before: HashMap<Id, Allowed>,
     /// Calls that began and were not authenticated, or are not yet.
     strangers: HashMap<Id, u32>,
     room: (usize, usize),
@@ -20,16 +22,26 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn with_room(shares: usize, strangers: usize) -> Self {
         let room = (shares, strangers);
-        Self { minute: 0, shares: HashMap::new(), strangers: HashMap::new(), room }
+        Self {
+            minute: 0,
+            shares: HashMap::new(),
+            allowed_before: HashMap::new(),
+            strangers: HashMap::new(),
+            room,
+        }
     }
 
-    /// It is this minute now. What belongs to another one is forgotten.
+    /// It is this minute now. What belongs to another one is forgotten, but for what names were last allowed in the one
+    /// that ends.
     pub(super) fn turn(&mut self, minute: u64) {
         let back = self.minute.saturating_sub(minute);
         if minute > self.minute || back >= SET_BACK {
             self.minute = minute;
             // About as many will come again; what a flood took is given back.
-            self.shares = HashMap::with_capacity(self.shares.len());
+            let room = self.shares.len();
+            let ended = std::mem::replace(&mut self.shares, HashMap::with_capacity(room));
+            let allowed = ended.into_iter().filter_map(|(key, share)| Some((key, share.judged?)));
+            self.allowed_before = allowed.collect();
             self.strangers = HashMap::new();
         }
     }
@@ -62,9 +74,10 @@ impl Table {
         per_minute > 0
     }
 
-    /// What a name was last allowed, in this minute.
+    /// What a name was last allowed, in this minute or the one before.
     pub(super) fn last_allowed(&self, key: &Id) -> Option<Allowed> {
-        self.shares.get(key).and_then(|share| share.judged)
+        let now = self.shares.get(key).and_then(|share| share.judged);
+        now.or_else(|| self.allowed_before.get(key).copied())
     }
 
     /// A name that was found good is allowed so much.
@@ -114,6 +127,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::{LimitPolicy, RedisLost};
 
     fn key(n: u32) -> Id {
         let mut key = [0; 32];
@@ -168,5 +182,27 @@ mod tests {
         assert!(table.share(&key(3)).is_none() && table.share(&key(1)).is_some());
         table.turn(1);
         assert!(table.share(&key(3)).is_some());
+    }
+
+    #[test]
+    fn what_a_name_is_allowed_is_remembered_into_the_next_minute_and_no_longer() {
+        let allowed = |per_minute, generation| {
+            let policy = LimitPolicy { per_minute, redis_lost: RedisLost::Local };
+            Allowed { policy, generation }
+        };
+        let mut table = Table::with_room(2, 2);
+        table.turn(1);
+        for n in 0..5 {
+            table.judged(&key(n), allowed(n, 1));
+        }
+        table.turn(2);
+        let known = |table: &Table| (0..5).filter(|n| table.last_allowed(&key(*n)).is_some()).count();
+        assert_eq!((known(&table), table.last_allowed(&key(1))), (2, Some(allowed(1, 1))));
+        table.judged(&key(1), allowed(7, 2));
+        assert_eq!(table.last_allowed(&key(1)), Some(allowed(7, 2)), "what was told in this minute holds");
+        table.turn(3);
+        assert_eq!((known(&table), table.last_allowed(&key(1))), (1, Some(allowed(7, 2))));
+        table.turn(4);
+        assert_eq!(known(&table), 0);
     }
 }

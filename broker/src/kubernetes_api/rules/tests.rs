@@ -43,7 +43,7 @@ fn with_headers(method: &str, target: &str, headers: &[(&str, &str)]) -> Asked {
         agent: AgentId(42),
         agent_project: Some(20),
         token: TokenKey::of(b"ci:42:x"),
-        client: Some("10.1.2.3".parse().unwrap()),
+        client: Client::At("10.1.2.3".parse().unwrap()),
         method: method.to_owned(),
         odd: Odd::of(&parts.method, &parts.headers, &sent),
         sent,
@@ -259,5 +259,43 @@ fn the_most_specific_policy_decides_and_one_to_try_out_only_reports() {
         let verdict = asked.judge(&policies(&documents));
         assert_eq!(verdict.denied.as_ref().map(|denied| denied.policy.as_str()), denied, "{documents}");
         assert_eq!(verdict.reported.as_ref().map(|denied| denied.policy.as_str()), wanted, "{documents}");
+    }
+}
+
+#[test]
+fn a_caller_whom_a_proxy_hides_does_not_get_past_the_rules_for_addresses() {
+    let one = |name: &str, more: &str, otherwise: &str| {
+        format!(
+            "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: {name}}}\n{more}spec: {{kubernetesApi: \
+             {{otherwise: {otherwise}}}}}\n---\n"
+        )
+    };
+    let general = one("general", "", "allow");
+    let special = |matched: &str, effect: &str| one("special", &format!("match: {matched}\n"), effect);
+    for (documents, denied, reported) in [
+        (general.clone(), None, None),
+        (special("{agentIds: [42]}", "allow"), None, None),
+        (general.clone() + &special("{clientCidrs: [192.0.2.0/24]}", "deny"), Some("special"), None),
+        (general.clone() + &special("{clientCidrs: [192.0.2.0/24]}", "allow"), Some("special"), None),
+        (special("{clientCidrs: [192.0.2.0/24]}", "deny"), Some("special"), None),
+        (special("{clientCidrs: ['::/0'], agentIds: [42]}", "deny"), Some("special"), None),
+        // For another agent wherever the caller is.
+        (general.clone() + &special("{clientCidrs: [192.0.2.0/24], agentIds: [41]}", "deny"), None, None),
+        (
+            general + &one("trial", "match: {clientCidrs: [192.0.2.0/24]}\nmode: report\n", "deny"),
+            None,
+            Some("trial"),
+        ),
+    ] {
+        let set = policies(&documents);
+        let hidden = Asked { client: Client::Hidden, ..asked("GET", "/api/v1/pods") };
+        let verdict = hidden.judge(&set);
+        assert_eq!(verdict.denied.as_ref().map(|denied| denied.policy.as_str()), denied, "{documents}");
+        assert_eq!(verdict.reported.as_ref().map(|denied| denied.policy.as_str()), reported, "{documents}");
+        if let Some(denied) = verdict.denied {
+            assert!(denied.to_string().contains("X-Forwarded-For"), "{denied}");
+        }
+        let local = Asked { client: Client::Local, ..asked("GET", "/api/v1/pods") };
+        assert_eq!(local.judge(&set), Verdict::default(), "{documents}");
     }
 }

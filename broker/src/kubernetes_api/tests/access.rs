@@ -433,6 +433,9 @@ async fn a_policy_for_addresses_sees_the_caller_behind_a_trusted_proxy() {
         ("X-Forwarded-For: 192.0.2.1\r\n", 403),
         ("X-Forwarded-For: 198.51.100.1, 192.0.2.1\r\n", 403),
         ("X-Forwarded-For: 192.0.2.1, 198.51.100.1\r\n", 503),
+        ("X-Forwarded-For: 192.0.2.1:4711\r\n", 403),
+        ("X-Forwarded-For: 198.51.100.1:4711\r\n", 503),
+        ("X-Forwarded-For: unknown\r\n", 403),
     ] {
         assert_eq!(status(address, "GET /k8s/api/v1/pods", headers).await, wanted, "{headers}");
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::testing::{publish, within};
@@ -241,4 +242,25 @@ fn what_was_written_just_now_is_not_settled_and_loops_of_links_end() {
     let snapshot = Snapshot::take(root.path(), yaml);
     assert_eq!(snapshot.files.len(), 3);
     assert!(snapshot.files[OsStr::new("b.yaml")].1.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_panics_is_taken_again_and_ends_nobodys_watch() {
+    static PANICS: AtomicU32 = AtomicU32::new(0);
+    fn fragile(name: &OsStr) -> bool {
+        let panics = PANICS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        assert!(panics.is_err(), "on purpose");
+        yaml(name)
+    }
+    let root = tempfile::tempdir().unwrap();
+    let watch = DirectoryWatch::polling(root.path().to_owned(), fragile);
+    let known = Snapshot::take(root.path(), fragile);
+    fs::write(root.path().join("a.yaml"), "1").unwrap();
+    PANICS.store(2, Ordering::Relaxed);
+    let start = Instant::now();
+    watch.changed_since(&known).await;
+    assert!(start.elapsed() >= 2 * POLL && start.elapsed() < 3 * POLL, "{:?}", start.elapsed());
+    PANICS.store(1, Ordering::Relaxed);
+    let watch = DirectoryWatch::start(root.path().to_owned(), fragile).await;
+    watch.changed_since(&known).await;
 }
