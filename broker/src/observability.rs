@@ -5,7 +5,7 @@ use crate::{fleet::directory, tunnel::registry::Registry};
 use postern_policies::Status;
 use prometheus_client::{
     encoding::{
-        EncodeLabelSet, EncodeLabelValue,
+        EncodeLabelSet, EncodeLabelValue, LabelValueEncoder,
         text::{encode_eof, encode_registry},
     },
     metrics::{
@@ -40,7 +40,7 @@ struct DenialLabel {
 }
 
 /// How access policies kept a request from its agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Denial {
     /// It was not let in.
     Refused,
@@ -48,6 +48,17 @@ pub enum Denial {
     Ended,
     /// Not at all: a policy of `mode: report` would have refused it.
     Reported,
+}
+
+impl EncodeLabelValue for Denial {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let word = match self {
+            Self::Refused => "refused",
+            Self::Ended => "ended",
+            Self::Reported => "reported",
+        };
+        word.encode(encoder)
+    }
 }
 
 /// Whose tunnel a request got.

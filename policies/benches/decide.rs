@@ -149,14 +149,14 @@ fn selector(seed: u64) -> String {
         0 => format!("agentIds: [{seed}]"),
         1 => format!("tokenHashes: ['{}']", token(64)),
         2 => format!("tokenHashes: ['{}']", token(8)),
-        3 => format!("projectIds: [{seed}]"),
+        3 => format!("agentVersions: ['{seed}.1.1']"),
         4 => format!("clientCidrs: [{}/24]", address(seed)),
         5 => format!("clientCidrs: ['2001:db8:{seed:x}::/48']"),
         6 => format!("agentIds: [{seed}], agentVersions: ['{}.*']", seed % 60),
         7 => format!("tokenHashes: ['{}'], clientCidrs: [{}/32]", token(6), address(seed)),
-        8 => format!("projectIds: [{seed}], agentVersions: ['{}.{}.1']", seed % 60, seed % 30),
+        8 => format!("agentIds: [{seed}], agentVersions: ['{}.{}.1']", seed % 60, seed % 30),
         _ => format!(
-            "projectIds: [{seed}], clientCidrs: [{}/24], agentVersions: ['{}.*']",
+            "agentIds: [{seed}], clientCidrs: [{}/24], agentVersions: ['{}.*']",
             address(seed),
             seed % 60
         ),

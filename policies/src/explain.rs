@@ -1,6 +1,6 @@
 //! What holds for one subject, field by field: the value, the document that sets it, and those that did not.
 //!
-//! After `meant`; for people who look up why, through `postern policy explain` and the admin pages. Never on the path of a
+//! After `meant`; for people who look up why, through `postern policy explain`. Never on the path of a
 //! request: it reads through all documents and writes texts.
 
 pub(crate) mod fields;

@@ -1,6 +1,6 @@
 //! A bucket whose level goes on when its rate changes: in requests, not in time.
 //!
-//! Beneath `simulate`, and the reference for whoever counts. What limits tell apart by a moment in time (GCRA) is here a
+//! Beneath `simulate`; edges count with a bucket of their own. What limits tell apart by a moment in time (GCRA) is here a
 //! number of requests in parts so small that every refill is a whole number of them. Knows no names and no clock.
 
 use crate::RateLimit;

@@ -51,6 +51,8 @@ struct Document<'a> {
     /// What the selector asks for; for everybody if it is empty.
     asks: Vec<&'static str>,
     canary: bool,
+    /// Whether it only reports.
+    reports: bool,
     /// `None`: there are mistakes in it, so nobody knows whom the document is for.
     header: Option<Arc<Header>>,
     cells: usize,
@@ -139,6 +141,7 @@ impl Builder {
             file,
             asks,
             canary: head.canary.is_some(),
+            reports: head.mode.as_ref().is_some_and(|mode| mode.value.0 == Mode::Report),
             header: header.map(Arc::new),
             cells,
             cells_in_all: &mut self.cells,
@@ -186,9 +189,9 @@ fn header<S: Spec>(
         if !S::ASKS.contains(&key) {
             let wanted = match S::ASKS {
                 [] => format!("nothing is wanted in match: a {kind:?} is for everybody"),
-                known => format!("a {kind:?} can ask for {}", known.join(", ")),
+                known => format!("{} {kind:?} can ask for {}", article(kind), known.join(", ")),
             };
-            let found = format!("a {kind:?} cannot ask for this");
+            let found = format!("{} {kind:?} cannot ask for this", article(kind));
             problems.add(place.at, place.path.clone(), found, wanted);
         }
     }
@@ -215,6 +218,10 @@ fn header<S: Spec>(
         canary: head.canary.as_ref().map(|canary| canary.value.0),
     });
     (asks, header)
+}
+
+fn article(kind: Kind) -> &'static str {
+    if kind == Kind::AccessPolicy { "an" } else { "a" }
 }
 
 fn selector(written: &Match) -> Selector {
@@ -282,6 +289,13 @@ impl Document<'_> {
             self.problems.add(place.at, place.path.clone(), found, wanted);
         } else if self.canary && !canary {
             self.problems.add(place.at, place.path.clone(), "set in a canary", wanted);
+        }
+    }
+
+    /// Reports a field that nobody looks at in a document that only reports.
+    fn enforced(&mut self, place: &Place, wanted: &str) {
+        if self.reports {
+            self.problems.add(place.at, place.path.clone(), "set in a document that only reports", wanted);
         }
     }
 }

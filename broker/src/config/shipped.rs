@@ -32,8 +32,9 @@ fn the_policies_that_ship_are_the_defaults() {
     assert_eq!(rate(&backends.gitaly), gitlab.gitaly_rate);
     assert_eq!(rate(&backends.gitaly_per_server), gitlab.gitaly_rate_per_server);
     assert_eq!(rate(&backends.gitlab), gitlab.rate);
-    // As `tunnel` has it: idle tunnels end after three tenths of the connection's age.
-    assert_eq!(value(&tunnels.max_idle), own.agents.max_connection_age.mul_f64(0.3));
+    // Without a number, as they ship, both are something that no number says.
+    assert!(connections.jitter_percent.is_empty() && tunnels.max_idle.is_empty());
+    assert!(tunnels.idle_per_agent.is_empty());
     let api = own.kubernetes_api.expect("the section is there");
     assert_eq!(value(&tunnels.agent_wait), api.agent_wait);
 }

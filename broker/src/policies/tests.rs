@@ -66,7 +66,7 @@ fn a_kas_configuration_without_policies_says_everything_itself() {
     let alone = Policies::open(&config(CONFIG)).unwrap();
     assert_eq!(all(&alone, &agent(1)), as_configured());
     assert_eq!(alone.live().status().directory, None);
-    let (_folder, silent) = policies("");
+    let (_folder, silent) = policies("# nothing\n");
     assert_eq!(all(&silent, &agent(1)), as_configured());
     let default = Policies::open(&config(
         "gitlab: {address: 'http://gitlab.example.com', authentication_secret_file: secret}",

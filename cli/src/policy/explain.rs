@@ -83,6 +83,12 @@ pub(super) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     } else {
         super::say(format_args!("{}", text(&values)))?;
     }
+    if options.agent.or(options.project).is_some() || options.agent_version.is_some() {
+        eprintln!(
+            "postern: processes that do not know a part of this decide without it: an edge knows neither projects nor the \
+             agent of an agent's own token"
+        );
+    }
     if let Some(hash) = hash.filter(|hash| hash.digits < 64) {
         let digits = table::count(hash.digits, "digit is", "digits are");
         eprintln!(

@@ -7,7 +7,7 @@ use std::path::Path;
 /// The set of files that hold documents with the head left out: each entry is a kind, a name and the rest of the document.
 pub(crate) fn set(documents: &[(&str, &str, &str)]) -> PolicySet {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("none.yaml"), "").unwrap();
+    std::fs::write(directory.path().join("none.yaml"), "# nothing\n").unwrap();
     for (kind, name, rest) in documents {
         let text = format!("apiVersion: postern/v1\nkind: {kind}\nmetadata: {{name: {name}}}\n{rest}\n");
         std::fs::write(directory.path().join(format!("{name}.yaml")), text).unwrap();

@@ -122,6 +122,10 @@ fn text(path: &Path) -> Result<String, Unusable> {
         },
         Err(error) => return fail(format!("cannot be read: {error}"), "a readable file is wanted"),
     };
+    // Writing a file in place empties it first.
+    if bytes.is_empty() {
+        return fail("the file is empty".to_owned(), "documents or a comment are wanted");
+    }
     if bytes.len() as u64 > MAX_BYTES {
         return fail("larger than 1 MiB".to_owned(), "less is wanted; is this a policy?");
     }

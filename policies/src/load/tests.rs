@@ -156,7 +156,7 @@ fn selectors_mode_and_canary_are_read_and_the_match_of_the_first_version_too() {
         "---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: agent}\n",
         "match: {agentIds: [42, 42], clientCidrs: [192.0.2.7]}\nspec: {streamsPerIp: 2}\n",
         "---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: version}\n",
-        "match: {agentVersions: [v16.11.*], projectIds: [7], tokenHashes: [ab, \"1\"]}\nspec: {streamsPerIp: 3}\n",
+        "match: {agentVersions: [v16.11.*], tokenHashes: [ab, \"1\"]}\nspec: {streamsPerIp: 3}\n",
         "---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: trial}\nmode: report\n",
         "spec: {streamsPerIp: 4}\n",
         "---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {name: canary}\ncanary: 100%\n",
@@ -171,12 +171,7 @@ fn selectors_mode_and_canary_are_read_and_the_match_of_the_first_version_too() {
     assert_eq!(streams(&Subject { agent_id: Some(42), client, ..Subject::default() }).0, 2);
     let of_token = |first: u8| {
         let hash = [first; 32];
-        streams(&Subject {
-            token_hash: Some(&hash),
-            project_id: Some(7),
-            agent_version: Some("16.11.2"),
-            ..Subject::default()
-        })
+        streams(&Subject { token_hash: Some(&hash), agent_version: Some("16.11.2"), ..Subject::default() })
     };
     assert_eq!(of_token(0x1f).0, 3);
     assert_eq!(of_token(0xcd).0, 5);
@@ -254,8 +249,8 @@ fn the_fingerprint_is_of_the_texts_in_the_order_of_the_files() {
         of(&[("a.yaml", "# x\n")]),
         of(&[("a.yaml", "# x\n# y\n")]),
         of(&[("a.yaml", "# y\n"), ("b.yaml", "# x\n")]),
-        of(&[("a.yaml", "# x\n# y\n"), ("b.yaml", "")]),
-        of(&[("a.yaml", ""), ("b.yaml", "# x\n# y\n")]),
+        of(&[("a.yaml", "# x\n# y\n"), ("b.yaml", "\n")]),
+        of(&[("a.yaml", "\n"), ("b.yaml", "# x\n# y\n")]),
     ] {
         assert_ne!(one, other);
     }
@@ -384,7 +379,9 @@ fn what_ships_holds_the_defaults_of_edge_and_broker() {
     assert!(set.access.callers.is_empty(), "with any rule, requests with doubtful paths are denied");
     // Whoever copies one file has what it says alone.
     assert_eq!(value(&set.polling.jitter_percent), 20);
-    assert_eq!(value(&set.tunnels.max_idle), Duration::from_secs(36 * 60));
+    assert_eq!(value(&set.tunnels.agent_wait), Duration::from_secs(20));
+    assert!(set.connections.jitter_percent.is_empty(), "it would be the broker's ages' too");
+    assert!(set.tunnels.max_idle.is_empty() && set.tunnels.idle_per_agent.is_empty(), "both follow others");
 }
 
 #[test]

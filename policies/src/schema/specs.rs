@@ -4,6 +4,7 @@ use super::{KindSchema, list, of, section, whole};
 use serde_json::{Map, Value, json};
 
 const EVERY: &[&str] = &["agentIds", "tokenHashes", "projectIds", "clientCidrs", "agentVersions"];
+const CALLERS: &[&str] = &["agentIds", "tokenHashes", "projectIds", "clientCidrs"];
 const AGENTS: &[&str] = &["agentIds", "tokenHashes", "projectIds", "agentVersions"];
 const MOST: u64 = u32::MAX as u64;
 
@@ -127,7 +128,7 @@ fn access() -> KindSchema {
     KindSchema {
         name: "AccessPolicy",
         description: "Who may connect, and what callers may do at agents' clusters.",
-        asks: EVERY,
+        asks: CALLERS,
         reports: true,
         spec: properties(spec),
     }

@@ -44,9 +44,11 @@ fn example(root: &Value, node: &Value) -> Value {
             let mut object: Map<String, Value> =
                 required.map(|key| (key.to_owned(), example(root, &node["properties"][key]))).collect();
             if object.is_empty() && node["minProperties"] == 1 {
-                // Some are for everybody only.
+                // Some are for everybody only, or for few.
+                let narrow =
+                    ["match", "drain", "clients", "agentCallsPerMinute", "agentWait", "grace", "idle"];
                 let known = node["properties"].as_object().unwrap().keys();
-                let mut free = known.filter(|key| !["match", "drain", "clients"].contains(&key.as_str()));
+                let mut free = known.filter(|key| !narrow.contains(&key.as_str()));
                 let first = free.next().unwrap();
                 object.insert(first.clone(), example(root, &node["properties"][first]));
             }
@@ -123,6 +125,11 @@ fn every(mut seen: impl FnMut(&[Step], &Value, &dyn Fn(Value) -> Value)) {
 
 /// JSON is YAML.
 fn load(document: &Value) -> Result<(), Problems> {
+    let mut document = document.clone();
+    // Of limits only these can be for projects.
+    if document["kind"] == "LimitPolicy" && document["match"].get("projectIds").is_some() {
+        document["spec"] = json!({ "agentCallsPerMinute": 7 });
+    }
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), document.to_string()).unwrap();
     load_dir(directory.path()).map(|_| ())

@@ -110,6 +110,9 @@ impl<'a> Play<'a> {
     pub(super) fn finish(mut self) -> Report {
         self.report.refusals = self.causes.finish();
         self.report.notes = notes::of(self.set, self.digits);
+        if self.report.newly_admitted > 0 {
+            self.report.notes.push(notes::NEWLY_ADMITTED.to_owned());
+        }
         self.report
     }
 

@@ -6,10 +6,12 @@ use crate::written::{
     LimitSpec, Match, Network, PollingSpec, Several, TunnelSpec,
 };
 use crate::{CallerRule, Callers, Clients, PolicySet, Rules};
-use postern_yaml::{Given, WordsOf};
+use postern_yaml::{Given, Place, WordsOf};
 use std::net::IpAddr;
 
 const EVERY: &[&str] = &["agentIds", "tokenHashes", "projectIds", "clientCidrs", "agentVersions"];
+/// Callers have no version, and a token's addresses are judged before anything else is known of it.
+const CALLERS: &[&str] = &["agentIds", "tokenHashes", "projectIds", "clientCidrs"];
 /// Of agents alone: the broker that polls or holds a tunnel has no client before it.
 const AGENTS: &[&str] = &["agentIds", "tokenHashes", "projectIds", "agentVersions"];
 
@@ -25,10 +27,28 @@ impl Spec for LimitSpec {
 
     fn put(&self, set: &mut PolicySet, document: &mut Document<'_>) {
         let limits = &mut set.limits;
-        if let Some(Given { place, .. }) = &self.connections_per_ip {
+        if let Some(place) = place(&self.connections_per_ip) {
             let wanted =
                 "it is counted when nothing but the address is known; clientCidrs alone can be asked for";
             document.only(place, &["clientCidrs"], false, wanted);
+        }
+        let at_the_edge = [
+            place(&self.requests_per_token),
+            place(&self.streams_per_token),
+            place(&self.requests_per_ip),
+            place(&self.streams_per_ip),
+            place(&self.requests_per_agent),
+            place(&self.streams_per_agent),
+            place(&self.body_bytes),
+        ];
+        for place in at_the_edge.into_iter().flatten() {
+            let wanted = "edges count it, and know no projects; agentIds, tokenHashes, clientCidrs and agentVersions can be asked for";
+            document.only(place, &["agentIds", "tokenHashes", "clientCidrs", "agentVersions"], true, wanted);
+        }
+        for place in [place(&self.agent_calls_per_minute), place(&self.redis_lost)].into_iter().flatten() {
+            let wanted = "it is about agents' calls to brokers; agentIds, tokenHashes, projectIds and agentVersions can be asked for";
+            document.only(place, AGENTS, true, wanted);
+            document.enforced(place, "brokers report no calls; enforce is wanted");
         }
         document.set(&mut limits.requests_per_token, &self.requests_per_token, |rate| Some(rate.0));
         document.set(&mut limits.streams_per_token, &self.streams_per_token, |count| Some(count.narrow()));
@@ -78,6 +98,10 @@ impl Spec for ConnectionSpec {
             let wanted = "a process drains as a whole; a document without match and canary is wanted for it";
             document.only(place, &[], false, wanted);
         }
+        for place in [place(&self.grace), place(&self.idle), place(&self.ping)].into_iter().flatten() {
+            let wanted = "an edge knows address and token of a connection; tokenHashes and clientCidrs can be asked for";
+            document.only(place, &["tokenHashes", "clientCidrs"], true, wanted);
+        }
         document.set(&mut connections.max_age, &self.max_age, |age| Some(age.0));
         document
             .set(&mut connections.jitter_percent, &self.jitter_percent, |share| u8::try_from(share.0).ok());
@@ -91,7 +115,7 @@ impl Spec for ConnectionSpec {
 }
 
 impl Spec for AccessSpec {
-    const ASKS: &'static [&'static str] = EVERY;
+    const ASKS: &'static [&'static str] = CALLERS;
     const REPORTS: bool = true;
     const SETS: &'static str = "clients, kubernetesApi";
 
@@ -108,6 +132,11 @@ impl Spec for AccessSpec {
         document.set(&mut access.clients, &self.clients, |clients| Some(addresses(&clients.spec)));
         document.set(&mut access.callers, &self.kubernetes_api, |api| callers(&api.spec));
     }
+}
+
+/// Where a field stands, if it does.
+fn place<T>(given: &Option<Given<T>>) -> Option<&Place> {
+    given.as_ref().map(|given| &given.place)
 }
 
 fn addresses(written: &ClientsSpec) -> Clients {
@@ -172,6 +201,10 @@ impl Spec for TunnelSpec {
 
     fn put(&self, set: &mut PolicySet, document: &mut Document<'_>) {
         let tunnels = &mut set.tunnels;
+        if let Some(place) = place(&self.agent_wait) {
+            let wanted = "the agent is not there, and only its id and project are known; agentIds and projectIds can be asked for";
+            document.only(place, &["agentIds", "projectIds"], false, wanted);
+        }
         document.set(&mut tunnels.idle_per_agent, &self.idle_per_agent, |count| Some(count.narrow()));
         document.set(&mut tunnels.max_idle, &self.max_idle, |idle| Some(idle.0));
         document.set(&mut tunnels.agent_wait, &self.agent_wait, |wait| Some(wait.0));

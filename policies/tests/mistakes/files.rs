@@ -119,6 +119,13 @@ fn selectors() -> Vec<(&'static str, Files)> {
             document!("PollingPolicy", "match: {clientCidrs: [10.0.0.0/8]}\nspec: {jitterPercent: 1}\n"),
         ),
         (
+            "version of a caller",
+            document!(
+                "AccessPolicy",
+                "match: {agentVersions: ['16.*']}\nspec: {kubernetesApi: {otherwise: deny}}\n"
+            ),
+        ),
+        (
             "selector where all have the same",
             document!(
                 "BackendPolicy",
@@ -176,8 +183,9 @@ fn selectors() -> Vec<(&'static str, Files)> {
                 let ids: Vec<String> = (1..=101).map(|id| id.to_string()).collect();
                 let ids = ids.join(", ");
                 let head = "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata:\n  name: a\n";
-                let rest =
-                    format!("match: {{agentIds: [{ids}], projectIds: [{ids}]}}\nspec: {{streamsPerIp: 1}}\n");
+                let rest = format!(
+                    "match: {{agentIds: [{ids}], projectIds: [{ids}]}}\nspec: {{agentCallsPerMinute: 1}}\n"
+                );
                 fs::write(directory.join("a.yaml"), format!("{head}{rest}")).unwrap();
                 directory.to_owned()
             }),
@@ -222,6 +230,18 @@ fn values() -> Vec<(&'static str, Files)> {
             document!("LimitPolicy", "match: {agentIds: [42]}\nspec: {connectionsPerIp: 9}\n"),
         ),
         ("connections in a canary", document!("LimitPolicy", "canary: 5%\nspec: {connectionsPerIp: 9}\n")),
+        (
+            "edge's limit for a project",
+            document!("LimitPolicy", "match: {projectIds: [7]}\nspec: {streamsPerToken: 9}\n"),
+        ),
+        (
+            "agents' calls from an address",
+            document!("LimitPolicy", "match: {clientCidrs: [10.0.0.0/8]}\nspec: {agentCallsPerMinute: 9}\n"),
+        ),
+        (
+            "agents' calls that are only reported",
+            document!("LimitPolicy", "mode: report\nspec: {agentCallsPerMinute: 9}\n"),
+        ),
         ("duration without unit", document!("PollingPolicy", "spec: {configuration: {period: 30}}\n")),
         ("no duration", document!("PollingPolicy", "spec: {configuration: {period: half an hour}}\n")),
         ("duration out of bounds", document!("PollingPolicy", "spec: {configuration: {period: 100ms}}\n")),
@@ -231,9 +251,15 @@ fn values() -> Vec<(&'static str, Files)> {
             document!("ConnectionPolicy", "match: {agentIds: [42]}\nspec: {drain: {grace: 1m}}\n"),
         ),
         ("drain in a canary", document!("ConnectionPolicy", "canary: 5%\nspec: {drain: {grace: 1m}}\n")),
+        ("pings of an agent", document!("ConnectionPolicy", "match: {agentIds: [42]}\nspec: {ping: 10s}\n")),
         ("calls without burst", document!("BackendPolicy", "spec: {gitlab: {rate: {perSecond: 5}}}\n")),
         ("no calls at all", document!("BackendPolicy", "spec: {gitlab: {rate: {perSecond: 0, burst: 1}}}\n")),
         ("no tunnels at all", document!("TunnelPolicy", "spec: {idlePerAgent: 0}\n")),
+        (
+            "wait for an agent's token",
+            document!("TunnelPolicy", "match: {tokenHashes: [ab12]}\nspec: {agentWait: 5s}\n"),
+        ),
+        ("wait in a canary", document!("TunnelPolicy", "canary: 5%\nspec: {agentWait: 5s}\n")),
     ]
 }
 
@@ -330,6 +356,13 @@ fn directories() -> Vec<(&'static str, Files)> {
             }),
         ),
         (
+            "empty file",
+            Made(|directory| {
+                fs::write(directory.join("a.yaml"), "").unwrap();
+                directory.to_owned()
+            }),
+        ),
+        (
             "far too large a file",
             Made(|directory| {
                 let file = fs::File::create(directory.join("a.yaml")).unwrap();
@@ -417,7 +450,7 @@ fn many_combinations(directory: &Path) -> PathBuf {
     for number in 0..27 {
         text += &format!(
             "---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: a{number}}}\n\
-             match:\n  agentIds: [{}]\n  projectIds: [{}]\nspec: {{streamsPerIp: 1}}\n",
+             match:\n  agentIds: [{}]\n  projectIds: [{}]\nspec: {{agentCallsPerMinute: 1}}\n",
             list(1 + number * 100, 100),
             list(1, 95),
         );

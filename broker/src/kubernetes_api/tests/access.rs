@@ -147,7 +147,7 @@ async fn an_edit_decides_over_the_next_request() {
     assert!(message.starts_with(wanted), "{message}");
     assert!(futures::FutureExt::now_or_never(agent.hears()).is_none(), "the agent heard of it");
     assert_eq!(field.registry.census().idle, 1, "no tunnel was taken");
-    assert_eq!((field.counted("Refused"), field.counted("Ended")), (1, 0));
+    assert_eq!((field.counted("refused"), field.counted("ended")), (1, 0));
     let (read, ()) = tokio::join!(caller.send_request(request("GET", pod)), async {
         agent.request().await;
         agent.head(StatusCode::NO_CONTENT, &[]).await;
@@ -166,9 +166,9 @@ async fn a_policy_to_try_out_counts_and_lets_everything_through() {
     for (method, reported) in [("GET", 0), ("DELETE", 1), ("PUT", 2)] {
         let (allowed, _agent) = answered(&field, request(method, path), StatusCode::NO_CONTENT, &[]).await;
         assert_eq!(allowed.status(), StatusCode::NO_CONTENT);
-        assert_eq!(field.counted("Reported"), reported);
+        assert_eq!(field.counted("reported"), reported);
     }
-    assert_eq!((field.counted("Refused"), field.counted("Ended")), (0, 0));
+    assert_eq!((field.counted("refused"), field.counted("ended")), (0, 0));
     // Nor does it end what runs.
     let watch = request("GET", "/k8s/api/v1/pods?watch=true");
     let (watching, agent) = answered(&field, watch, StatusCode::OK, &[]).await;
@@ -202,7 +202,7 @@ async fn a_watch_that_is_no_longer_allowed_ends_with_an_event_that_says_why() {
         "{message}"
     );
     cancelled(agent).await;
-    assert_eq!(field.counted("Ended"), 1);
+    assert_eq!(field.counted("ended"), 1);
 
     // Who may still do what it does is not touched.
     other.data("{}").await;
@@ -285,7 +285,7 @@ async fn exec_and_port_forward_end_with_the_permission_and_others_go_on() {
     }
     cancelled(agent).await;
     cancelled(forwarding).await;
-    assert_eq!(field.counted("Ended"), 2);
+    assert_eq!(field.counted("ended"), 2);
     let data = postern_wire::proto::gitlab::agent::grpctool::http_response::UpgradeData {
         data: Bytes::from_static(b"x"),
     };
