@@ -133,12 +133,15 @@ fn is_resource(pattern: &str, resource: &Resource<'_>) -> bool {
     in_group && of_subresource && (name == "*" || name == resource.name)
 }
 
-/// Compared as the server reads it: decoded.
+/// Compared as the server reads both: decoded, and one slash at the end is none.
 fn is_path(pattern: &str, path: &str) -> bool {
-    let mut path = decoded(path);
-    let (pattern, open) = match pattern.strip_suffix('*') {
-        Some(beginning) => (beginning, true),
-        None => (pattern, false),
-    };
-    pattern.bytes().all(|byte| path.next() == Some(Some(byte))) && (open || path.next().is_none())
+    if let Some(beginning) = pattern.strip_suffix('*') {
+        let mut path = decoded(path);
+        return decoded(beginning).all(|byte| byte.is_some() && path.next() == Some(byte));
+    }
+    decoded(without_slash(pattern)).eq(decoded(without_slash(path)))
+}
+
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path)
 }
