@@ -68,6 +68,7 @@ struct Seen {
 /// All of it, running.
 pub(crate) struct Field {
     pub(crate) agents: Agents,
+    _watched: Agents,
     _edge: Process,
     edge_address: SocketAddr,
     _brokers: Brokers,
@@ -115,11 +116,16 @@ impl Field {
         let edge_address = edge.address("listening", |line| line["tls"] == false).await;
         let admin = edge.address("admin listening", |_| true).await;
         let habits = Habits { tunnels: TUNNELS, aged: false };
-        let agents = Agents::start(&[edge_address], &brokers.identities, habits);
+        // Requests to the watched one are cut when an edit denies them, so its tunnels do not count.
+        let (one, others) = brokers.identities.split_at(WATCHED as usize);
+        let watched = Agents::start(&[edge_address], one, habits);
+        let agents = Agents::start(&[edge_address], others, habits);
+        watched.stand().await;
         agents.stand().await;
         let (_, entrance) = brokers.entrance(0);
         let mut field = Self {
             agents,
+            _watched: watched,
             _edge: edge,
             edge_address,
             policies,
