@@ -199,7 +199,8 @@ impl Dialler {
             // Time-outs are the caller's: the library's own would be a second one.
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
             let (mut commands, driver) = MultiplexedConnection::new_with_config(login, io, config).await?;
-            let mut driver: Driver = Box::pin(driver);
+            // It may end while a question is under way, and is then asked again by whoever keeps the connection.
+            let mut driver: Driver = Box::pin(futures::future::maybe_done(driver));
             let ping = ::redis::cmd("PING");
             driven(&mut driver, ping.query_async::<()>(&mut commands)).await?;
             Ok(Dialled { commands, driver, server: server.clone() })
