@@ -11,7 +11,9 @@ fn set(documents: &[(&str, &str)]) -> Arc<PolicySet> {
     let written = documents.iter().map(|(name, rest)| {
         format!("---\napiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: {name}}}\n{rest}\n")
     });
-    std::fs::write(directory.path().join("all.yaml"), written.collect::<String>()).unwrap();
+    // A file without a byte would be a mistake.
+    let text = "# all\n".to_owned() + &written.collect::<String>();
+    std::fs::write(directory.path().join("all.yaml"), text).unwrap();
     Arc::new(load_dir(directory.path()).unwrap_or_else(|problems| panic!("{problems}")))
 }
 
