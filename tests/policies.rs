@@ -36,8 +36,8 @@ async fn every_process_obeys_each_edit_and_no_stream_is_dropped() {
 #[tokio::test]
 async fn a_bad_edit_changes_nothing_for_anybody_and_is_told() {
     let mut field = Field::start().await;
-    let begin = field.edit(Word::Shut);
-    field.meets(Word::Shut, begin).await;
+    field.edit(Word::Shut);
+    field.stands(Word::Shut).await;
     let load = field.load();
     fs::write(field.folder().join("second.yaml"), "apiVersion: postern/v1\nkind: LimitPolicyy\n").unwrap();
     field.complain("LimitPolicyy").await;

@@ -7,7 +7,7 @@ use crate::harness::{
     brokers::Brokers,
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -173,6 +173,15 @@ impl Field {
         after
     }
 
+    /// Waits until every process has decided this in some looks in a row: what a bucket lets through once is used up then.
+    pub(crate) async fn stands(&mut self, word: Word) {
+        for (seen, name) in self.seen.iter_mut().zip(PROCESSES) {
+            let stands = seen.wait_for(|seen| seen.word == Some(word) && seen.looks >= seen.first + 5);
+            let stands = timeout(PATIENCE, stands).await;
+            stands.unwrap_or_else(|_| panic!("{name} does not stay at {word:?}")).expect("the watcher lives");
+        }
+    }
+
     /// Requires that every process goes on deciding this, in so many looks that begin from now on.
     pub(crate) async fn keeps(&mut self, word: Word, looks: u64) {
         let before: Vec<u64> = self.seen.iter().map(|seen| seen.borrow().looks).collect();
@@ -261,16 +270,16 @@ impl Load {
     }
 }
 
-/// One file, made beside and renamed over: at the edge an address' requests, at brokers what may be read at an agent, and
+/// One file, made beside and renamed over: at the edge how much an address may send, at brokers what may be read at an agent, and
 /// of other kinds what is in force without anybody meeting it soon.
 fn write(folder: &Path, word: Word) {
     let (rate, effect, age, period, idle) = match word {
-        Word::Open => ("unlimited", "allow", "1h", "20s", 100),
-        Word::Shut => ("{perMinute: 1}", "deny", "2h", "30s", 200),
+        Word::Open => ("0", "allow", "1h", "20s", 100),
+        Word::Shut => ("10", "deny", "2h", "30s", 200),
     };
     let text = format!(
         "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: watcher}}\nmatch: {{clientCidrs: [{WATCHER}/32]}}\n\
-         spec: {{requestsPerToken: {rate}}}\n---\n\
+         spec: {{bodyBytes: {rate}}}\n---\n\
          apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: watched}}\nmatch: {{agentIds: [{WATCHED}]}}\n\
          spec: {{kubernetesApi: {{otherwise: {effect}}}}}\n---\n\
          apiVersion: postern/v1\nkind: ConnectionPolicy\nmetadata: {{name: ages}}\nspec: {{maxAge: {age}}}\n---\n\
@@ -294,7 +303,7 @@ async fn look(process: usize, address: SocketAddr, bearer: String, tell: watch::
         pace.tick().await;
         let word = match caller.ask("/k8s-proxy/api/v1/configmaps", &bearer).await {
             Ok((200, _)) => Word::Open,
-            Ok((403 | 429, _)) => Word::Shut,
+            Ok((403 | 413, _)) => Word::Shut,
             // It was under way when an edit denied it.
             Err(_) if process > 0 && cut == 0 => {
                 cut += 1;
@@ -314,7 +323,7 @@ async fn look(process: usize, address: SocketAddr, bearer: String, tell: watch::
 
 /// One kept connection.
 struct Caller {
-    kept: Option<http1::SendRequest<Empty<Bytes>>>,
+    kept: Option<http1::SendRequest<Full<Bytes>>>,
     /// `None`: whatever the system takes.
     from: Option<Ipv4Addr>,
     address: SocketAddr,
@@ -327,10 +336,16 @@ impl Caller {
                 Some(send) => send,
                 None => self.connect().await?,
             };
-            let request = Request::get(path)
+            // Whoever looks at the edge sends more than a policy may allow.
+            let looks = self.from.is_some();
+            let (method, body) = if looks { ("POST", "more than ten bytes") } else { ("GET", "") };
+            let body = Full::new(Bytes::from_static(body.as_bytes()));
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
                 .header("host", "localhost")
                 .header("authorization", bearer)
-                .body(Empty::new())
+                .body(body)
                 .expect("a request");
             send.ready().await.map_err(|error| format!("ready: {error}"))?;
             let response = send.send_request(request).await.map_err(|error| format!("head: {error}"))?;
@@ -345,7 +360,7 @@ impl Caller {
         timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
     }
 
-    async fn connect(&self) -> Result<http1::SendRequest<Empty<Bytes>>, String> {
+    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, String> {
         let connecting = async {
             let socket = TcpSocket::new_v4()?;
             if let Some(from) = self.from {
