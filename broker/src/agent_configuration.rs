@@ -233,6 +233,8 @@ impl Feed {
             remote_development: file.remote_development,
             flux: file.flux,
             gitlab_external_url: self.service.external_url.clone(),
+            kubernetes_api: file.kubernetes_api,
+            views: file.views,
         };
         ConfigurationResponse { configuration: Some(configuration), commit_id: commit.to_owned() }
     }

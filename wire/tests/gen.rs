@@ -31,6 +31,7 @@ const SERVED: &[&str] = &[
     "pkg/agentcfg/agentcfg.proto",
     "pkg/entity/entity.proto",
     "pkg/event/event.proto",
+    "postern/agent/agent.proto",
     "postern/fleet/fleet.proto",
 ];
 

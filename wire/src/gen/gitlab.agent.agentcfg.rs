@@ -274,6 +274,31 @@ pub struct FluxCf {
     #[prost(string, tag = "1")]
     pub webhook_receiver_url: ::prost::alloc::string::String,
 }
+/// Ours alone, like every number from 1001 on: how much callers may ask of the cluster at once. 0: no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KubernetesApiCf {
+    #[prost(uint32, tag = "1")]
+    pub max_concurrent_requests: u32,
+    #[prost(uint32, tag = "2")]
+    pub max_concurrent_requests_per_caller: u32,
+}
+/// Ours alone: which views of the cluster are kept. None unless asked for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ViewsCf {
+    #[prost(bool, tag = "1")]
+    pub nodes: bool,
+    #[prost(bool, tag = "2")]
+    pub workloads: bool,
+    #[prost(bool, tag = "3")]
+    pub events: bool,
+    #[prost(bool, tag = "4")]
+    pub versions: bool,
+    #[prost(bool, tag = "5")]
+    pub capacity: bool,
+    /// Of workloads and events; none: all of them.
+    #[prost(string, repeated, tag = "6")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// The root of .gitlab/agents/<name>/config.yaml.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigurationFile {
@@ -294,6 +319,10 @@ pub struct ConfigurationFile {
     pub remote_development: ::core::option::Option<RemoteDevelopmentCf>,
     #[prost(message, optional, tag = "8")]
     pub flux: ::core::option::Option<FluxCf>,
+    #[prost(message, optional, tag = "1001")]
+    pub kubernetes_api: ::core::option::Option<KubernetesApiCf>,
+    #[prost(message, optional, tag = "1002")]
+    pub views: ::core::option::Option<ViewsCf>,
 }
 /// What is pushed to an agent.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -321,6 +350,10 @@ pub struct AgentConfiguration {
     pub flux: ::core::option::Option<FluxCf>,
     #[prost(string, tag = "11")]
     pub gitlab_external_url: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "1001")]
+    pub kubernetes_api: ::core::option::Option<KubernetesApiCf>,
+    #[prost(message, optional, tag = "1002")]
+    pub views: ::core::option::Option<ViewsCf>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

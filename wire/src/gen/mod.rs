@@ -97,6 +97,9 @@ pub mod google {
     }
 }
 pub mod postern {
+    pub mod agent {
+        include!("postern.agent.rs");
+    }
     pub mod fleet {
         include!("postern.fleet.rs");
     }

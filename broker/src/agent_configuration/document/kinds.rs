@@ -46,6 +46,12 @@ impl Meant<bool> for Option<bool> {
     }
 }
 
+impl Meant<u32> for Option<u32> {
+    fn meant(self) -> u32 {
+        self.unwrap_or_default()
+    }
+}
+
 impl Meant<Option<bool>> for Option<Explicit<bool>> {
     fn meant(self) -> Option<bool> {
         self.map(|given| given.0)
@@ -103,6 +109,16 @@ impl Json for bool {
 
     fn is_default(&self) -> bool {
         !self
+    }
+}
+
+impl Json for u32 {
+    fn json(&self) -> Value {
+        (*self).into()
+    }
+
+    fn is_default(&self) -> bool {
+        *self == 0
     }
 }
 

@@ -15,6 +15,8 @@ message!(File => ConfigurationFile {
     user_access: UserAccess,
     remote_development: RemoteDevelopment,
     flux: Flux,
+    kubernetes_api: KubernetesApi,
+    views: Views,
 } for_rails [starboard]);
 
 message!(GitOps => GitopsCf { manifest_projects: Vec<ManifestProject> } for_rails [charts]);
@@ -156,6 +158,20 @@ message!(RemoteDevelopment => RemoteDevelopmentCf {
 message!(WorkspacesProxy => GitlabWorkspacesProxyCf { namespace: String });
 message!(NetworkPolicy => NetworkPolicyCf { enabled: Explicit<bool> } for_rails [egress]);
 message!(Flux => FluxCf { webhook_receiver_url: String });
+
+// Ours alone.
+message!(KubernetesApi => KubernetesApiCf {
+    max_concurrent_requests: u32,
+    max_concurrent_requests_per_caller: u32,
+});
+message!(Views => ViewsCf {
+    nodes: bool,
+    workloads: bool,
+    events: bool,
+    versions: bool,
+    capacity: bool,
+    namespaces: Vec<String>,
+});
 
 /// `agent: {}` and the like: present or not.
 #[derive(Debug)]
