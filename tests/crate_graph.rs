@@ -25,7 +25,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "postern-yaml",
         ],
     ),
-    ("postern-agent", &["postern-certs", "postern-telemetry", "postern-wire"]),
+    ("postern-agent", &["postern-certs", "postern-telemetry", "postern-wire", "postern-yaml"]),
     ("stand-ins", &["postern-certs", "postern-wire"]),
     ("postern-cli", &["postern-certs", "postern-policies", "postern-wire", "stand-ins"]),
     ("postern-tests", &[]),
