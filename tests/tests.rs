@@ -22,6 +22,8 @@ mod foreign;
 mod fronted;
 /// The broker as GitLab's kas: Rails, Gitaly and Redis beside it.
 mod gitlab;
+/// Manifests from a git repository to the real control plane.
+mod gitops;
 /// Junk, oversize and malformed input on every port.
 mod hostile;
 /// Real kubectl against the real control plane.
