@@ -7,15 +7,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]
 
+#[path = "../kubectl/control_plane.rs"]
+mod control_plane;
 #[path = "../gitops/field.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
 mod field;
 #[path = "../harness.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
 mod harness;
+/// Where the tests have it.
 mod kubectl {
-    #[path = "../../kubectl/control_plane.rs"]
-    pub(crate) mod control_plane;
+    pub(crate) use crate::control_plane;
 }
 
 use field::Gitops;
@@ -111,7 +113,9 @@ async fn main() {
     let (mut rates, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (at_rest, streaming, left) = memory().await;
-        println!("resident: at rest {at_rest:.1} MiB, {STREAMS} streams {streaming:.1} MiB, after them {left:.1} MiB");
+        println!(
+            "resident: at rest {at_rest:.1} MiB, {STREAMS} streams {streaming:.1} MiB, after them {left:.1} MiB"
+        );
         idle.push(at_rest);
         busy.push(streaming);
         after.push(left);
