@@ -42,3 +42,5 @@ mod routing_cost;
 mod survival;
 /// One request as one trace, through all three programs.
 mod traces;
+/// What the broker shows of the real control plane.
+mod views;
