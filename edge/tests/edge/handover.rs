@@ -1,7 +1,7 @@
 //! Handover: listening sockets from the edge before and from systemd.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls};
-use crate::harness::{DEADLINE, Edge, Setup, token};
+use crate::harness::{DEADLINE, Edge, Setup, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;
@@ -45,12 +45,7 @@ fn dialling(address: SocketAddr, done: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>
 }
 
 async fn reaches(done: &AtomicUsize, count: usize) {
-    let reached = async {
-        while done.load(Ordering::Relaxed) < count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, reached).await.expect("nobody is served");
+    until("so many are served", async || (done.load(Ordering::Relaxed) >= count).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
