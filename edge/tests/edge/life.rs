@@ -175,4 +175,9 @@ async fn check_says_everything_that_is_wrong_and_starts_nothing() {
     let (ok, said) = check(directory.path(), &format!("{good}limit: 5\n")).await;
     assert!(!ok && said.contains("`limit`") && said.contains("line 3"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
+    let policies = directory.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(policies.join("a.yaml"), "apiVersion: postern/v1\nkind: LimitPolicyy\n").unwrap();
+    let (ok, said) = check(directory.path(), &format!("{good}policies: {{directory: policies}}\n")).await;
+    assert!(!ok && said.contains("a.yaml:2:") && said.contains("LimitPolicyy"), "{said}");
 }
