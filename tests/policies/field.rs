@@ -130,6 +130,7 @@ impl Field {
         agents.stand().await;
         let (_, entrance) = brokers.entrance(0);
         let mut field = Self {
+            _watchers: JoinSet::new(),
             agents,
             _watched: watched,
             _edge: edge,
