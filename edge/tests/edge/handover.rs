@@ -1,7 +1,7 @@
 //! Handover: listening sockets from the edge before and from systemd.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls};
-use crate::harness::{DEADLINE, Edge, Setup, token, until};
+use crate::harness::{Edge, Setup, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;
@@ -10,7 +10,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinSet;

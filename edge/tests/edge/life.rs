@@ -1,7 +1,7 @@
 //! Life: drain, certificate reload, readiness, metrics, `--check`.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
-use crate::harness::{DEADLINE, Edge, Setup, check, exchange, token, until};
+use crate::harness::{Edge, Setup, check, exchange, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;

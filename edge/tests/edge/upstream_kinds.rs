@@ -10,7 +10,6 @@ use crate::harness::{DEADLINE, Edge, exchange, token, until};
 use crate::upstreams::{Agents, KubernetesApi, read_head};
 use bytes::Bytes;
 use std::net::SocketAddr;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
