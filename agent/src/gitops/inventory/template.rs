@@ -1,7 +1,10 @@
 //! Which ConfigMap a project's inventory is: the one that its manifests bring, or one named after agent and project.
 
 use super::{InventoryError, LABEL, text};
-use crate::gitops::object::{Manifest, ObjectId, Problem};
+use crate::gitops::{
+    File, Received,
+    object::{Manifest, ObjectId, Problem},
+};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -22,26 +25,29 @@ pub struct Template {
 }
 
 impl Template {
-    /// Takes the inventory out of a commit's objects, or makes up the default one.
+    /// Takes the inventory out of the objects of a commit, or makes up the default one. `whole`: everything in the
+    /// commit's files could be read.
     ///
     /// # Errors
-    /// [`InventoryError::Many`], [`InventoryError::Template`], [`InventoryError::Numberless`]. Nothing of the commit can
-    /// be applied then.
+    /// [`InventoryError::Many`], [`InventoryError::Template`], [`InventoryError::Hidden`],
+    /// [`InventoryError::Numberless`]. Nothing of the commit can be applied then.
     pub fn take(
         objects: Vec<Manifest>,
+        commit: &Received,
+        whole: bool,
         default_namespace: &str,
         agent_id: i64,
-        (project, project_id): (&str, i64),
     ) -> Result<(Self, Vec<Manifest>), InventoryError> {
         let (templates, rest): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| !label(&object.value).is_empty());
         let place = |object: &Manifest| format!("{}:{}", object.file, object.line);
         let template = match templates.as_slice() {
-            [] if agent_id <= 0 || project_id <= 0 => {
-                return Err(InventoryError::Numberless { project: project.to_owned() });
+            [] if !whole && commit.files.iter().any(mentions) => return Err(InventoryError::Hidden),
+            [] if agent_id <= 0 || commit.project_id <= 0 => {
+                return Err(InventoryError::Numberless { project: commit.project.clone() });
             }
             [] => {
-                let id = format!("{agent_id}-{project_id}");
+                let id = format!("{agent_id}-{}", commit.project_id);
                 let name = format!("inventory-{id}");
                 Self { namespace: default_namespace.to_owned(), name, id, manifest: None }
             }
@@ -114,6 +120,11 @@ impl Template {
 /// The inventory's id, empty if the object is none.
 pub(super) fn label(object: &Value) -> &str {
     text(object, &["metadata", "labels", LABEL]).trim()
+}
+
+/// Whether there may be an inventory in a file that was not read.
+fn mentions(file: &File) -> bool {
+    file.data.windows(LABEL.len()).any(|window| window == LABEL.as_bytes())
 }
 
 fn is_label_value(value: &str) -> bool {
