@@ -110,7 +110,9 @@ impl ClusterError {
                 (one_line(document["reason"].as_str().unwrap_or_default()), told)
             }
             None if secret => (String::new(), String::new()),
-            None => (String::new(), String::from_utf8_lossy(&body[..body.len().min(MOST_WORDS)]).into_owned()),
+            None => {
+                (String::new(), String::from_utf8_lossy(&body[..body.len().min(MOST_WORDS)]).into_owned())
+            }
         };
         let message = match one_line(&message) {
             message if message.is_empty() => "the API server does not say why".to_owned(),
@@ -143,7 +145,10 @@ fn about_secrets(status: StatusCode, words: &str, document: &Value) -> String {
     let fields: Vec<&str> = causes.iter().filter_map(|cause| cause["field"].as_str()).take(10).collect();
     match fields[..] {
         [] => "why is left out, because it may quote what the Secret holds".to_owned(),
-        _ => format!("{}: what is wrong is left out, because it may quote what the Secret holds", fields.join(", ")),
+        _ => format!(
+            "{}: what is wrong is left out, because it may quote what the Secret holds",
+            fields.join(", ")
+        ),
     }
 }
 
@@ -205,7 +210,10 @@ mod tests {
             (400, status("BadRequest", typed)),
             (500, status("InternalError", typed)),
             (422, invalid),
-            (403, status("Forbidden", "admission webhook \"no.example\" denied the request: hunter2 is weak")),
+            (
+                403,
+                status("Forbidden", "admission webhook \"no.example\" denied the request: hunter2 is weak"),
+            ),
             (403, status("Forbidden", "secrets \"b\" is forbidden: hunter2")),
         ];
         for (code, document) in cases {
@@ -219,9 +227,7 @@ mod tests {
 
     #[test]
     fn callers_can_tell_what_passes_from_what_does_not() {
-        let of = |code: u16| {
-            ClusterError::refused("x", StatusCode::from_u16(code).unwrap(), b"", false)
-        };
+        let of = |code: u16| ClusterError::refused("x", StatusCode::from_u16(code).unwrap(), b"", false);
         for code in [408, 409, 429, 500, 502, 503, 504] {
             assert!(of(code).passes(), "{code}");
         }
