@@ -39,18 +39,19 @@ pub struct Views {
 
 impl Views {
     /// Never returns.
-    pub async fn keep(mut self) {
+    pub async fn keep(self) {
+        let Self { road, cluster, mut configuration, mut leads } = self;
         let (plans, plan) = watch::channel(Plan::default());
         let mut wanted = plan.clone();
         let following = async {
             loop {
-                let asked = Plan::of(self.configuration.borrow_and_update().as_deref());
+                let asked = Plan::of(configuration.borrow_and_update().as_deref());
                 plans.send_if_modified(|plan| {
                     let differs = *plan != asked;
                     *plan = asked;
                     differs
                 });
-                if self.configuration.changed().await.is_err() {
+                if configuration.changed().await.is_err() {
                     // Its sender has ended, and with it the process.
                     return std::future::pending::<()>().await;
                 }
@@ -58,15 +59,15 @@ impl Views {
         };
         let keeping = async {
             loop {
-                let leads = self.leads.wait_for(|leads| *leads).await.map(|_| ());
+                let led = leads.wait_for(|leads| *leads).await.map(|_| ());
                 let asked = wanted.wait_for(|plan| !plan.is_empty()).await.map(|_| ());
-                if leads.is_err() || asked.is_err() {
+                if led.is_err() || asked.is_err() {
                     return std::future::pending().await;
                 }
                 tokio::select! {
-                    () = run(&self.road, &self.cluster, &plan) => {}
+                    () = run(&road, &cluster, &plan) => {}
                     // What goes on is another replica's to tell: not even an end.
-                    _ = self.leads.wait_for(|leads| !*leads) => info!("no views any more: another replica leads"),
+                    _ = leads.wait_for(|leads| !*leads) => info!("no views any more: another replica leads"),
                 }
             }
         };

@@ -14,20 +14,29 @@ pub(crate) use workload::Workload;
 use serde_json::Value;
 
 /// Names of objects are at most 253 bytes, everywhere.
-pub(crate) const NAME: usize = 253;
+const NAME: usize = 253;
 /// Reasons, versions, times, roles and the like.
-const WORD: usize = 128;
+pub(crate) const WORD: usize = 128;
 /// Of conditions and Events.
 const MESSAGE: usize = 512;
 
-/// Text of at most so many bytes, cut between characters; empty if there is none.
-fn text(value: &Value, most: usize) -> Box<str> {
-    let text = value.as_str().unwrap_or_default();
-    let mut end = most.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
+/// Text of at most so many bytes, on one line, without what cannot be seen; empty if there is none.
+pub(crate) fn text(value: &Value, most: usize) -> Box<str> {
+    let mut text = String::new();
+    for letter in value.as_str().unwrap_or_default().chars() {
+        let letter = if is_visible(letter) { letter } else { ' ' };
+        if text.len() + letter.len_utf8() > most {
+            break;
+        }
+        text.push(letter);
     }
-    text[..end].into()
+    text.into()
+}
+
+/// Neither moves a cursor nor turns the direction of text.
+fn is_visible(letter: char) -> bool {
+    let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    !turns && !letter.is_control()
 }
 
 /// A count; 0 if there is none.
@@ -45,11 +54,16 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     list(&object["status"]["conditions"]).find(|condition| condition["type"] == kind)
 }
 
+/// Whether an object could have this name.
+fn is_name(name: &str) -> bool {
+    (1..=NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// An object's namespace and name; `None` if it has no name that an object could have.
 pub(crate) fn names(object: &Value) -> Option<(&str, &str)> {
     let name = object["metadata"]["name"].as_str()?;
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-    (!name.is_empty() && name.len() <= NAME && namespace.len() <= NAME).then_some((namespace, name))
+    (is_name(name) && (namespace.is_empty() || is_name(namespace))).then_some((namespace, name))
 }
 
 #[cfg(test)]
@@ -58,19 +72,25 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn text_is_cut_between_characters() {
+    fn text_is_cut_between_characters_and_stays_on_its_line() {
         assert_eq!(&*text(&json!("aä"), 2), "a");
         assert_eq!(&*text(&json!("aä"), 3), "aä");
         assert_eq!(&*text(&json!(5), 3), "");
+        assert_eq!(&*text(&json!("a\r\n\u{1b}[1m\u{202e}b"), 100), "a   [1m b");
     }
 
     #[test]
     fn an_object_without_a_proper_name_has_none() {
         assert_eq!(names(&json!({"metadata": {"name": "a", "namespace": "n"}})), Some(("n", "a")));
         assert_eq!(names(&json!({"metadata": {"name": "a"}})), Some(("", "a")));
-        for odd in [json!(null), json!({}), json!({"metadata": {"name": ""}}), json!({"metadata": {"name": 1}})] {
+        for odd in
+            [json!(null), json!({}), json!({"metadata": {"name": ""}}), json!({"metadata": {"name": 1}})]
+        {
             assert_eq!(names(&odd), None);
         }
-        assert_eq!(names(&json!({"metadata": {"name": "a".repeat(254)}})), None);
+        for odd in ["a".repeat(254), "a b".to_owned(), "a\n".to_owned(), "ä".to_owned()] {
+            assert_eq!(names(&json!({"metadata": {"name": odd}})), None);
+            assert_eq!(names(&json!({"metadata": {"name": "a", "namespace": odd}})), None);
+        }
     }
 }

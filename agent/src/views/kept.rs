@@ -67,20 +67,19 @@ impl<T: PartialEq> Kept<T> {
     /// Forgets it, if it came by this watch: what has moved on to another is not this one's any more.
     pub(crate) fn remove(&mut self, key: &str, slot: usize) -> Option<T> {
         let (_, origin) = self.items.get(key)?;
-        if origin.slot == slot { self.drop_any(key) } else { None }
+        if origin.slot == slot { self.take(key).map(|(value, _)| value) } else { None }
     }
 
-    /// Forgets it, whichever watch it came by.
-    pub(crate) fn drop_any(&mut self, key: &str) -> Option<T> {
-        self.items.remove(key).map(|(value, _)| value)
+    /// Forgets it, whichever watch it came by, and says which.
+    pub(crate) fn take(&mut self, key: &str) -> Option<(T, Origin)> {
+        self.items.remove(key)
     }
 
     /// Forgets what the watch has brought before this list and not again.
     pub(crate) fn sweep(&mut self, origin: Origin) -> Vec<(Box<str>, T)> {
-        let stale = |_: &Box<str>, (_, came): &mut (T, Origin)| {
-            came.slot == origin.slot && came.list != origin.list
-        };
-        self.items.extract_if(stale).map(|(key, (value, _))| (key, value)).collect()
+        let stale =
+            self.items.extract_if(|_, (_, came)| came.slot == origin.slot && came.list != origin.list);
+        stale.map(|(key, (value, _))| (key, value)).collect()
     }
 }
 

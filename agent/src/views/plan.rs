@@ -94,7 +94,7 @@ impl Plan {
         };
         let wanted = [asked.nodes, asked.workloads, asked.events, asked.versions, asked.capacity];
         let views = View::ALL.into_iter().zip(wanted).filter_map(|(view, wanted)| wanted.then_some(view));
-        let namespaces = asked.namespaces.iter().take(NAMESPACES).map(|name| name.as_str().into());
+        let namespaces = asked.namespaces.iter().take(NAMESPACES).map(|name| Box::from(name.as_str()));
         Self { views: views.collect(), namespaces: namespaces.collect() }
     }
 
@@ -140,7 +140,8 @@ pub fn check(configuration: &AgentConfiguration) -> Vec<Problem> {
     let Some(views) = &configuration.views else {
         return Vec::new();
     };
-    let problem = |text: String| Problem { r#where: "views.namespaces".to_owned(), text, ..Problem::default() };
+    let problem =
+        |text: String| Problem { r#where: "views.namespaces".to_owned(), text, ..Problem::default() };
     let mut problems = Vec::new();
     if views.namespaces.len() > NAMESPACES {
         problems.push(problem(format!(
@@ -205,7 +206,10 @@ mod tests {
             follows(ViewsCf { capacity: true, ..workloads }),
             ["nodes@*", "pods@*", "deployments@shop", "statefulsets@shop", "daemonsets@shop"]
         );
-        assert_eq!(follows(ViewsCf { events: true, namespaces: shop, ..ViewsCf::default() }), ["events@shop"]);
+        assert_eq!(
+            follows(ViewsCf { events: true, namespaces: shop, ..ViewsCf::default() }),
+            ["events@shop"]
+        );
         assert_eq!(follows(ViewsCf { events: true, namespaces: many, ..ViewsCf::default() }), ["events@*"]);
     }
 

@@ -117,7 +117,8 @@ impl Published {
     /// Keys of what may differ from what the broker knows.
     fn candidates(&mut self, touched: Touched, state: &State) -> BTreeSet<Box<str>> {
         // Enough has gone since for another look at what had no room.
-        let room = self.left_out && self.sent.len() < ENTRIES * 9 / 10 && self.bytes < bytes(self.view) * 9 / 10;
+        let room =
+            self.left_out && self.sent.len() < ENTRIES * 9 / 10 && self.bytes < bytes(self.view) * 9 / 10;
         if !(self.whole || touched.all || room) {
             return touched.keys.into_iter().collect();
         }
@@ -128,16 +129,10 @@ impl Published {
     }
 
     fn has_room(&self, key: &str, entry: &str, before: Option<usize>, cost: usize) -> bool {
-        let hidden = |letter: char| {
-            letter.is_control()
-                || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-        };
         key.len() <= KEY
             && entry.len() <= ENTRY
             && (before.is_some() || self.sent.len() < ENTRIES)
             && self.bytes - before.unwrap_or(0) + cost <= bytes(self.view)
-            // Brokers take no such keys.
-            && !key.contains(hidden)
     }
 
     fn forget(&mut self, key: &str) -> bool {
@@ -206,10 +201,6 @@ impl Messages {
             message.truncated = truncated;
             message.whole = whole && index == 0;
             message.more = whole && index + 1 < messages;
-            if whole {
-                // Nothing was there.
-                message.gone.clear();
-            }
         }
         full
     }

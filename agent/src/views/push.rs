@@ -5,7 +5,7 @@
 use super::keep::Line;
 use crate::{
     backoff::Backoff,
-    broker::{Road, connection::Connection},
+    broker::{Road, connection::Connection, gate::Refusal},
     error, pushback,
 };
 use postern_wire::proto::postern::agent::agent_reports_client::AgentReportsClient;
@@ -43,7 +43,11 @@ enum End {
     Politely(Option<Duration>),
     Moved,
     Closed,
-    Status(Status),
+    /// And whether anything may have been sent by then.
+    Failed {
+        status: Status,
+        begun: bool,
+    },
 }
 
 impl Pusher {
@@ -70,9 +74,9 @@ impl Pusher {
                 End::Closed => return,
                 End::Politely(pause) if began.elapsed() >= SHORTEST => pause.unwrap_or_default(),
                 End::Politely(pause) => quick.step().max(pause.unwrap_or_default()),
-                End::Status(status) => {
+                End::Failed { status, begun } => {
                     if connection.ends_within(CONNECTION_END, &status).await
-                        || self.road.refused(&connection, &status)
+                        || is_about_token(&status, begun) && self.road.refused(&connection, &status)
                     {
                         continue;
                     }
@@ -111,7 +115,7 @@ impl Pusher {
                 biased;
                 answer = &mut call => return match answer {
                     Ok(response) => End::Politely(pushback::of(response.metadata())),
-                    Err(status) => End::Status(status),
+                    Err(status) => End::Failed { status, begun: open.is_none() },
                 },
                 () = connection.retired().cancelled() => return End::Moved,
                 () = self.closing.cancelled() => {
@@ -137,5 +141,16 @@ impl Pusher {
             () = self.road.another_than(connection) => {}
             () = self.closing.cancelled() => {}
         }
+    }
+}
+
+/// Whether the broker has something against the agent's token rather than against its views, which must not hold back
+/// its tunnels.
+fn is_about_token(status: &Status, begun: bool) -> bool {
+    match Refusal::of(status) {
+        Some(Refusal::Unauthenticated | Refusal::Later) => true,
+        // Once there are views it is about their size.
+        Some(_) => !begun,
+        None => false,
     }
 }

@@ -51,8 +51,11 @@ fn parse(value: &Value, scale: f64) -> u64 {
         _ => 0.0,
     };
     let scaled = number * scale;
-    // 0.1 cores are 100.00000000000001 thousandths, which are not 101. The cast saturates.
-    (scaled - scaled.abs() * 1e-12).ceil().max(0.0) as u64
+    // 0.1 cores are 100.00000000000001 thousandths, which are not 101.
+    let near = scaled.round();
+    let whole = if (scaled - near).abs() <= near * 1e-12 { near } else { scaled.ceil() };
+    // The cast saturates.
+    whole.max(0.0) as u64
 }
 
 fn number(text: &str) -> Option<f64> {
@@ -115,7 +118,8 @@ mod tests {
             }
             assert_eq!(parse(&value, 1.0), plain, "{value}");
         }
-        let all = Amount::of(&json!({"cpu": "3920m", "memory": "15Gi", "pods": "110", "nvidia.com/gpu": "1"}));
+        let all =
+            Amount::of(&json!({"cpu": "3920m", "memory": "15Gi", "pods": "110", "nvidia.com/gpu": "1"}));
         assert_eq!(all, Amount { cpu: 3920, memory: 15 << 30, pods: 110 });
         assert_eq!(all.minus(Amount { cpu: 4000, ..all }), Amount::default());
     }

@@ -1,7 +1,10 @@
 //! Where views get objects from: the cluster, or a cluster in memory in tests. What comes is passed on as it is;
 //! retrying and listing anew is up to whoever implements it.
 
-use super::plan::Watched;
+use super::{
+    facts::{WORD, text},
+    plan::Watched,
+};
 use crate::{
     cluster::{Cluster, Following, Kind},
     error,
@@ -19,7 +22,7 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn follow(&self, watched: Watched, namespace: Option<&str>) -> Self::Following;
 
     /// The API server's version, such as `v1.34.1`; `None` if it does not say.
-    fn version(&self) -> impl Future<Output = Option<Box<str>>> + Send + 'static;
+    fn version(&self) -> impl Future<Output = Option<Box<str>>> + Send;
 }
 
 /// One kind that is followed.
@@ -36,15 +39,12 @@ impl Source for Cluster {
         self.follow(&Kind::new(group, version, kind, plural, namespaced), namespace)
     }
 
-    fn version(&self) -> impl Future<Output = Option<Box<str>>> + Send + 'static {
-        let cluster = self.clone();
-        async move {
-            match cluster.version().await {
-                Ok(version) => version["gitVersion"].as_str().map(|version| version.chars().take(64).collect()),
-                Err(error) => {
-                    debug!(error = %error::chain(&error), "the API server's version is not known");
-                    None
-                }
+    async fn version(&self) -> Option<Box<str>> {
+        match self.version().await {
+            Ok(version) => Some(text(&version["gitVersion"], WORD)).filter(|version| !version.is_empty()),
+            Err(error) => {
+                debug!(error = %error::chain(&error), "the API server's version is not known");
+                None
             }
         }
     }

@@ -110,15 +110,14 @@ impl State {
             Change::Deleted(object) => self.remove(slot, object),
             Change::Listed => {
                 self.sweep(slot);
-                let slot = &mut self.slots[slot];
+                let Self { plan, slots, touched, .. } = self;
+                let slot = &mut slots[slot];
                 slot.listing = false;
                 slot.listed = true;
-                let lacking = std::mem::take(&mut slot.lacking_now);
-                let watched = slot.watched;
-                slot.lacking = lacking;
+                slot.lacking = std::mem::take(&mut slot.lacking_now);
                 // Nothing may be in it, and still it is known now.
-                for view in self.plan.clone().views().filter(|view| view.needs().contains(&watched)) {
-                    self.touched.entry(view).or_default();
+                for view in plan.views().filter(|view| view.needs().contains(&slot.watched)) {
+                    touched.entry(view).or_default();
                 }
             }
         }
@@ -177,9 +176,8 @@ impl State {
 
     /// Nobody is told for now, and then everything: no use in remembering what.
     pub(crate) fn touch_all(&mut self) {
-        for view in self.plan.clone().views() {
-            self.touched.insert(view, Touched { all: true, keys: HashSet::new() });
-        }
+        let all = |view| (view, Touched { all: true, keys: HashSet::new() });
+        self.touched = self.plan.views().map(all).collect();
     }
 
     fn touch(&mut self, view: View, key: &str) {

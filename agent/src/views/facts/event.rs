@@ -33,7 +33,8 @@ impl Event {
         let (first, last, event) =
             (&object["firstTimestamp"], &object["lastTimestamp"], &object["eventTime"]);
         let source = [&object["source"]["component"], &object["reportingComponent"]];
-        let source = source.into_iter().find(|source| source.as_str().is_some_and(|source| !source.is_empty()));
+        let source =
+            source.into_iter().find(|source| source.as_str().is_some_and(|source| !source.is_empty()));
         Some(Self {
             namespace: text(&object["metadata"]["namespace"], NAME),
             kind: text(&about["kind"], WORD),

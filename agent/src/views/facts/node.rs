@@ -36,7 +36,8 @@ impl Node {
         let pressures = list(&object["status"]["conditions"])
             .filter(|condition| condition["status"] == "True" && condition["type"] != "Ready")
             .map(|condition| text(&condition["type"], WORD));
-        let roles = labels.as_object().into_iter().flatten().filter_map(|(label, _)| label.strip_prefix(ROLE));
+        let roles =
+            labels.as_object().into_iter().flatten().filter_map(|(label, _)| label.strip_prefix(ROLE));
         Self {
             ready: ready["status"] == "True",
             reason: text(&ready["reason"], WORD),

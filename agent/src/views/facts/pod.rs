@@ -1,7 +1,7 @@
 //! What views keep of a Pod: what it asks of its node, and what is wrong with it, if anything is. Most Pods are fine,
 //! and nothing is kept of them but their requests.
 
-use super::{NAME, WORD, condition, count, list, names, text};
+use super::{NAME, WORD, condition, count, is_name, list, names, text};
 use crate::views::quantity::Amount;
 use serde_json::{Value, json};
 
@@ -135,11 +135,12 @@ fn owner(pod: &Value) -> Option<(&str, &str)> {
     let metadata = &pod["metadata"];
     let owner = list(&metadata["ownerReferences"]).find(|owner| owner["controller"] == true)?;
     let (kind, name) = (owner["kind"].as_str()?, owner["name"].as_str()?);
-    if name.is_empty() || name.len() > NAME || kind.is_empty() || kind.len() > WORD / 2 {
+    if !is_name(name) || !is_name(kind) || kind.len() > WORD {
         return None;
     }
     let hash = metadata["labels"]["pod-template-hash"].as_str();
-    let deployment = hash.filter(|_| kind == "ReplicaSet").and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'));
+    let deployment =
+        hash.filter(|_| kind == "ReplicaSet").and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'));
     match deployment {
         Some(deployment) if !deployment.is_empty() => Some(("Deployment", deployment)),
         _ => Some((kind, name)),
@@ -158,9 +159,21 @@ mod tests {
             (json!({}), 0, 0),
             (json!({"containers": [asks("100m"), asks("200m")]}), 300, 2048),
             (json!({"containers": [asks("100m")], "initContainers": [asks("1"), asks("2")]}), 2000, 1024),
-            (json!({"containers": [asks("100m")], "initContainers": [sidecar("50m"), asks("10m")]}), 150, 1024),
-            (json!({"containers": [asks("100m")], "initContainers": [sidecar("50m"), asks("1")]}), 1050, 1024),
-            (json!({"containers": [asks("100m")], "initContainers": [asks("1"), sidecar("50m")]}), 1000, 1024),
+            (
+                json!({"containers": [asks("100m")], "initContainers": [sidecar("50m"), asks("10m")]}),
+                150,
+                1024,
+            ),
+            (
+                json!({"containers": [asks("100m")], "initContainers": [sidecar("50m"), asks("1")]}),
+                1050,
+                1024,
+            ),
+            (
+                json!({"containers": [asks("100m")], "initContainers": [asks("1"), sidecar("50m")]}),
+                1000,
+                1024,
+            ),
             (json!({"containers": [asks("100m")], "overhead": {"cpu": "10m"}}), 110, 1024),
             (
                 json!({"containers": [asks("100m")], "resources": {"requests": {"cpu": "1"}}, "overhead": {"cpu": "1m"}}),
@@ -175,7 +188,8 @@ mod tests {
 
     #[test]
     fn finished_pods_take_nothing() {
-        for (phase, takes) in [("Running", true), ("Pending", true), ("Succeeded", false), ("Failed", false)] {
+        for (phase, takes) in [("Running", true), ("Pending", true), ("Succeeded", false), ("Failed", false)]
+        {
             let pod = json!({"spec": {"nodeName": "n"}, "status": {"phase": phase}});
             assert_eq!(Use::of(&pod).is_some(), takes, "{phase}");
         }
@@ -191,7 +205,8 @@ mod tests {
 
     #[test]
     fn pods_in_trouble_are_told_from_those_that_start_or_end() {
-        let one = |state: Value| json!({"containerStatuses": [{"name": "app", "restartCount": 3, "state": state}]});
+        let one =
+            |state: Value| json!({"containerStatuses": [{"name": "app", "restartCount": 3, "state": state}]});
         let waiting = |reason: &str| one(json!({"waiting": {"reason": reason}}));
         let table = [
             (waiting("CrashLoopBackOff"), Some("CrashLoopBackOff")),

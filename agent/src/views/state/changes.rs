@@ -214,13 +214,14 @@ impl State {
         let moment: Box<str> = event.moment().into();
         if self.events.len() >= EVENTS && self.events.get(key).is_none() {
             // The oldest gives way.
-            let oldest = self.newest.first().filter(|(oldest, _)| *oldest < moment).map(|(_, key)| key.clone());
-            self.lack(slot, View::Events);
+            let oldest =
+                self.newest.first().filter(|(oldest, _)| *oldest < moment).map(|(_, key)| key.clone());
             let Some(oldest) = oldest else {
-                return;
+                return self.lack(slot, View::Events);
             };
-            if let Some(event) = self.events.drop_any(&oldest) {
+            if let Some((event, origin)) = self.events.take(&oldest) {
                 self.event_gone(oldest, &event);
+                self.lack(origin.slot, View::Events);
             }
         }
         match self.events.put(key, event, self.origin(slot)) {

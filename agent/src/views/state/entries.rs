@@ -26,8 +26,8 @@ impl State {
                 self.parts.keys().cloned().chain(programs).collect()
             }
             View::Capacity => {
-                let nodes = self.nodes.iter().map(|(name, _)| format!("node/{name}").into());
-                nodes.chain(["cluster".into()]).collect()
+                let nodes = self.nodes.iter().map(|(name, _)| format!("node/{name}").into_boxed_str());
+                nodes.chain([Box::from("cluster")]).collect()
             }
         }
     }
@@ -39,9 +39,9 @@ impl State {
             View::Workloads => self.workload(key),
             View::Events => {
                 let event = self.events.get(key)?;
-                let here = (event.moment(), key);
-                let newer = self.newest.iter().rev().take(SHOWN_EVENTS);
-                newer.last().is_none_or(|(moment, key)| here >= (moment, key)).then(|| event.entry())
+                let last = self.newest.iter().rev().nth(SHOWN_EVENTS - 1);
+                let shown = last.is_none_or(|(moment, last)| (event.moment(), key) >= (&**moment, &**last));
+                shown.then(|| event.entry())
             }
             View::Versions => self.version_entry(key),
             View::Capacity if key == "cluster" => Some(self.cluster()),
@@ -98,9 +98,9 @@ impl State {
     }
 
     fn troubles_of<'a>(&'a self, workload: &'a str) -> impl Iterator<Item = (&'a str, &'a Trouble)> {
-        let from = (Box::from(workload), Box::from(""));
+        let from: (Box<str>, Box<str>) = (workload.into(), "".into());
         let pods = self.troubled.range(from..).take_while(move |(of, _)| **of == *workload);
-        pods.filter_map(|(_, pod)| Some((&**pod, self.troubles.get(pod)?)))
+        pods.filter_map(move |(_, pod)| Some((&**pod, self.troubles.get(pod)?)))
     }
 
     fn version_entry(&self, key: &str) -> Option<Value> {
@@ -140,8 +140,6 @@ impl State {
 }
 
 fn amounts(allocatable: Amount, requested: Amount, free: Amount) -> Value {
-    let of = |part: fn(Amount) -> u64| {
-        json!({"allocatable": part(allocatable), "requested": part(requested), "free": part(free)})
-    };
+    let of = |part: fn(Amount) -> u64| json!({"allocatable": part(allocatable), "requested": part(requested), "free": part(free)});
     json!({"cpu": of(|all| all.cpu), "memory": of(|all| all.memory), "pods": of(|all| all.pods)})
 }
