@@ -14,8 +14,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use plan::check;
-
 use crate::{broker::Road, cluster::Cluster, configuration::Latest};
 use keep::{Keeper, Line};
 use plan::Plan;

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::StreamMap;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Changes that come this close together are told together.
 const TOGETHER: Duration = Duration::from_millis(100);
@@ -77,6 +77,10 @@ impl<S: Source> Keeper<S> {
         let Some(sender) = self.listener(plan).await else {
             return true;
         };
+        let names = plan.views().map(View::name).collect::<Vec<_>>().join(", ");
+        if !plan.is_empty() {
+            info!(views = %names, "views of the cluster are kept for the broker");
+        }
         let mut told = Some(sender);
         let mut outbox = endings(plan);
         let mut views: Vec<_> = plan.views().map(Published::new).collect();

@@ -1,15 +1,13 @@
 //! Which views are kept and what has to be followed for them, from the `views` of the agent's configuration. Before it:
 //! `configuration.rs`; after it: `keep.rs`. It computes; it asks nobody.
 
-use postern_wire::proto::{gitlab::agent::agentcfg::AgentConfiguration, postern::agent::Problem};
+use postern_wire::proto::gitlab::agent::agentcfg::AgentConfiguration;
 use std::collections::BTreeSet;
 
 /// More namespaces than this are not watched one by one.
 const ONE_BY_ONE: usize = 20;
-/// More are taken for a mistake.
+/// Configurations with more are not applied.
 const NAMESPACES: usize = 500;
-/// Of a DNS label, which a namespace's name is.
-const NAME: usize = 63;
 
 /// One of the views there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,40 +133,6 @@ impl Plan {
     }
 }
 
-/// What is wrong with the `views` of a configuration.
-pub fn check(configuration: &AgentConfiguration) -> Vec<Problem> {
-    let Some(views) = &configuration.views else {
-        return Vec::new();
-    };
-    let problem =
-        |text: String| Problem { r#where: "views.namespaces".to_owned(), text, ..Problem::default() };
-    let mut problems = Vec::new();
-    if views.namespaces.len() > NAMESPACES {
-        problems.push(problem(format!(
-            "{} namespaces are too many, at most {NAMESPACES}: leave them out to see all",
-            views.namespaces.len()
-        )));
-    }
-    let wrong = views.namespaces.iter().enumerate().filter(|(_, name)| !is_label(name)).take(10);
-    problems.extend(wrong.map(|(index, name)| {
-        let name: String = name.chars().take(NAME).collect();
-        problem(format!(
-            "number {} is no namespace's name: {name:?}; it consists of at most {NAME} lower-case letters, digits and \
-             dashes, and neither begins nor ends with a dash",
-            index + 1
-        ))
-    }));
-    problems
-}
-
-/// Whether it is a DNS label as RFC 1123 has it.
-fn is_label(name: &str) -> bool {
-    (1..=NAME).contains(&name.len())
-        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,18 +175,5 @@ mod tests {
             ["events@shop"]
         );
         assert_eq!(follows(ViewsCf { events: true, namespaces: many, ..ViewsCf::default() }), ["events@*"]);
-    }
-
-    #[test]
-    fn names_that_are_none_are_problems() {
-        let of = |names: &[&str]| {
-            let namespaces = names.iter().map(|&name| name.to_owned()).collect();
-            check(&configuration(ViewsCf { namespaces, ..ViewsCf::default() })).len()
-        };
-        assert_eq!(check(&AgentConfiguration::default()), []);
-        assert_eq!(of(&["a", "kube-system", "0"]), 0);
-        assert_eq!(of(&["", "-a", "a-", "A", "a/b", "a.b", &"a".repeat(64)]), 7);
-        assert_eq!(of(&["a"; 501]), 1);
-        assert_eq!(of(&["*"; 501]), 11);
     }
 }

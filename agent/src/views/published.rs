@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeSet, HashMap, hash_map::RandomState},
     hash::BuildHasher,
 };
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 /// Of a view.
 const ENTRIES: usize = 5_000;
@@ -106,7 +106,7 @@ impl Published {
         let whole = std::mem::take(&mut self.whole);
         let (view, entries) = (self.view.name(), self.sent.len());
         if whole {
-            info!(view, entries, truncated, "view pushed");
+            debug!(view, entries, truncated, "a whole view is pushed");
         }
         if truncated && !said && self.view != View::Events {
             warn!(view, entries, "there is more in the cluster than the view may hold");

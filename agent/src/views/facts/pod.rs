@@ -87,7 +87,7 @@ impl Trouble {
             Self {
                 workload: format!("{namespace}/{kind}/{owner}").into(),
                 reason,
-                container: text(&container["name"], NAME),
+                container: text(&container["name"], WORD),
                 restarts: count(&container["restartCount"]),
                 exit_code: ended["exitCode"].as_i64(),
                 last_reason: text(&ended["reason"], WORD),

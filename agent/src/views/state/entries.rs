@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Pods of a workload that are named.
-const PODS: usize = 10;
+const PODS: usize = 8;
 
 impl State {
     /// Of all entries the view has, in order.

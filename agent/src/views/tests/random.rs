@@ -36,7 +36,7 @@ fn name(random: &mut StdRng) -> String {
 }
 
 fn namespace(random: &mut StdRng, watched: Watched) -> &'static str {
-    if watched == Watched::Nodes { "" } else { NAMESPACES.choose(random).unwrap() }
+    if watched == Watched::Nodes { "" } else { NAMESPACES.choose(random).copied().unwrap() }
 }
 
 fn object(random: &mut StdRng, watched: Watched) -> Value {
