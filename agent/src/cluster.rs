@@ -127,9 +127,10 @@ impl Cluster {
         if dry_run {
             target.push_str("&dryRun=All");
         }
-        let question = Question::new(Verb::Apply, Method::PATCH, target, about("apply", kind, namespace, name))
-            .with("application/apply-patch+yaml", object)
-            .on(kind);
+        let question =
+            Question::new(Verb::Apply, Method::PATCH, target, about("apply", kind, namespace, name))
+                .with("application/apply-patch+yaml", object)
+                .on(kind);
         let answer = self.client.ask(&question).await;
         if let Err(error) = &answer
             && error.lacks_path()
@@ -140,12 +141,7 @@ impl Cluster {
     }
 
     /// An object as it is, or `None` if there is no such.
-    pub async fn get(
-        &self,
-        kind: &Kind,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Value>, ClusterError> {
+    pub async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {
         let target = path::object(kind, namespace, name)?;
         let question = Question::new(Verb::Get, Method::GET, target, about("get", kind, namespace, name));
         match self.client.ask(&question.on(kind)).await {

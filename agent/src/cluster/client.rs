@@ -118,8 +118,10 @@ impl Question {
     }
 
     fn request(&self) -> Result<Request<RequestBody>, ClusterError> {
-        let mut request =
-            Request::builder().method(self.method.clone()).uri(&self.target).header(header::ACCEPT, "application/json");
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(&self.target)
+            .header(header::ACCEPT, "application/json");
         request = request.header(header::USER_AGENT, PROGRAM.to_string());
         let body = match &self.body {
             Some((content_type, bytes)) => {
@@ -159,9 +161,8 @@ impl Client {
     /// Asks, and reads the answer.
     pub(super) async fn ask(&self, question: &Question) -> Result<Value, ClusterError> {
         match self.exchange(question).await? {
-            Answer::Whole(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|_| question.odd("the answer is not JSON; is this the API server?"))
-            }
+            Answer::Whole(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|_| question.odd("the answer is not JSON; is this the API server?")),
             Answer::TooLarge => Err(question.odd(format!("the answer is larger than {MOST_BYTES} bytes"))),
         }
     }

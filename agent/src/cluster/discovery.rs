@@ -97,7 +97,12 @@ impl Kinds {
 }
 
 impl Group {
-    async fn in_any(&mut self, client: &Client, group: &str, kind: &str) -> Result<Option<Kind>, ClusterError> {
+    async fn in_any(
+        &mut self,
+        client: &Client,
+        group: &str,
+        kind: &str,
+    ) -> Result<Option<Kind>, ClusterError> {
         if let Some(known) = self.versions.as_ref().filter(|known| known.younger(FRESH)) {
             for version in known.what.clone() {
                 if let Some(found) = self.in_version(client, group, &version, kind).await? {

@@ -22,7 +22,7 @@ pub enum ClusterError {
         kind: String,
     },
     /// The API server said no.
-    #[error("cannot {what}: {message} ({})", format!("{status} {reason}").trim_end())]
+    #[error("cannot {what}: {message} ({})", code(.status, .reason))]
     Refused {
         /// What was asked, as in `apply Deployment default/web`.
         what: String,
@@ -110,13 +110,22 @@ impl ClusterError {
                 (one_line(document["reason"].as_str().unwrap_or_default()), told)
             }
             None if secret => (String::new(), String::new()),
-            None => (String::new(), String::from_utf8_lossy(&body[..body.len().min(MOST_WORDS)]).into_owned()),
+            None => {
+                (String::new(), String::from_utf8_lossy(&body[..body.len().min(MOST_WORDS)]).into_owned())
+            }
         };
         let message = match one_line(&message) {
             message if message.is_empty() => "the API server does not say why".to_owned(),
             message => message,
         };
         Self::Refused { what: what.to_owned(), status: status.as_u16(), reason, message }
+    }
+}
+
+fn code(status: &u16, reason: &str) -> String {
+    match reason {
+        "" => status.to_string(),
+        reason => format!("{status} {reason}"),
     }
 }
 
@@ -143,7 +152,10 @@ fn about_secrets(status: StatusCode, words: &str, document: &Value) -> String {
     let fields: Vec<&str> = causes.iter().filter_map(|cause| cause["field"].as_str()).take(10).collect();
     match fields[..] {
         [] => "why is left out, because it may quote what the Secret holds".to_owned(),
-        _ => format!("{}: what is wrong is left out, because it may quote what the Secret holds", fields.join(", ")),
+        _ => format!(
+            "{}: what is wrong is left out, because it may quote what the Secret holds",
+            fields.join(", ")
+        ),
     }
 }
 
@@ -205,7 +217,10 @@ mod tests {
             (400, status("BadRequest", typed)),
             (500, status("InternalError", typed)),
             (422, invalid),
-            (403, status("Forbidden", "admission webhook \"no.example\" denied the request: hunter2 is weak")),
+            (
+                403,
+                status("Forbidden", "admission webhook \"no.example\" denied the request: hunter2 is weak"),
+            ),
             (403, status("Forbidden", "secrets \"b\" is forbidden: hunter2")),
         ];
         for (code, document) in cases {
@@ -219,9 +234,7 @@ mod tests {
 
     #[test]
     fn callers_can_tell_what_passes_from_what_does_not() {
-        let of = |code: u16| {
-            ClusterError::refused("x", StatusCode::from_u16(code).unwrap(), b"", false)
-        };
+        let of = |code: u16| ClusterError::refused("x", StatusCode::from_u16(code).unwrap(), b"", false);
         for code in [408, 409, 429, 500, 502, 503, 504] {
             assert!(of(code).passes(), "{code}");
         }

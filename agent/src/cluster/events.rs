@@ -124,7 +124,8 @@ impl Recorder {
     /// Writes what is put, for ever; to be run beside everything else.
     pub async fn run(mut self) {
         loop {
-            let due = self.written.iter().filter(|written| written.more > 0).map(|written| written.told).min();
+            let due =
+                self.written.iter().filter(|written| written.more > 0).map(|written| written.told).min();
             let due = due.map(|told| told + COUNT_EVERY);
             tokio::select! {
                 note = self.notes.recv() => match note {
@@ -255,7 +256,7 @@ impl Recorder {
 }
 
 /// What is missing where Events are forbidden.
-const RULE: &str = "{apiGroups: [\"\"], resources: [events], verbs: [create, patch]}";
+pub(super) const RULE: &str = "{apiGroups: [\"\"], resources: [events], verbs: [create, patch]}";
 
 fn events() -> Kind {
     Kind::new("", "v1", "Event", "events", true)

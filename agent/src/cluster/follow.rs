@@ -127,7 +127,11 @@ impl Follower {
                 Ok(()) => continue,
                 Err(Broken::Left) => return,
                 Err(Broken::Expired) => {
-                    debug!(kind = self.kind.kind, namespace = self.namespace, "the past is lost, listing anew");
+                    debug!(
+                        kind = self.kind.kind,
+                        namespace = self.namespace,
+                        "the past is lost, listing anew"
+                    );
                     sleep(self.backoff.step()).await;
                     continue;
                 }
@@ -154,7 +158,9 @@ impl Follower {
                     self.page = (self.page / 8).max(1);
                     continue;
                 }
-                Answer::TooLarge => return Err(Broken::Doubtful(question.odd("a single object is too large"))),
+                Answer::TooLarge => {
+                    return Err(Broken::Doubtful(question.odd("a single object is too large")));
+                }
                 Answer::Whole(bytes) => serde_json::from_slice(&bytes)
                     .map_err(|_| Broken::Doubtful(question.odd("the answer is not JSON")))?,
             };
@@ -218,7 +224,9 @@ impl Follower {
             };
             match line {
                 Ok(line) => self.event(&question, &line, known).await?,
-                Err(Ending::TooLarge) => return Err(Broken::Doubtful(question.odd("an object is too large"))),
+                Err(Ending::TooLarge) => {
+                    return Err(Broken::Doubtful(question.odd("an object is too large")));
+                }
                 // A server that ends each watch at once must not be asked all the time.
                 Err(Ending::Over) if began.elapsed() < FIRST_WAIT => {
                     return Err(Broken::Interrupted(question.unreachable("the watch ended at once")));
@@ -236,7 +244,8 @@ impl Follower {
         let object = event.get_mut("object").map(Value::take).unwrap_or_default();
         let kind = event["type"].as_str().unwrap_or_default();
         if kind == "ERROR" {
-            let code = object["code"].as_u64().and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+            let code =
+                object["code"].as_u64().and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
             let status = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let error = question.refused(status, object.to_string().as_bytes());
             return Err(if error.is_expired() { Broken::Expired } else { Broken::Doubtful(error) });

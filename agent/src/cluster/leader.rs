@@ -12,13 +12,13 @@ use super::{
     client::{Client, Question, Verb},
     path,
 };
-use crate::observability::Metrics;
+use crate::{config::Pod, configuration, observability::Metrics};
 use candidate::{Candidate, Lock, Tried};
 use http::Method;
 use postern_wire::proto::gitlab::agent::agentcfg::AgentConfiguration;
 use rand::Rng;
 use serde_json::Value;
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -41,8 +41,11 @@ const FORBIDDEN_RETRY: Duration = Duration::from_secs(30);
 const WORK_ENDS: Duration = Duration::from_secs(1);
 /// For giving the Lease back; it expires by itself otherwise.
 const RELEASE: Duration = Duration::from_secs(3);
+/// Where the Lease is if nothing says in which namespace the agent runs.
+const NAMESPACE: &str = "default";
 /// What is missing where Leases are forbidden.
-const RULE: &str = "{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}";
+pub(super) const RULE: &str =
+    "{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}";
 
 /// One replica's part in choosing the leader.
 pub struct Leader<L = ClusterLock> {
@@ -153,7 +156,9 @@ impl<L: Lock> Leader<L> {
         let _ = timeout(WORK_ENDS, self.leads.closed()).await;
         match timeout(RELEASE, self.candidate.release()).await {
             Ok(Ok(())) => info!(lease = self.lease, "the lease is given back"),
-            Ok(Err(error)) => warn!(lease = self.lease, %error, "the lease is not given back; it expires in 15 s"),
+            Ok(Err(error)) => {
+                warn!(lease = self.lease, %error, "the lease is not given back; it expires in 15 s")
+            }
             Err(_) => warn!(lease = self.lease, "the lease is not given back in time; it expires in 15 s"),
         }
     }
@@ -215,7 +220,7 @@ impl ClusterLock {
         }
         let lease = self.client.ask(&question).await?;
         let spec = lease.get("spec").unwrap_or(&Value::Null);
-        match lease.is_object() && (spec.is_object() || spec.is_null()) {
+        match lease["kind"] == "Lease" && (spec.is_object() || spec.is_null()) {
             true => Ok(lease),
             false => Err(question.odd("the answer is not a Lease")),
         }
@@ -257,28 +262,30 @@ pub fn wanted(configuration: &AgentConfiguration) -> Option<String> {
     (needed && configuration.agent_id != 0).then(|| format!("agent-{}-lock", configuration.agent_id))
 }
 
-/// Is a candidate for whichever Lease is `wanted` now, and for none while there is none; until `stop`. `leads` tells.
+/// Is a candidate while the latest configuration has anything to do for a leader, until `stop`. `leads` tells.
 pub async fn elect(
     cluster: Cluster,
-    mut wanted: watch::Receiver<Option<String>>,
-    namespace: String,
-    identity: String,
+    mut latest: configuration::Latest,
+    pod: Pod,
     leads: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
+    let identity = identity(&pod);
+    let namespace = if pod.namespace.is_empty() { NAMESPACE } else { &pod.namespace };
+    let lease = |latest: &Option<Arc<AgentConfiguration>>| latest.as_deref().and_then(wanted);
     while !stop.is_cancelled() {
-        let lease = wanted.borrow_and_update().clone();
+        let now = lease(&latest.borrow_and_update());
         let ended = stop.child_token();
         let mut running = pin!(async {
-            match &lease {
+            match &now {
                 Some(lease) => {
-                    let leader = Leader::telling(leads.clone(), &cluster, lease, &namespace, &identity);
+                    let leader = Leader::telling(leads.clone(), &cluster, lease, namespace, &identity);
                     leader.run(ended.clone()).await;
                 }
                 None => ended.cancelled().await,
             }
         });
-        let another = async { wanted.wait_for(|wanted| *wanted != lease).await.is_ok() };
+        let another = async { latest.wait_for(|latest| lease(latest) != now).await.is_ok() };
         tokio::select! {
             () = &mut running => continue,
             another = another => if another {
@@ -286,6 +293,14 @@ pub async fn elect(
             }
         }
         running.await;
+    }
+}
+
+/// A pod's name is its own. Without one, what no other process has.
+fn identity(pod: &Pod) -> String {
+    match pod.name.as_str() {
+        "" => format!("agentk-{:016x}", rand::rng().random::<u64>()),
+        name => name.to_owned(),
     }
 }
 

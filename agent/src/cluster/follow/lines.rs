@@ -58,7 +58,8 @@ mod tests {
     use http_body_util::StreamBody;
 
     fn body(pieces: Vec<&'static [u8]>) -> impl Body<Data = Bytes> + Unpin {
-        let frames = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(piece))));
+        let frames =
+            pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(piece))));
         StreamBody::new(stream::iter(frames))
     }
 
