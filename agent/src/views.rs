@@ -18,6 +18,7 @@ use crate::{broker::Road, cluster::Cluster, configuration::Latest};
 use keep::{Keeper, Line};
 use plan::Plan;
 use push::Pusher;
+use source::Source;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,7 @@ impl Views {
     /// Never returns.
     pub async fn keep(self) {
         let Self { road, cluster, mut configuration, mut leads } = self;
+        let cluster = Arc::new(cluster);
         let (plans, plan) = watch::channel(Plan::default());
         let mut wanted = plan.clone();
         let following = async {
@@ -63,7 +65,7 @@ impl Views {
                     return std::future::pending().await;
                 }
                 tokio::select! {
-                    () = run(&road, &cluster, &plan) => {}
+                    () = run(&road, cluster.clone(), &plan) => {}
                     // What goes on is another replica's to tell: not even an end.
                     _ = leads.wait_for(|leads| !*leads) => info!("no views any more: another replica leads"),
                 }
@@ -74,10 +76,10 @@ impl Views {
 }
 
 /// Until nothing is configured any more.
-async fn run(road: &Road, cluster: &Cluster, plan: &watch::Receiver<Plan>) {
+async fn run<S: Source>(road: &Road, source: Arc<S>, plan: &watch::Receiver<Plan>) {
     let (line, listens) = watch::channel(Line::Closed);
     let closing = CancellationToken::new();
-    let keeper = Keeper { source: Arc::new(cluster.clone()), plan: plan.clone(), line: listens };
+    let keeper = Keeper { source, plan: plan.clone(), line: listens };
     let pusher = Pusher { road: road.clone(), line, closing: closing.clone() };
     let keep = async {
         keeper.keep().await;

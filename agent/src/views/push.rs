@@ -154,3 +154,24 @@ fn is_about_token(status: &Status, begun: bool) -> bool {
         None => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_that_are_refused_do_not_hold_back_tunnels() {
+        let table = [
+            (Status::unauthenticated("who?"), true, true),
+            (Status::resource_exhausted("too many streams of this token"), true, false),
+            (Status::permission_denied("blocked"), true, false),
+            (Status::unavailable("away"), false, false),
+            (Status::unimplemented("what?"), false, false),
+            (Status::aborted("another stream has taken over"), false, false),
+        ];
+        for (status, at_first, later) in table {
+            assert_eq!(is_about_token(&status, false), at_first, "{status}");
+            assert_eq!(is_about_token(&status, true), later, "{status}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ mod broker;
 mod cluster;
 mod large;
 mod objects;
+mod pushing;
 mod random;
 
 use super::{

@@ -93,7 +93,7 @@ impl Broker {
         }
     }
 
-    fn take(&mut self, update: ViewUpdate) {
+    pub(super) fn take(&mut self, update: ViewUpdate) {
         self.messages += 1;
         assert!(update.encoded_len() <= 300 * 1024, "a message is too large");
         let ViewUpdate { view, whole, more, entries, gone, ended, truncated } = update;
