@@ -1,11 +1,6 @@
 //! The whole way: an API server, the agent's own client of it, views, and a broker over gRPC. In real time.
 
-use super::{
-    all,
-    broker::Broker,
-    objects::{event, pod},
-    plan, small_cluster,
-};
+use super::{all, broker::Broker, objects::event, plan, small_cluster};
 use crate::{
     broker::{Road, address::Address, dial::Dialler, proxy::Proxies, road, tls::Tls},
     cluster::Cluster,
@@ -244,7 +239,6 @@ async fn views_of_an_api_server_that_restarts_and_forgets_are_right_again() {
     api.stop().await;
     api.delete("v1", "Event", "default", "second").unwrap();
     api.create(served("Event", event("default", "third", 3))).unwrap();
-    api.create(served("Pod", pod("default", "other", "", "", json!({})))).unwrap();
     api.forget_history();
     api.serve_again().await.unwrap();
     stream.until(&mut model, "what happened meanwhile", |model| keys(model) == ["default/third"]).await;
