@@ -14,6 +14,7 @@ use crate::{
         self, Tunnels,
         pool::{self, Counts},
     },
+    views::Views,
 };
 use anyhow::Context as _;
 use postern_certs::client::ClientTrust;
@@ -207,10 +208,17 @@ impl Agent {
         always.spawn(observability.serve(metrics.registry(&PROGRAM), readiness, stop));
         let (least_sender, least) = watch::channel(Generation::Unknown.idle_tunnels());
         always.spawn(keep_least(generation.subscribe(), least_sender));
+        let views = Views {
+            road: road.clone(),
+            cluster: cluster.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+        };
         let place = Pod { namespace: meta.pod_namespace.clone(), name: meta.pod_name.clone() };
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
         always.spawn(gitops.receive());
+        always.spawn(views.keep());
         always.spawn(measure(counts, metrics.clone()));
         always.spawn(leader::measure(leads.subscribe(), metrics));
         let resigning = CancellationToken::new();

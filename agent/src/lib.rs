@@ -21,6 +21,7 @@ pub mod registrar;
 pub mod services;
 pub mod spans;
 pub mod tunnel;
+pub mod views;
 
 use postern_wire::metadata::Program;
 
