@@ -3,6 +3,7 @@
 //! of this touches the cluster, and nothing is kept across restarts.
 
 pub mod collect;
+pub mod object;
 mod pace;
 pub mod plan;
 mod project;
