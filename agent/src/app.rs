@@ -3,7 +3,8 @@
 use crate::{
     COMMIT, PROGRAM, VERSION,
     broker::{self, Road, dial::Dialler, tls::Tls},
-    config::Config,
+    cluster::{Cluster, leader},
+    config::{Config, Pod},
     configuration, drain, error, gitops,
     kubernetes_api::{Access, KubernetesApi},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
@@ -35,6 +36,8 @@ pub struct Agent {
     latest: configuration::Latest,
     gitops: gitops::Receiver,
     manifests: gitops::Manifests,
+    cluster: Cluster,
+    leads: watch::Sender<bool>,
     generation: watch::Sender<Generation>,
     meta: AgentMeta,
     metrics: Metrics,
@@ -110,8 +113,8 @@ impl Agent {
         let meta = AgentMeta {
             version: PROGRAM.version.to_owned(),
             commit_id: COMMIT.to_owned(),
-            pod_namespace: pod.namespace,
-            pod_name: pod.name,
+            pod_namespace: pod.namespace.clone(),
+            pod_name: pod.name.clone(),
             kubernetes_version: None,
         };
         let (generation, known) = watch::channel(Generation::Unknown);
@@ -130,6 +133,8 @@ impl Agent {
             manifests: manifests_sender,
             metrics: metrics.clone(),
         };
+        let (cluster, recorder) = Cluster::new(access.clone(), &pod.name, &metrics);
+        always.spawn(recorder.run());
         let services = Services::new(KubernetesApi::new(access, PROGRAM).traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
         Ok(Self {
@@ -140,6 +145,8 @@ impl Agent {
             latest,
             gitops,
             manifests,
+            cluster,
+            leads: watch::Sender::new(false),
             generation,
             meta,
             metrics,
@@ -164,6 +171,16 @@ impl Agent {
         self.manifests.clone()
     }
 
+    /// The agent's own way into its cluster, for features and tests.
+    pub fn cluster(&self) -> Cluster {
+        self.cluster.clone()
+    }
+
+    /// Whether this replica does what only one may do.
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.leads.subscribe()
+    }
+
     /// Runs until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future) -> anyhow::Result<()> {
         let Self {
@@ -171,7 +188,10 @@ impl Agent {
             road,
             tunnels,
             receiver,
+            latest,
             gitops,
+            cluster,
+            leads,
             generation,
             meta,
             metrics,
@@ -187,10 +207,15 @@ impl Agent {
         always.spawn(observability.serve(metrics.registry(&PROGRAM), readiness, stop));
         let (least_sender, least) = watch::channel(Generation::Unknown.idle_tunnels());
         always.spawn(keep_least(generation.subscribe(), least_sender));
+        let place = Pod { namespace: meta.pod_namespace.clone(), name: meta.pod_name.clone() };
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
         always.spawn(gitops.receive());
-        always.spawn(measure(counts, metrics));
+        always.spawn(measure(counts, metrics.clone()));
+        always.spawn(leader::measure(leads.subscribe(), metrics));
+        let resigning = CancellationToken::new();
+        let mut election = JoinSet::new();
+        election.spawn(leader::elect(cluster, latest, place, leads, resigning.clone()));
 
         let open = tunnel::opener(Arc::new(tunnels));
         let mut pool = JoinSet::new();
@@ -199,12 +224,16 @@ impl Agent {
             _ = shutdown => None,
             Some(ended) = always.join_next() => Some(ended),
             Some(ended) = pool.join_next() => Some(ended),
+            Some(ended) = election.join_next() => Some(ended),
         };
         if let Some(ended) = failed {
             let cause = ended.err().map_or("it ended".to_owned(), |failed| error::chain(&failed));
             anyhow::bail!("a part of the agent failed, this is a defect: {cause}");
         }
+        resigning.cancel();
         drain::drain(&draining, pool.join_next(), drain::DEADLINE).await;
+        // Another replica waits for it; this has a deadline of its own.
+        election.join_next().await;
         exporting.finish().await;
         Ok(())
     }

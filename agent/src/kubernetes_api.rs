@@ -8,13 +8,14 @@ mod impersonation;
 mod upgrade;
 
 pub use access::{Access, AccessError, Overrides, Settings};
+pub(crate) use body::RequestBody;
 
 use crate::{
     error,
     services::{Call, Replies},
     spans::Recording,
 };
-use body::{Feed, Length, RequestBody};
+use body::{Feed, Length};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
@@ -298,4 +299,4 @@ fn unavailable_error(cause: hyper::Error) -> Status {
 }
 
 /// Requests as the API client takes them.
-type ApiRequest = Request<RequestBody>;
+pub(crate) type ApiRequest = Request<RequestBody>;

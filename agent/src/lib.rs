@@ -1,13 +1,14 @@
 //! The agent: dials out of a cluster to its broker and serves the Kubernetes API through the tunnels it opened.
 //!
 //! A request comes in by [`tunnel`], is routed by [`services`] to [`kubernetes_api`] and answered along the same way;
-//! [`broker`] keeps the road open, [`configuration`], [`gitops`] and [`registrar`] use it too, and [`app`] wires
-//! everything up.
+//! [`broker`] keeps the road open, [`configuration`], [`gitops`] and [`registrar`] use it too, [`cluster`] is what the
+//! agent does in its cluster of its own accord, and [`app`] wires everything up.
 //! Deliberately absent: listeners other than [`observability`]'s, policy, Redis, anything that reads a request's body.
 
 pub mod app;
 pub mod backoff;
 pub mod broker;
+pub mod cluster;
 pub mod config;
 pub mod configuration;
 pub mod drain;

@@ -92,6 +92,12 @@ pub struct Metrics {
     pub gitops_commits: Counter,
     /// Streams of manifests that failed; a lost connection is not one of them.
     pub gitops_failures: Counter,
+    /// 1 while this replica does what only one replica does.
+    pub leading: Gauge,
+    /// Requests that the agent makes to its cluster of its own accord, by verb.
+    pub cluster_calls: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Events about objects: `written`, `counted` up, `failed` or `dropped`.
+    pub cluster_events: Family<[(&'static str, &'static str); 1], Counter>,
     tunnels: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
@@ -144,6 +150,21 @@ impl Metrics {
             "agentk_gitops_failures",
             "Streams of manifests that failed",
             self.gitops_failures.clone(),
+        );
+        out.register(
+            "agentk_leading",
+            "Whether this replica does what only one replica does",
+            self.leading.clone(),
+        );
+        out.register(
+            "agentk_cluster_calls",
+            "Requests of the agent's own to the Kubernetes API by verb",
+            self.cluster_calls.clone(),
+        );
+        out.register(
+            "agentk_cluster_events",
+            "Events about objects by what became of them",
+            self.cluster_events.clone(),
         );
         registry
     }

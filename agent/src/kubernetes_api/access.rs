@@ -45,8 +45,11 @@ const EXPIRES_SOON: Duration = Duration::from_secs(30);
 
 type Client = BoxCloneSyncService<ApiRequest, Response<Incoming>, BoxError>;
 
-/// The way to one cluster's API.
-pub struct Access {
+/// The way to one cluster's API. Clones are the same way, connections and credentials included.
+#[derive(Clone)]
+pub struct Access(Arc<Way>);
+
+struct Way {
     settings: Settings,
     loaded: ArcSwap<Loaded>,
     reloading: tokio::sync::Mutex<()>,
@@ -61,32 +64,35 @@ struct Loaded {
 /// A request that the API server did not answer. One line, safe to show to the caller.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Unanswered(String);
+pub(crate) struct Unanswered(String);
 
 impl Access {
     /// Reads the credentials and prepares a client; does not talk to the API server yet.
     pub async fn load(settings: Settings) -> Result<Self, AccessError> {
         let loaded = Loaded::new(&settings).await?;
-        Ok(Self { settings, loaded: ArcSwap::from_pointee(loaded), reloading: tokio::sync::Mutex::new(()) })
+        let (loaded, reloading) = (ArcSwap::from_pointee(loaded), tokio::sync::Mutex::new(()));
+        Ok(Self(Arc::new(Way { settings, loaded, reloading })))
     }
 
     /// `--request-timeout`: how long a whole request may take.
     pub fn request_timeout(&self) -> Option<Duration> {
-        self.settings.request_timeout
+        self.0.settings.request_timeout
     }
 
     /// Whether the credentials impersonate somebody already.
     pub fn impersonates(&self) -> bool {
-        self.loaded.load().impersonates
+        self.0.loaded.load().impersonates
     }
 
     /// Sends a request whose URI is a path; answers with the head, the body is still to come.
-    pub(super) async fn send(&self, request: ApiRequest) -> Result<Response<Incoming>, Unanswered> {
-        self.refresh().await?;
-        let client = self.loaded.load().client.clone();
+    pub(crate) async fn send(&self, request: ApiRequest) -> Result<Response<Incoming>, Unanswered> {
+        self.0.refresh().await?;
+        let client = self.0.loaded.load().client.clone();
         client.oneshot(request).await.map_err(|error| Unanswered(explain(&*error)))
     }
+}
 
+impl Way {
     async fn refresh(&self) -> Result<(), Unanswered> {
         if !self.loaded.load().expired() {
             return Ok(());

@@ -23,16 +23,31 @@ pub(super) enum Length {
 /// The caller went away in the middle of the body.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller went away before the request was complete")]
-pub(super) struct Abandoned;
+pub(crate) struct Abandoned;
 
 /// The end that pieces are put into.
 pub(super) struct Feed(mpsc::Sender<Option<Bytes>>);
 
 /// The end that the HTTP client reads.
-pub(super) struct RequestBody {
+pub(crate) struct RequestBody {
     pieces: mpsc::Receiver<Option<Bytes>>,
     length: Length,
     complete: bool,
+}
+
+impl RequestBody {
+    /// A body that is there already.
+    pub(crate) fn whole(data: Bytes) -> Self {
+        if data.is_empty() {
+            return Self { pieces: mpsc::channel(1).1, length: Length::None, complete: true };
+        }
+        let length = Length::Exact(data.len() as u64);
+        let (sender, pieces) = mpsc::channel(2);
+        for piece in [Some(data), None] {
+            sender.try_send(piece).expect("there is room for two");
+        }
+        Self { pieces, length, complete: false }
+    }
 }
 
 /// A body and its feed.
@@ -109,6 +124,15 @@ mod tests {
         feed.data(Bytes::from_static(b"half")).await;
         drop(feed);
         assert!(body.collect().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_whole_body_is_whole() {
+        for text in ["", "abc"] {
+            let body = RequestBody::whole(Bytes::from_static(text.as_bytes()));
+            assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
+            assert_eq!(body.collect().await.unwrap().to_bytes(), text);
+        }
     }
 
     #[tokio::test]

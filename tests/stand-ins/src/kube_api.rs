@@ -6,6 +6,7 @@ mod counters;
 mod defaults;
 mod knobs;
 mod logs;
+mod moods;
 mod objects;
 mod patch;
 mod protobuf;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,11 +40,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use counters::Counters;
 pub use counters::Seen;
+use moods::Moods;
 use store::Store;
 
 const MAX_CONNECTIONS: usize = 4_096;
@@ -106,18 +110,27 @@ pub struct KubeApi {
     address: SocketAddr,
     state: Arc<State>,
     ca_pem: Option<String>,
+    acceptor: Option<TlsAcceptor>,
+    /// Absent while the server is down.
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    accepting: JoinHandle<()>,
     _stop: DropGuard,
 }
 
 /// What all connections share.
+#[derive(Clone)]
 struct State {
     store: Arc<Store>,
     counters: Arc<Counters>,
+    moods: Arc<Moods>,
     token: Option<String>,
     log_tick: Duration,
     bookmark_every: Duration,
     /// Numbers for `generateName`.
-    generated: AtomicU64,
+    generated: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
@@ -131,19 +144,59 @@ impl KubeApi {
         let state = Arc::new(State {
             store: Arc::new(Store::new(options.history.max(1))),
             counters: Arc::new(Counters::default()),
+            moods: Arc::default(),
             token: options.token,
             log_tick: options.log_tick.max(Duration::from_millis(1)),
             bookmark_every: options.bookmark_every,
-            generated: AtomicU64::new(0),
+            generated: Arc::default(),
             stop: stop.clone(),
         });
         for namespace in ["default", "kube-system", "kube-public"] {
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
             objects::create_directly(&state, object).expect("the first namespaces are valid and new");
         }
-        tokio::spawn(accept(listener, acceptor, state.clone()));
+        let accepting = tokio::spawn(accept(listener, acceptor.clone(), state.clone()));
         let ca_pem = options.tls.map(|tls| tls.ca_pem);
-        Ok(KubeApi { address, state, ca_pem, _stop: stop.drop_guard() })
+        let serving = Some(Serving { accepting, _stop: stop.drop_guard() });
+        Ok(KubeApi { address, state, ca_pem, acceptor, serving })
+    }
+
+    /// Ends all connections and refuses new ones, as a server that restarts does.
+    pub async fn stop(&mut self) {
+        if let Some(Serving { accepting, _stop }) = self.serving.take() {
+            drop(_stop);
+            let _ = accepting.await;
+        }
+    }
+
+    /// Serves again after [`KubeApi::stop`], at the same address and with the same objects.
+    pub async fn serve_again(&mut self) -> Result<(), StartError> {
+        let listener = TcpListener::bind(self.address).await.map_err(StartError::Listen)?;
+        let stop = CancellationToken::new();
+        self.state = Arc::new(State { stop: stop.clone(), ..(*self.state).clone() });
+        let accepting = tokio::spawn(accept(listener, self.acceptor.clone(), self.state.clone()));
+        self.serving = Some(Serving { accepting, _stop: stop.drop_guard() });
+        Ok(())
+    }
+
+    /// Takes requests and answers none until this is called with `false`. Answers that have begun go on.
+    pub fn be_silent(&self, silent: bool) {
+        self.state.moods.be_silent(silent);
+    }
+
+    /// Refuses the next requests, whatever they ask for, with a `Retry-After` of a second.
+    pub fn refuse(&self, requests: u32, code: StatusCode) {
+        self.state.moods.refuse(requests, code);
+    }
+
+    /// Forgets what changed up to now: watches that begin before it, and lists that go on from before it, get a 410.
+    pub fn forget_history(&self) {
+        self.state.store.compact();
+    }
+
+    /// Deletes an object without a request.
+    pub fn delete(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Result<(), Refused> {
+        objects::delete_directly(&self.state, api_version, kind, namespace, name).map(|_| ()).map_err(refused)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -181,10 +234,7 @@ impl KubeApi {
 
     /// Creates an object (in `default` if it names no namespace) without a request.
     pub fn create(&self, object: Value) -> Result<(), Refused> {
-        match objects::create_directly(&self.state, object) {
-            Ok(_) => Ok(()),
-            Err(failure) => Err(Refused(failure.status()["message"].as_str().unwrap_or_default().to_owned())),
-        }
+        objects::create_directly(&self.state, object).map(|_| ()).map_err(refused)
     }
 
     /// The last requests that arrived, oldest first; bounded.
@@ -202,6 +252,10 @@ impl KubeApi {
     pub fn open_of(&self, kind: &str) -> u64 {
         self.state.counters.open_of(kind)
     }
+}
+
+fn refused(failure: status::Failure) -> Refused {
+    Refused(failure.status()["message"].as_str().unwrap_or_default().to_owned())
 }
 
 fn acceptor(tls: &Tls) -> Result<TlsAcceptor, StartError> {

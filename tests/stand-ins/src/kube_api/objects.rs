@@ -15,6 +15,7 @@ use super::resources;
 use super::routes::{Query, Target, json_answer, stream_answer};
 use super::selectors::Selector;
 use super::status::Failure;
+use super::store::{Mode, Place};
 use super::table::Form;
 use super::{logs, patch, protobuf, watch};
 
@@ -41,7 +42,12 @@ pub(super) async fn answer(
             let selector = Selector::parse(query.text("labelSelector"), query.text("fieldSelector"))?;
             let (mut objects, version) = state.store.list(target.resource, target.namespace.as_deref());
             objects.retain(|object| selector.matches(object));
-            Ok(json_answer(StatusCode::OK, &form.list(target.resource, &objects, version)))
+            let more = page(state, query, &mut objects, version)?;
+            let mut list = form.list(target.resource, &objects, version);
+            if let Some(more) = more {
+                list["metadata"]["continue"] = json!(more);
+            }
+            Ok(json_answer(StatusCode::OK, &list))
         }
         ("GET", Some(name), Some("log")) => {
             let place = target.place(name);
@@ -117,6 +123,32 @@ pub(super) async fn answer(
     }
 }
 
+/// Leaves the objects of one page, and answers how to ask for the next one. Pages are of now and not of when the first
+/// one was asked for.
+fn page(
+    state: &State,
+    query: &Query,
+    objects: &mut Vec<Arc<Value>>,
+    version: u64,
+) -> Result<Option<String>, Failure> {
+    let mut first = 0;
+    if let Some((asked, from)) = query.text("continue").split_once('.') {
+        let invalid = || Failure::bad_request("continue key is not valid");
+        state.store.check_remembered(asked.parse().map_err(|_| invalid())?)?;
+        first = from.parse().map_err(|_| invalid())?;
+    }
+    objects.drain(..first.min(objects.len()));
+    let limit =
+        query.number("limit").and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
+    Ok(match limit.filter(|limit| *limit < objects.len()) {
+        Some(limit) => {
+            objects.truncate(limit);
+            Some(format!("{version}.{}", first + limit))
+        }
+        None => None,
+    })
+}
+
 fn start_watch(
     state: &Arc<State>,
     target: &Target,
@@ -184,6 +216,21 @@ fn create(state: &State, target: &Target, mut object: Value, query: &Query) -> R
         None => {}
     }
     state.store.create(&target.place(&name), object, query.mode())
+}
+
+/// Deletes an object without a request.
+pub(super) fn delete_directly(
+    state: &State,
+    api_version: &str,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Arc<Value>, Failure> {
+    let resource = resources::of_document(&json!({"apiVersion": api_version, "kind": kind}))
+        .ok_or_else(|| Failure::bad_request("its apiVersion and kind are not served here"))?;
+    let namespace = if resource.namespaced { namespace.to_owned() } else { String::new() };
+    let place = Place { resource, namespace, name: name.to_owned() };
+    state.store.delete(&place, &Value::Null, Mode::Keep)
 }
 
 /// Creates an object without a request, for a test's or a demo's furniture.

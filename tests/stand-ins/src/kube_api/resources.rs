@@ -41,7 +41,7 @@ const fn core(
 const STATUS: &[&str] = &["status"];
 
 /// Every kind, in discovery order. The store keys objects by the position in this table.
-pub(super) static RESOURCES: [Resource; 10] = [
+pub(super) static RESOURCES: [Resource; 11] = [
     Resource {
         namespaced: false,
         subresources: STATUS,
@@ -70,6 +70,7 @@ pub(super) static RESOURCES: [Resource; 10] = [
         subresources: STATUS,
         ..core("replicasets", "replicaset", "ReplicaSet", &["rs"])
     },
+    Resource { group: "coordination.k8s.io", ..core("leases", "lease", "Lease", &[]) },
 ];
 
 /// The kind of namespaces; always in the table.
@@ -151,13 +152,19 @@ pub(super) fn core_versions() -> Value {
 
 /// `GET /apis`
 pub(super) fn groups() -> Value {
-    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group("apps")]})
+    let mut names: Vec<&str> = RESOURCES.iter().map(|r| r.group).filter(|group| !group.is_empty()).collect();
+    names.dedup();
+    let groups: Vec<Value> = names.into_iter().filter_map(group).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
-/// `GET /apis/<name>`
-pub(super) fn group(name: &str) -> Value {
+/// `GET /apis/<name>`; `None` for a group without kinds.
+pub(super) fn group(name: &str) -> Option<Value> {
+    RESOURCES.iter().find(|r| r.group == name && !name.is_empty())?;
     let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
-    json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version})
+    Some(
+        json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version}),
+    )
 }
 
 /// `GET /api/v1` and `GET /apis/<group>/<version>`; `None` for a group without kinds.

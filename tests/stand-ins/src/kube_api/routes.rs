@@ -71,6 +71,12 @@ pub(super) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Res
         return json_answer(StatusCode::OK, &state.counters.document());
     }
     let guard = state.counters.open(kind_of(&method, uri.path(), &query));
+    if let Some(refusal) = state.moods.refusal() {
+        let mut refused = json_answer(refusal.code, &refusal.status());
+        refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return refused;
+    }
+    state.moods.answers().await;
     match route(&state, request, uri.path(), &query, guard).await {
         Ok(response) => response,
         Err(failure) => json_answer(failure.code, &failure.status()),
@@ -147,7 +153,7 @@ fn discovery(path: &str, request: &Request<Incoming>) -> Option<Response<Respons
         ["api"] => resources::core_versions(),
         ["apis"] => resources::groups(),
         ["api", version] => resources::resource_list("", version)?,
-        ["apis", "apps"] => resources::group("apps"),
+        ["apis", group] => resources::group(group)?,
         ["apis", group, version] => resources::resource_list(group, version)?,
         ["openapi", "v2"] if accept.contains("proto-openapi") => {
             let mut response = Response::new(full(Bytes::from_static(resources::OPENAPI_V2_PROTOBUF)));

@@ -88,6 +88,18 @@ impl Failure {
         Failure::new(StatusCode::GONE, "Expired", format!("too old resource version: {asked} ({oldest})"))
     }
 
+    /// A refusal for no reason but a test's.
+    pub(super) fn wanted(code: StatusCode) -> Failure {
+        let reason = match code.as_u16() {
+            403 => "Forbidden",
+            410 => "Expired",
+            429 => "TooManyRequests",
+            503 => "ServiceUnavailable",
+            _ => "InternalError",
+        };
+        Failure::new(code, reason, "refused because a test wants it")
+    }
+
     /// The `Status` document.
     pub(super) fn status(&self) -> Value {
         let mut status = json!({

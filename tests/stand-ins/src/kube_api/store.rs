@@ -131,6 +131,20 @@ impl Store {
         (objects, inner.version)
     }
 
+    /// Forgets the history: watches and lists that build on it are answered with 410.
+    pub(super) fn compact(&self) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        inner.history.clear();
+        inner.forgotten = inner.version;
+    }
+
+    /// Whether watches can still begin after this version.
+    pub(super) fn check_remembered(&self, version: u64) -> Result<(), Failure> {
+        let forgotten = self.lock().forgotten;
+        if version < forgotten { Err(Failure::expired(version, forgotten)) } else { Ok(()) }
+    }
+
     /// At most `limit` changes of a kind after `cursor`, and the version up to which the caller has then seen all.
     pub(super) fn changes(
         &self,

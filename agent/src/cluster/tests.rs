@@ -1,0 +1,53 @@
+//! The cluster's side of the agent against a stand-in API server: over HTTP, over restarts, and when nothing answers.
+
+mod events;
+mod following;
+mod kinds;
+mod leading;
+mod objects;
+
+use super::*;
+use crate::kubernetes_api::{Overrides, Settings};
+use http::StatusCode;
+use stand_ins::kube_api::{KubeApi, Options};
+use std::{collections::BTreeSet, future::Future, time::Duration};
+use tokio::time::{Instant, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Awaits with a deadline.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+/// A way to a server, and what writes its Events.
+async fn reach(url: &str, metrics: &Metrics) -> (Cluster, Recorder) {
+    postern_certs::install_provider();
+    let overrides = Overrides { server: Some(url.parse().unwrap()), ..Overrides::default() };
+    let access = Access::load(Settings { overrides, ..Settings::default() }).await.unwrap();
+    Cluster::new(access, "pod-1", metrics)
+}
+
+async fn start() -> (KubeApi, Cluster) {
+    let api = KubeApi::start(Options::default()).await.unwrap();
+    let (cluster, _) = reach(&api.url(), &Metrics::default()).await;
+    (api, cluster)
+}
+
+fn config_maps() -> Kind {
+    Kind::new("", "v1", "ConfigMap", "configmaps", true)
+}
+
+fn config_map(name: &str, value: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "default"},
+        "data": {"key": value},
+    })
+}
+
+/// How many requests there have been to this path.
+fn asked(api: &KubeApi, path: &str) -> usize {
+    api.requests().iter().filter(|seen| seen.uri.path() == path).count()
+}
