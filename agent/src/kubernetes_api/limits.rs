@@ -142,15 +142,20 @@ impl Limits {
         let now = Instant::now();
         if open.said.is_some_and(|said| now - said < SAY_EVERY) {
             open.unsaid += 1;
-        } else {
-            let more = std::mem::take(&mut open.unsaid);
-            open.said = Some(now);
-            let (limit, open) = (busy.limit(), open.in_all);
-            warn!(
-                limit,
-                open, in_all, per_caller, more, "request to the Kubernetes API refused: too many at once"
-            );
+            return Err(busy);
         }
+        open.said = Some(now);
+        let (more, running) = (std::mem::take(&mut open.unsaid), open.in_all);
+        drop(open);
+        let limit = busy.limit();
+        warn!(
+            limit,
+            open = running,
+            in_all,
+            per_caller,
+            more,
+            "request to the Kubernetes API refused: too many at once"
+        );
         Err(busy)
     }
 

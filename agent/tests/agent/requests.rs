@@ -309,10 +309,8 @@ async fn a_request_runs_as_whom_the_broker_names() {
     let mut tunnel = field.broker.tunnel().await;
     tunnel.ask(vec![impersonating(&[]), trailer()]).await.unwrap();
     let seen = field.api.head().await.headers;
-    assert_eq!(
-        (&seen["impersonate-user"], &seen["impersonate-group"]),
-        (&"gitlab:user:anna", &"gitlab:user")
-    );
+    assert_eq!(seen["impersonate-user"], "gitlab:user:anna");
+    assert_eq!(seen["impersonate-group"], "gitlab:user");
     assert_eq!(seen["impersonate-extra-agent.gitlab.com%2fid"], "5");
     assert_eq!(seen.get_all("impersonate-extra-scopes").iter().collect::<Vec<_>>(), ["a b", "c"]);
 
