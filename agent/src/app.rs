@@ -6,9 +6,10 @@ use crate::{
     cluster::{Cluster, leader},
     config::{Config, Pod},
     configuration, drain, error, gitops,
-    kubernetes_api::{Access, KubernetesApi},
+    kubernetes_api::{Access, KubernetesApi, limits::Limits},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
+    report,
     services::Services,
     tunnel::{
         self, Tunnels,
@@ -110,6 +111,10 @@ impl Agent {
         let (road, keeper) = broker::road(dialler, tokens, &token_place, metrics.clone());
         always.spawn(keeper.keep_connected());
 
+        let (reports, sending) = report::reports();
+        always.spawn(sending.send(road.clone(), pod.name.clone()));
+        let limits = Limits::new(metrics.clone());
+
         let meta = AgentMeta {
             version: PROGRAM.version.to_owned(),
             commit_id: COMMIT.to_owned(),
@@ -125,6 +130,9 @@ impl Agent {
             generation: known,
             latest: latest_sender,
             log_level,
+            limits: limits.clone(),
+            reports,
+            metrics: metrics.clone(),
         };
         let (manifests_sender, manifests) = watch::channel(gitops::Projects::default());
         let gitops = gitops::Receiver {
@@ -135,7 +143,8 @@ impl Agent {
         };
         let (cluster, recorder) = Cluster::new(access.clone(), &pod.name, &metrics);
         always.spawn(recorder.run());
-        let services = Services::new(KubernetesApi::new(access, PROGRAM).traced(exporting.exporter.clone()));
+        let kubernetes_api = KubernetesApi::new(access, PROGRAM).limited(limits);
+        let services = Services::new(kubernetes_api.traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
         Ok(Self {
             observability,
