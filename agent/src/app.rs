@@ -5,7 +5,8 @@ use crate::{
     broker::{self, Road, dial::Dialler, tls::Tls},
     cluster::{Cluster, leader},
     config::{Config, Pod},
-    configuration, drain, error, gitops,
+    configuration, drain, error,
+    gitops::{self, engine::Engine},
     kubernetes_api::{Access, KubernetesApi, limits::Limits},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
@@ -38,6 +39,7 @@ pub struct Agent {
     gitops: gitops::Receiver,
     manifests: gitops::Manifests,
     cluster: Cluster,
+    engine: Engine<Cluster>,
     leads: watch::Sender<bool>,
     generation: watch::Sender<Generation>,
     meta: AgentMeta,
@@ -131,18 +133,28 @@ impl Agent {
             latest: latest_sender,
             log_level,
             limits: limits.clone(),
-            reports,
+            reports: reports.clone(),
             metrics: metrics.clone(),
         };
         let (manifests_sender, manifests) = watch::channel(gitops::Projects::default());
+        let leads = watch::Sender::new(false);
         let gitops = gitops::Receiver {
             road: road.clone(),
             configuration: latest.clone(),
+            leads: leads.subscribe(),
             manifests: manifests_sender,
             metrics: metrics.clone(),
         };
         let (cluster, recorder) = Cluster::new(access.clone(), &pod.name, &metrics);
         always.spawn(recorder.run());
+        let engine = Engine {
+            cluster: cluster.clone(),
+            manifests: manifests.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+            tell: Arc::new(reports),
+            metrics: metrics.clone(),
+        };
         let kubernetes_api = KubernetesApi::new(access, PROGRAM).limited(limits);
         let services = Services::new(kubernetes_api.traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
@@ -155,7 +167,8 @@ impl Agent {
             gitops,
             manifests,
             cluster,
-            leads: watch::Sender::new(false),
+            engine,
+            leads,
             generation,
             meta,
             metrics,
@@ -200,6 +213,7 @@ impl Agent {
             latest,
             gitops,
             cluster,
+            engine,
             leads,
             generation,
             meta,
@@ -220,6 +234,7 @@ impl Agent {
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
         always.spawn(gitops.receive());
+        always.spawn(engine.run());
         always.spawn(measure(counts, metrics.clone()));
         always.spawn(leader::measure(leads.subscribe(), metrics));
         let resigning = CancellationToken::new();

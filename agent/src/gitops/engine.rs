@@ -40,7 +40,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use task::Task;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, error};
 
 /// Applies manifests for as long as this replica leads.
 pub struct Engine<A> {
@@ -53,7 +53,7 @@ pub struct Engine<A> {
     /// Whether this replica leads. Nothing is written to the cluster when it does not.
     pub leads: watch::Receiver<bool>,
     /// Where reports go.
-    pub tell: Tell,
+    pub tell: Arc<dyn Tell>,
     /// What counts.
     pub metrics: Metrics,
 }
@@ -76,7 +76,7 @@ impl<A: Api> Engine<A> {
             let mut leads = self.leads.clone();
             tokio::select! {
                 biased;
-                _ = leads.wait_for(|leads| !leads) => info!("this replica leads no more and applies nothing"),
+                _ = leads.wait_for(|leads| !leads) => debug!("manifests are not applied by this replica any more"),
                 () = self.apply() => {}
             }
         }
@@ -154,7 +154,7 @@ impl<A: Api> Engine<A> {
             Err(problem) => {
                 let text = error::chain(&problem);
                 error!(project = id, error = text, "manifests are not applied");
-                (self.tell)(GitopsReport {
+                self.tell.gitops(GitopsReport {
                     project: id.to_owned(),
                     state: "failed".to_owned(),
                     problems: vec![Problem { text, ..Problem::default() }],

@@ -2,7 +2,7 @@
 //! them for real; the tests have a small one in memory.
 
 use crate::{
-    cluster::{Change, Cluster, ClusterError, Following, Kind, Note},
+    cluster::{self, Change, Cluster, ClusterError, Following, Kind, Note},
     gitops::settings::Propagation,
 };
 use serde_json::Value;
@@ -68,4 +68,63 @@ pub trait Api: Clone + Send + Sync + 'static {
 pub trait Follow: Send + 'static {
     /// The next change. Nothing is lost when this is dropped early.
     fn next(&mut self) -> impl Future<Output = Change> + Send;
+}
+
+impl Api for Cluster {
+    type Following = Following;
+
+    async fn kind(&self, group: &str, version: &str, kind: &str) -> Result<Kind, ClusterError> {
+        Self::kind(self, group, version, kind).await
+    }
+
+    fn forget(&self, group: &str) {
+        Self::forget(self, group);
+    }
+
+    async fn apply(&self, kind: &Kind, object: &Value, dry_run: bool) -> Result<Value, ClusterError> {
+        Self::apply(self, kind, object, dry_run).await
+    }
+
+    async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {
+        Self::get(self, kind, namespace, name).await
+    }
+
+    async fn delete(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        how: Propagation,
+        dry_run: bool,
+    ) -> Result<(), ClusterError> {
+        let how = match how {
+            Propagation::Orphan => cluster::Propagation::Orphan,
+            Propagation::Background => cluster::Propagation::Background,
+            Propagation::Foreground => cluster::Propagation::Foreground,
+        };
+        Self::delete(self, kind, namespace, name, uid, how, dry_run).await
+    }
+
+    async fn create(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        Self::create(self, kind, object).await
+    }
+
+    async fn replace(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        Self::replace(self, kind, object).await
+    }
+
+    fn follow(&self, kind: &Kind, namespace: Option<&str>) -> Following {
+        Self::follow(self, kind, namespace)
+    }
+
+    fn record(&self, note: Note) {
+        Self::record(self, note);
+    }
+}
+
+impl Follow for Following {
+    async fn next(&mut self) -> Change {
+        Self::next(self).await
+    }
 }

@@ -12,17 +12,30 @@ use crate::{
         object::{Manifest, ObjectId},
     },
     observability::Metrics,
+    report::Reports,
 };
 use postern_wire::proto::postern::agent::{GitopsReport, ObjectReport, Problem};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-/// Where reports go; it must not wait.
-pub type Tell = Arc<dyn Fn(GitopsReport) + Send + Sync>;
+/// Where reports go. Neither call may wait.
+pub trait Tell: Send + Sync {
+    /// How a project's objects are now.
+    fn gitops(&self, report: GitopsReport);
+    /// The project is not this replica's any more.
+    fn forget(&self, project: &str);
+}
 
-/// The most objects of a report.
-pub(crate) const RESULTS: usize = 100;
+impl Tell for Reports {
+    fn gitops(&self, report: GitopsReport) {
+        Self::gitops(self, report);
+    }
+
+    fn forget(&self, project: &str) {
+        Self::forget(self, project);
+    }
+}
 
 /// Of one project.
 pub(crate) struct Results {
@@ -31,14 +44,14 @@ pub(crate) struct Results {
     commit_id: String,
     dry_run: bool,
     began: Option<Instant>,
-    tell: Tell,
+    tell: Arc<dyn Tell>,
     metrics: Metrics,
     state: &'static str,
     told: Option<GitopsReport>,
 }
 
 impl Results {
-    pub(crate) fn new(project: String, dry_run: bool, tell: Tell, metrics: Metrics) -> Self {
+    pub(crate) fn new(project: String, dry_run: bool, tell: Arc<dyn Tell>, metrics: Metrics) -> Self {
         Self {
             project,
             project_id: 0,
@@ -109,7 +122,7 @@ impl Results {
     pub(crate) fn did<A: Api>(&self, api: &A, object: &Object, deed: Deed, took: Option<Duration>) {
         self.count(deed.as_str());
         if let Some(took) = took {
-            self.metrics.gitops_apply_seconds.observe(took.as_secs_f64());
+            self.metrics.gitops_apply_seconds.observe(took);
         }
         let Self { project, commit_id, dry_run, .. } = self;
         let id = object.id();
@@ -190,10 +203,9 @@ impl Results {
         if !same || state != self.state {
             self.say(state, &report, now);
         }
-        self.metrics.gitops_state(&self.project, state);
-        self.state = state;
+        self.count_state(state);
         self.told = Some(report.clone());
-        (self.tell)(report);
+        self.tell.gitops(report);
     }
 
     fn say(&mut self, state: &'static str, report: &GitopsReport, now: Instant) {
@@ -207,9 +219,7 @@ impl Results {
                     commit_id, objects, applied, unchanged, pruned, ready, dry_run, ?took, "synchronized"
                 );
                 if let Some(took) = took {
-                    self.metrics
-                        .gitops_synchronization_seconds
-                        .observe(Duration::as_secs_f64(&took));
+                    self.metrics.gitops_synchronization_seconds.observe(took);
                 }
                 // What follows is no part of the commit's way.
                 self.began = None;
@@ -223,14 +233,30 @@ impl Results {
     }
 
     fn count(&self, result: &'static str) {
-        self.metrics.gitops_objects(result);
+        self.metrics.gitops_objects.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Empty: it is not counted.
+    fn count_state(&mut self, state: &'static str) {
+        let before = std::mem::replace(&mut self.state, state);
+        if before == state {
+            return;
+        }
+        let of = |state| self.metrics.gitops_states.get_or_create_owned(&[("state", state)]);
+        if !before.is_empty() {
+            of(before).dec();
+        }
+        if !state.is_empty() {
+            of(state).inc();
+        }
     }
 }
 
 /// The project is not this replica's any more.
 impl Drop for Results {
     fn drop(&mut self) {
-        self.metrics.gitops_forget(&self.project);
+        self.count_state("");
+        self.tell.forget(&self.project);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
             objects::{Object, Settled, State},
             record::{self, RecordError},
             remove::{Fate, Removal},
-            results::{self, RESULTS},
+            results,
             scopes::covering,
             task::{Done, GRACE, Kinds, Rest, Stage, Task},
         },
@@ -18,6 +18,7 @@ use crate::{
         object::ObjectId,
         status::Status,
     },
+    report::RESULTS,
 };
 use postern_wire::proto::postern::agent::{GitopsReport, Problem};
 use std::{
