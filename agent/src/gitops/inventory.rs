@@ -11,7 +11,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use owner::{InUse, Keep, Policy, disown, is_about_ownership, may_apply, may_prune, own, owner};
+pub use owner::{InUse, Keep, Policy, disown, is_about_ownership, may_apply, may_prune, own, owner_of};
 pub use stored::{Outcome, Stored, Write, exact};
 pub use template::Template;
 
@@ -47,6 +47,12 @@ pub enum InventoryError {
     /// The list cannot be kept in it.
     #[error("{0}")]
     Template(Problem),
+    /// With another inventory its objects would look like somebody else's.
+    #[error(
+        "no object carries the label {LABEL}, but the manifests mention it and not all of them can be read; nothing is \
+         applied until they can, since the project's inventory may be among the others"
+    )]
+    Hidden,
     /// The default inventory would be that of other projects too.
     #[error(
         "the broker does not say which numbers this agent and the project {project:?} have, and their inventory is \
@@ -130,7 +136,7 @@ impl Inventory {
             data.insert(keys::write(object)?, Value::from(""));
         }
         let size = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
-        let bytes = data.iter().map(size).sum();
+        let bytes: usize = data.iter().map(size).sum();
         if bytes > SIZE {
             return Err(InventoryError::Full { objects: data.len(), bytes });
         }

@@ -1,7 +1,10 @@
 //! Which ConfigMap a project's inventory is: the one that its manifests bring, or one named after agent and project.
 
 use super::{InventoryError, LABEL, text};
-use crate::gitops::object::{Manifest, ObjectId, Problem};
+use crate::gitops::{
+    File,
+    object::{Manifest, ObjectId, Problem},
+};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -22,7 +25,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Takes the inventory out of a commit's objects, or makes up the default one.
+    /// Takes the inventory out of the objects of a commit, or makes up the default one.
     ///
     /// # Errors
     /// [`InventoryError::Many`], [`InventoryError::Template`], [`InventoryError::Numberless`]. Nothing of the commit can
@@ -52,6 +55,19 @@ impl Template {
             }
         };
         Ok((template, rest))
+    }
+
+    /// Asks whether this is the inventory though not everything in the commit's files could be read.
+    ///
+    /// # Errors
+    /// [`InventoryError::Hidden`]: it was made up, and there seems to be another in what is unread. Nothing of the commit
+    /// can be applied then.
+    pub fn certain(&self, files: &[File]) -> Result<(), InventoryError> {
+        let mentions = |file: &File| file.data.windows(LABEL.len()).any(|window| window == LABEL.as_bytes());
+        match self.manifest {
+            None if files.iter().any(mentions) => Err(InventoryError::Hidden),
+            _ => Ok(()),
+        }
     }
 
     fn of(manifest: &Manifest, default_namespace: &str) -> Result<Self, InventoryError> {

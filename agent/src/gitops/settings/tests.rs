@@ -1,3 +1,5 @@
+//! What the words of a configuration mean, and which are refused.
+
 use super::*;
 
 fn project(edit: impl FnOnce(&mut ManifestProjectCf)) -> ManifestProjectCf {

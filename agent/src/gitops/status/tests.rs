@@ -1,3 +1,5 @@
+//! One table for each kind, and content of any shape.
+
 use super::*;
 use serde_json::json;
 
