@@ -90,7 +90,7 @@ impl InUse {
 }
 
 /// The inventory that an object belongs to. `None`: to none.
-pub fn owner(live: &Value) -> Option<&str> {
+pub fn owner_of(live: &Value) -> Option<&str> {
     // An annotation of any other shape is no annotation to the API server either.
     live.get("metadata")?.get("annotations")?.get(OWNER)?.as_str()
 }
@@ -106,7 +106,7 @@ pub fn is_about_ownership(key: &str) -> bool {
 /// Why not, and which policy would let it, as the end of a sentence about the object.
 pub fn may_apply(policy: Policy, live: Option<&Value>, inventory_id: &str) -> Result<(), String> {
     let Some(live) = live else { return Ok(()) };
-    match (owner(live), policy) {
+    match (owner_of(live), policy) {
         (Some(owner), _) if owner == inventory_id => Ok(()),
         (_, Policy::AdoptAll) | (None, Policy::AdoptIfNoInventory) => Ok(()),
         (None, Policy::MustMatch) => Err(format!(
@@ -136,7 +136,7 @@ pub fn may_prune(
     if let Some(&(key, value)) = DETACHED.iter().find(|(key, value)| annotation(key) == *value) {
         return Err(Keep::Detached { key, value });
     }
-    match (owner(live), policy) {
+    match (owner_of(live), policy) {
         (Some(owner), _) if owner == inventory_id => {}
         (_, Policy::AdoptAll) | (None, Policy::AdoptIfNoInventory) => {}
         (None, Policy::MustMatch) => return Err(Keep::Unowned),
@@ -169,7 +169,7 @@ pub fn own(object: &Value, inventory_id: &str) -> Value {
 /// A live object as it is replaced once the inventory forgets it, so that others may take it over. `None`: there is
 /// nothing to change, since it is not the inventory's.
 pub fn disown(live: &Value, inventory_id: &str) -> Option<Value> {
-    if owner(live) != Some(inventory_id) {
+    if owner_of(live) != Some(inventory_id) {
         return None;
     }
     let mut free = live.clone();

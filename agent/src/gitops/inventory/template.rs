@@ -2,7 +2,7 @@
 
 use super::{InventoryError, LABEL, text};
 use crate::gitops::{
-    File, Received,
+    File,
     object::{Manifest, ObjectId, Problem},
 };
 use serde_json::{Map, Value, json};
@@ -25,29 +25,26 @@ pub struct Template {
 }
 
 impl Template {
-    /// Takes the inventory out of the objects of a commit, or makes up the default one. `whole`: everything in the
-    /// commit's files could be read.
+    /// Takes the inventory out of the objects of a commit, or makes up the default one.
     ///
     /// # Errors
-    /// [`InventoryError::Many`], [`InventoryError::Template`], [`InventoryError::Hidden`],
-    /// [`InventoryError::Numberless`]. Nothing of the commit can be applied then.
+    /// [`InventoryError::Many`], [`InventoryError::Template`], [`InventoryError::Numberless`]. Nothing of the commit can
+    /// be applied then.
     pub fn take(
         objects: Vec<Manifest>,
-        commit: &Received,
-        whole: bool,
         default_namespace: &str,
         agent_id: i64,
+        (project, project_id): (&str, i64),
     ) -> Result<(Self, Vec<Manifest>), InventoryError> {
         let (templates, rest): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| !label(&object.value).is_empty());
         let place = |object: &Manifest| format!("{}:{}", object.file, object.line);
         let template = match templates.as_slice() {
-            [] if !whole && commit.files.iter().any(mentions) => return Err(InventoryError::Hidden),
-            [] if agent_id <= 0 || commit.project_id <= 0 => {
-                return Err(InventoryError::Numberless { project: commit.project.clone() });
+            [] if agent_id <= 0 || project_id <= 0 => {
+                return Err(InventoryError::Numberless { project: project.to_owned() });
             }
             [] => {
-                let id = format!("{agent_id}-{}", commit.project_id);
+                let id = format!("{agent_id}-{project_id}");
                 let name = format!("inventory-{id}");
                 Self { namespace: default_namespace.to_owned(), name, id, manifest: None }
             }
@@ -58,6 +55,19 @@ impl Template {
             }
         };
         Ok((template, rest))
+    }
+
+    /// Asks whether this is the inventory though not everything in the commit's files could be read.
+    ///
+    /// # Errors
+    /// [`InventoryError::Hidden`]: it was made up, and there seems to be another in what is unread. Nothing of the commit
+    /// can be applied then.
+    pub fn certain(&self, files: &[File]) -> Result<(), InventoryError> {
+        let mentions = |file: &File| file.data.windows(LABEL.len()).any(|window| window == LABEL.as_bytes());
+        match self.manifest {
+            None if files.iter().any(mentions) => Err(InventoryError::Hidden),
+            _ => Ok(()),
+        }
     }
 
     fn of(manifest: &Manifest, default_namespace: &str) -> Result<Self, InventoryError> {
@@ -120,11 +130,6 @@ impl Template {
 /// The inventory's id, empty if the object is none.
 pub(super) fn label(object: &Value) -> &str {
     text(object, &["metadata", "labels", LABEL]).trim()
-}
-
-/// Whether there may be an inventory in a file that was not read.
-fn mentions(file: &File) -> bool {
-    file.data.windows(LABEL.len()).any(|window| window == LABEL.as_bytes())
 }
 
 fn is_label_value(value: &str) -> bool {

@@ -5,7 +5,7 @@ mod stored;
 
 use super::*;
 use crate::gitops::{
-    File, Received,
+    File,
     object::{Manifest, digest},
 };
 use serde_json::json;
@@ -27,14 +27,9 @@ fn manifest(kind: &str, metadata: Value, line: usize) -> Manifest {
     Manifest { id, version: "v1".to_owned(), value: value.into(), file: "a.yaml".into(), line, digest }
 }
 
-fn commit(project_id: i64, text: &'static str) -> Received {
-    let files = vec![File { source: "a.yaml".to_owned(), data: text.into() }];
-    Received { project: "group/a".to_owned(), project_id, commit_id: "c1".to_owned(), files }
-}
-
 /// As agent 7 takes it out of these objects of project 42.
 fn take(objects: Vec<Manifest>) -> Result<(Template, Vec<Manifest>), InventoryError> {
-    Template::take(objects, &commit(42, ""), true, "infra", 7)
+    Template::take(objects, "infra", 7, ("group/a", 42))
 }
 
 fn template() -> Template {

@@ -86,7 +86,7 @@ fn objects_stay_whose_annotations_namespaces_or_other_names_are_in_use() {
 #[test]
 fn an_owner_is_set_on_what_is_applied_and_taken_from_what_is_forgotten() {
     for metadata in [json!({}), json!({"annotations": null}), json!({"annotations": {OWNER: "8-42"}})] {
-        assert_eq!(owner(&own(&json!({"metadata": metadata}), "7-42")), Some("7-42"));
+        assert_eq!(owner_of(&own(&json!({"metadata": metadata}), "7-42")), Some("7-42"));
     }
     let kept = own(&json!({"metadata": {"name": "a", "annotations": {"note": "x"}}, "spec": 1}), "7-42");
     assert_eq!(
@@ -98,7 +98,7 @@ fn an_owner_is_set_on_what_is_applied_and_taken_from_what_is_forgotten() {
     assert_eq!(disown(&owned_by(None), "7-42"), None);
     for odd in [json!(null), json!({"metadata": 1}), json!({"metadata": {"annotations": [OWNER]}})] {
         own(&odd, "7-42");
-        assert_eq!((owner(&odd), disown(&odd, "7-42")), (None, None));
+        assert_eq!((owner_of(&odd), disown(&odd, "7-42")), (None, None));
     }
     for (key, expected) in [(OWNER, true), ("cli-utils.sigs.k8s.io/on-remove", true), ("note", false)] {
         assert_eq!(is_about_ownership(key), expected, "{key}");

@@ -21,8 +21,7 @@ fn the_default_inventory_is_named_after_agent_and_project() {
     });
     assert_eq!(created, expected);
     for numbers in [(0, 42), (7, 0), (-1, 42)] {
-        let refused =
-            Template::take(Vec::new(), &commit(numbers.1, ""), true, "infra", numbers.0).unwrap_err();
+        let refused = Template::take(Vec::new(), "infra", numbers.0, ("group/a", numbers.1)).unwrap_err();
         assert_eq!(refused, InventoryError::Numberless { project: "group/a".to_owned() });
     }
 }
@@ -35,7 +34,7 @@ fn a_manifest_with_the_label_is_the_inventory_and_no_object() {
     });
     let objects = vec![manifest("Secret", json!({"name": "s"}), 1), manifest("ConfigMap", metadata, 9)];
     // Numbers are not needed then.
-    let (template, rest) = Template::take(objects, &commit(0, ""), true, "infra", 0).unwrap();
+    let (template, rest) = Template::take(objects, "infra", 0, ("group/a", 0)).unwrap();
     assert_eq!(rest.iter().map(|object| object.id.name.as_str()).collect::<Vec<_>>(), ["s"]);
     assert_eq!((template.namespace.as_str(), template.name.as_str()), ("infra", "list"));
     assert_eq!(template.id, "mine");
@@ -63,18 +62,12 @@ fn a_manifest_with_the_label_is_the_inventory_and_no_object() {
 
 #[test]
 fn no_default_inventory_is_made_up_while_the_projects_own_may_be_unread() {
-    let text = "kind: ConfigMap\nmetadata: {labels: {cli-utils.sigs.k8s.io/inventory-id: a}}\n";
-    for (text, whole, expected) in [
-        (text, false, Err(InventoryError::Hidden)),
-        (text, true, Ok("7-42".to_owned())),
-        ("kind: [", false, Ok("7-42".to_owned())),
-    ] {
-        let taken = Template::take(Vec::new(), &commit(42, text), whole, "infra", 7);
-        assert_eq!(taken.map(|(template, _)| template.id), expected);
-    }
+    let file = |text: &'static str| File { source: "a.yaml".to_owned(), data: text.into() };
+    let files = [file("kind: ["), file("metadata: {labels: {cli-utils.sigs.k8s.io/inventory-id: a")];
+    assert_eq!(template().certain(&files), Err(InventoryError::Hidden));
+    assert_eq!(template().certain(&files[..1]), Ok(()));
     let own = manifest("ConfigMap", json!({"name": "list", "labels": {LABEL: "mine"}}), 1);
-    let taken = Template::take(vec![own], &commit(42, text), false, "infra", 7);
-    assert_eq!(taken.unwrap().0.id, "mine");
+    assert_eq!(take(vec![own]).unwrap().0.certain(&files), Ok(()));
 }
 
 #[test]
