@@ -8,8 +8,8 @@ use postern_wire::proto::{
 };
 use std::{collections::BTreeSet, fmt};
 
-/// Watching more namespaces one by one costs more than watching all.
-pub const NAMESPACES: usize = 100;
+/// More are taken for a mistake.
+const NAMESPACES: usize = 500;
 
 /// A problem with this key.
 pub fn problem(key: impl Into<String>, text: impl fmt::Display) -> Problem {
