@@ -5,7 +5,7 @@
 mod changes;
 mod judge;
 
-pub use judge::{Problem, judge};
+pub use judge::{judge, problem};
 
 use crate::{
     backoff::Backoff,
@@ -26,7 +26,7 @@ use postern_wire::{
         agentcfg::{AgentConfiguration, LoggingLevelEnum},
         modshared::AgentMeta,
     },
-    proto::postern::agent::ConfigurationReport,
+    proto::postern::agent::{ConfigurationReport, Problem},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -168,7 +168,7 @@ impl Receiver {
                     "configuration of another agent ignored; restart the agent to become it"
                 );
                 let text = format!("agentk runs as agent {}; restart it to become agent {}", known.0, id.0);
-                vec![Problem::new("agent_id", text)]
+                vec![problem("agent_id", text)]
             }
             _ => judge(&configuration),
         };
@@ -177,7 +177,6 @@ impl Receiver {
             true => self.put_in_force(configuration, known.as_deref(), &response.commit_id),
             false => self.refuse(&problems, known.is_some(), &response.commit_id),
         }
-        let problems = problems.into_iter().map(Into::into).collect();
         self.reports.configuration(ConfigurationReport { commit_id: response.commit_id, applied, problems });
     }
 
@@ -210,7 +209,7 @@ impl Receiver {
     fn refuse(&self, problems: &[Problem], known: bool, commit_id: &str) {
         self.metrics.configurations_refused.inc();
         for problem in problems.iter().take(PROBLEMS) {
-            error!(commit_id, at = %problem.at, error = %problem.text, "cannot be followed");
+            error!(commit_id, at = %problem.r#where, error = %problem.text, "cannot be followed");
         }
         let in_force = if known { "the one before" } else { "none" };
         error!(commit_id, problems = problems.len(), in_force, "configuration refused as a whole");

@@ -4,39 +4,16 @@
 use crate::{gitops::plan, kubernetes_api::limits};
 use postern_wire::proto::{
     gitlab::agent::agentcfg::{AgentConfiguration, git_ref_cf::Ref, path_cf::Path},
-    postern::agent as wire,
+    postern::agent::Problem,
 };
 use std::{collections::BTreeSet, fmt};
 
-/// Watching more namespaces one by one costs more than watching all.
-pub const NAMESPACES: usize = 100;
+/// More are taken for a mistake.
+const NAMESPACES: usize = 500;
 
-/// Something in a configuration that somebody has to mend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, as the file has it.
-    pub at: String,
-    /// What is wrong with it, and what would be right; one line.
-    pub text: String,
-}
-
-impl Problem {
-    /// At this key.
-    pub fn new(at: impl Into<String>, text: impl fmt::Display) -> Self {
-        Self { at: at.into(), text: text.to_string() }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.at, self.text)
-    }
-}
-
-impl From<Problem> for wire::Problem {
-    fn from(Problem { at, text }: Problem) -> Self {
-        Self { r#where: at, line: 0, column: 0, text }
-    }
+/// A problem with this key.
+pub fn problem(key: impl Into<String>, text: impl fmt::Display) -> Problem {
+    Problem { r#where: key.into(), line: 0, column: 0, text: text.to_string() }
 }
 
 /// Every module's, in the order of the keys.
@@ -50,7 +27,7 @@ pub fn judge(configuration: &AgentConfiguration) -> Vec<Problem> {
 fn gitops(configuration: &AgentConfiguration) -> Vec<Problem> {
     let key = "gitops.manifest_projects";
     let mut problems: Vec<_> =
-        plan::plan(configuration).err().into_iter().map(|error| Problem::new(key, error)).collect();
+        plan::plan(configuration).err().into_iter().map(|error| problem(key, error)).collect();
     let projects = configuration.gitops.as_ref().map_or(&[][..], |gitops| &gitops.manifest_projects);
     for (at, project) in projects.iter().enumerate().take(plan::PROJECTS) {
         let empty = |path: &Option<Path>| match path {
@@ -58,14 +35,14 @@ fn gitops(configuration: &AgentConfiguration) -> Vec<Problem> {
             None => true,
         };
         if let Some(nth) = project.paths.iter().position(|path| empty(&path.path)) {
-            problems.push(Problem::new(format!("{key}[{at}].paths[{nth}]"), "needs a glob or a file"));
+            problems.push(problem(format!("{key}[{at}].paths[{nth}]"), "needs a glob or a file"));
         }
         let named = |name: &Ref| match name {
             Ref::Tag(name) | Ref::Branch(name) | Ref::Commit(name) => !name.is_empty(),
         };
         let branch = project.r#ref.as_ref();
         if branch.is_some_and(|branch| !branch.r#ref.as_ref().is_some_and(named)) {
-            problems.push(Problem::new(format!("{key}[{at}].ref"), "needs a tag, a branch or a commit"));
+            problems.push(problem(format!("{key}[{at}].ref"), "needs a tag, a branch or a commit"));
         }
     }
     problems
@@ -80,7 +57,7 @@ fn cilium(configuration: &AgentConfiguration) -> Vec<Problem> {
     // What is not an address may be anything, a secret among it.
     let text =
         "is not an address; it is written host:port, as in hubble-relay.kube-system.svc.cluster.local:80";
-    vec![Problem::new("cilium.hubble_relay_address", text)]
+    vec![problem("cilium.hubble_relay_address", text)]
 }
 
 /// A host and a port, which a gRPC resolver's name may stand before.
@@ -102,7 +79,7 @@ fn views(configuration: &AgentConfiguration) -> Vec<Problem> {
         let count = views.namespaces.len();
         let text =
             format!("{count} namespaces are more than {NAMESPACES}; leave the list out to watch all of them");
-        problems.push(Problem::new(key, text));
+        problems.push(problem(key, text));
     }
     let mut known = BTreeSet::new();
     for (at, name) in views.namespaces.iter().enumerate().take(NAMESPACES) {
@@ -111,9 +88,9 @@ fn views(configuration: &AgentConfiguration) -> Vec<Problem> {
             let text = format!(
                 "{name:?} is not a namespace: at most 63 characters, each a-z, 0-9 or '-', with no '-' at either end"
             );
-            problems.push(Problem::new(key, text));
+            problems.push(problem(key, text));
         } else if !known.insert(name) {
-            problems.push(Problem::new(key, format!("{name:?} is there twice")));
+            problems.push(problem(key, format!("{name:?} is there twice")));
         }
     }
     problems
@@ -135,7 +112,7 @@ mod tests {
     };
 
     fn at(configuration: &AgentConfiguration) -> Vec<String> {
-        judge(configuration).into_iter().map(|problem| problem.at).collect()
+        judge(configuration).into_iter().map(|problem| problem.r#where).collect()
     }
 
     fn cilium(address: &str) -> AgentConfiguration {

@@ -6,7 +6,7 @@
 mod tests;
 
 use crate::{
-    configuration::Problem,
+    configuration,
     observability::Metrics,
     services::{Replies, TunnelEnded},
 };
@@ -14,9 +14,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use postern_wire::{
     http::{append_via, response_header},
     metadata::Program,
-    proto::gitlab::agent::{
-        agentcfg::{AgentConfiguration, KubernetesApiCf},
-        grpctool::http_response,
+    proto::{
+        gitlab::agent::{
+            agentcfg::{AgentConfiguration, KubernetesApiCf},
+            grpctool::http_response,
+        },
+        postern::agent::Problem,
     },
 };
 use std::{
@@ -106,7 +109,7 @@ pub fn check(configuration: &AgentConfiguration) -> Vec<Problem> {
     let Most { in_all, per_caller } = Most::of(configuration);
     if in_all != 0 && per_caller > in_all {
         let text = format!("{per_caller} can never be reached: max_concurrent_requests is {in_all}");
-        return vec![Problem::new("kubernetes_api.max_concurrent_requests_per_caller", text)];
+        return vec![configuration::problem("kubernetes_api.max_concurrent_requests_per_caller", text)];
     }
     Vec::new()
 }
