@@ -22,7 +22,7 @@ pub enum ClusterError {
         kind: String,
     },
     /// The API server said no.
-    #[error("cannot {what}: {message} ({})", format!("{status} {reason}").trim_end())]
+    #[error("cannot {what}: {message} ({})", code(.status, .reason))]
     Refused {
         /// What was asked, as in `apply Deployment default/web`.
         what: String,
@@ -119,6 +119,13 @@ impl ClusterError {
             message => message,
         };
         Self::Refused { what: what.to_owned(), status: status.as_u16(), reason, message }
+    }
+}
+
+fn code(status: &u16, reason: &str) -> String {
+    match reason {
+        "" => status.to_string(),
+        reason => format!("{status} {reason}"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Candidates against one Lease in memory, in paused time: who leads when, and that two never do.
 
 use super::*;
-use candidate::Lock;
 use http::StatusCode;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -45,9 +44,9 @@ fn refused(code: u16) -> ClusterError {
 }
 
 impl Way {
-    async fn exchange<T>(
+    async fn exchange<T: Send>(
         &self,
-        serve: impl FnOnce(&mut Option<Value>) -> Result<T, ClusterError>,
+        serve: impl FnOnce(&mut Option<Value>) -> Result<T, ClusterError> + Send,
     ) -> Result<T, ClusterError> {
         let Trouble { cut, deaf, forbidden, slow, requests } = &*self.trouble;
         requests.fetch_add(1, Ordering::Relaxed);
