@@ -47,11 +47,8 @@ pub trait Api: Clone + Send + Sync + 'static {
         dry_run: bool,
     ) -> impl Future<Output = Result<(), ClusterError>> + Send;
     /// Fails if there is one already.
-    fn create(
-        &self,
-        kind: &Kind,
-        object: &Value,
-    ) -> impl Future<Output = Result<Value, ClusterError>> + Send;
+    fn create(&self, kind: &Kind, object: &Value)
+    -> impl Future<Output = Result<Value, ClusterError>> + Send;
     /// Fails if it is not at the object's `resourceVersion` any more.
     fn replace(
         &self,

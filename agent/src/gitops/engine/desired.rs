@@ -69,15 +69,16 @@ pub(crate) async fn desire<A: Api>(
     settings: &Settings,
     agent_id: i64,
 ) -> Result<(Desired, Kinds, Stored), DesireError> {
-    let project = (commit.project.clone(), commit.project_id);
+    let files = commit.clone();
     // A commit may be 20 MiB, and others are served meanwhile.
-    let reading = tokio::task::spawn_blocking(move || read::read(&commit.files)).await;
-    let read::Read { objects, mut problems } = reading.unwrap_or_else(|failed| match failed.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => read::Read { objects: Vec::new(), problems: Vec::new() },
-    });
+    let reading = tokio::task::spawn_blocking(move || read::read(&files.files)).await;
+    let read::Read { objects, mut problems } =
+        reading.unwrap_or_else(|failed| match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => read::Read { objects: Vec::new(), problems: Vec::new() },
+        });
     let namespace = settings.default_namespace.as_str();
-    let (template, objects) = Template::take(objects, namespace, agent_id, (&project.0, project.1))?;
+    let (template, objects) = Template::take(objects, &commit, problems.is_empty(), namespace, agent_id)?;
     let stored = match stored {
         Some(stored) => stored,
         None => record::read(api, &template).await?,
@@ -139,9 +140,11 @@ pub(crate) async fn desire<A: Api>(
     let mut wanted = Vec::new();
     let mut unknown = Vec::new();
     let mut absent: HashSet<ObjectId> = HashSet::new();
-    for (rank, object) in waves.into_iter().enumerate().flat_map(|(rank, wave)| {
-        wave.into_iter().map(move |object| (rank, object))
-    }) {
+    for (rank, object) in waves
+        .into_iter()
+        .enumerate()
+        .flat_map(|(rank, wave)| wave.into_iter().map(move |object| (rank, object)))
+    {
         let needs = edges.remove(&object.id).unwrap_or_default();
         if let Some(why) = unserved.remove(&object.id) {
             absent.insert(object.id.clone());

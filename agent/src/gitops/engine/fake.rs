@@ -203,10 +203,7 @@ impl Fake {
     }
 
     /// What may go wrong from now on.
-    pub(crate) fn fault(
-        &self,
-        fault: impl Fn(&str, &ObjectId) -> Option<ClusterError> + Send + 'static,
-    ) {
+    pub(crate) fn fault(&self, fault: impl Fn(&str, &ObjectId) -> Option<ClusterError> + Send + 'static) {
         self.world().fault = Some(Box::new(fault));
     }
 
@@ -256,7 +253,8 @@ impl Fake {
         object["metadata"]["generation"] = (generation + u64::from(!same)).into();
         world.objects.insert(id.clone(), object.clone());
         world.tell(id, &Change::Applied(Arc::new(object.clone())));
-        let established = object.pointer("/status/conditions/0/type").is_some_and(|kind| kind == "Established");
+        let established =
+            object.pointer("/status/conditions/0/type").is_some_and(|kind| kind == "Established");
         if established && id.kind == "CustomResourceDefinition" {
             let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
             let kind = Kind::new(
@@ -323,7 +321,8 @@ impl World {
     fn tell(&self, id: &ObjectId, change: &Change) {
         for (kind, namespace, sender) in &self.watchers {
             let covers = namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace);
-            if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind) {
+            if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind)
+            {
                 let _ = sender.send(change.clone());
             }
         }
@@ -360,7 +359,10 @@ impl Api for Fake {
             Some(kind) => Ok(kind),
             None => {
                 self.call("discover", &asked).await?;
-                Err(ClusterError::UnknownKind { group_version: format!("{group}/{version}"), kind: kind.to_owned() })
+                Err(ClusterError::UnknownKind {
+                    group_version: format!("{group}/{version}"),
+                    kind: kind.to_owned(),
+                })
             }
         }
     }

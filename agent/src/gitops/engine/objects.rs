@@ -308,9 +308,7 @@ impl Objects {
             let object = &self.list[place];
             let blocked = match gate(object) {
                 Some(why) => Some(State::Blocked { why: why.to_owned(), soon: true }),
-                None => self
-                    .waits_for(object, now, patience)
-                    .map(|why| State::Blocked { why, soon: false }),
+                None => self.waits_for(object, now, patience).map(|why| State::Blocked { why, soon: false }),
             };
             match blocked {
                 None => {

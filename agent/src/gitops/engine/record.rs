@@ -32,7 +32,9 @@ pub(crate) enum RecordError {
     )]
     Unlisted { namespace: String },
     /// It cannot be created before its namespace.
-    #[error("the inventory's namespace {namespace} does not exist: create it, or choose another default_namespace")]
+    #[error(
+        "the inventory's namespace {namespace} does not exist: create it, or choose another default_namespace"
+    )]
     NoNamespace { namespace: String },
     /// It changes all the time.
     #[error("the inventory {namespace}/{name} is being changed by somebody else all the time")]
@@ -116,8 +118,7 @@ async fn tidied<A: Api>(api: &A, mut stored: Stored) -> Stored {
     for config_map in std::mem::take(&mut stored.superfluous) {
         let text = |key: &str| config_map["metadata"][key].as_str().unwrap_or_default();
         let (namespace, name, uid) = (text("namespace"), text("name"), text("uid"));
-        let deleted =
-            api.delete(&config_maps(), namespace, name, uid, Propagation::Background, false).await;
+        let deleted = api.delete(&config_maps(), namespace, name, uid, Propagation::Background, false).await;
         if deleted.is_err() {
             stored.superfluous.push(config_map.clone());
         }

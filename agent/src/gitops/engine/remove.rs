@@ -52,7 +52,10 @@ pub(crate) enum Fate {
     Absent,
     Kept(Keep),
     /// It has to wait for another one, its kind is not known, or it was refused.
-    Failed { text: String, passes: bool },
+    Failed {
+        text: String,
+        passes: bool,
+    },
 }
 
 impl Fate {

@@ -216,7 +216,15 @@ impl Results {
             "synchronized" => {
                 info!(
                     project,
-                    commit_id, objects, applied, unchanged, pruned, ready, dry_run, ?took, "synchronized"
+                    commit_id,
+                    objects,
+                    applied,
+                    unchanged,
+                    pruned,
+                    ready,
+                    dry_run,
+                    ?took,
+                    "synchronized"
                 );
                 if let Some(took) = took {
                     self.metrics.gitops_synchronization_seconds.observe(took);
@@ -226,7 +234,15 @@ impl Results {
             }
             "degraded" => warn!(
                 project,
-                commit_id, objects, applied, unchanged, pruned, failed, ready, dry_run, "not all is as the manifests say"
+                commit_id,
+                objects,
+                applied,
+                unchanged,
+                pruned,
+                failed,
+                ready,
+                dry_run,
+                "not all is as the manifests say"
             ),
             _ => {}
         }

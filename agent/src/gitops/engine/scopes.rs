@@ -113,8 +113,7 @@ impl Scopes {
                 }
             });
             self.numbers.insert(number, scope.clone());
-            let watch =
-                Watch { number, task, since: now, listed: false, began: now, found: HashSet::new() };
+            let watch = Watch { number, task, since: now, listed: false, began: now, found: HashSet::new() };
             self.watches.insert(scope, watch);
         }
         while self.tasks.try_join_next().is_some() {}

@@ -170,7 +170,9 @@ fn namespace(name: &str) -> String {
 fn deployment(name: &str, depends_on: &str) -> String {
     let annotations = match depends_on {
         "" => String::new(),
-        on => format!(", annotations: {{config.kubernetes.io/depends-on: apps/namespaces/default/Deployment/{on}}}"),
+        on => format!(
+            ", annotations: {{config.kubernetes.io/depends-on: apps/namespaces/default/Deployment/{on}}}"
+        ),
     };
     format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: default, name: {name}{annotations}}}\n\

@@ -21,11 +21,7 @@ use crate::{
     report::RESULTS,
 };
 use postern_wire::proto::postern::agent::{GitopsReport, Problem};
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Nothing is due.
@@ -122,9 +118,10 @@ impl<A: Api> Task<A> {
             }
             Done::Recorded(Err(error)) => {
                 let missing = matches!(error, RecordError::NoNamespace { .. });
-                let own = self.template.as_ref().is_some_and(|template| {
-                    self.objects.iter().any(|object| template.needs(object.id()))
-                });
+                let own = self
+                    .template
+                    .as_ref()
+                    .is_some_and(|template| self.objects.iter().any(|object| template.needs(object.id())));
                 if missing && own && !self.settings.dry_run.is_dry() {
                     self.namespace_first = true;
                     self.objects.wake(|_| true);
@@ -239,7 +236,8 @@ impl<A: Api> Task<A> {
         self.stage = Stage::Closing;
         let Some(stored) = &self.stored else { return self.read() };
         let of_objects = self.objects.iter().map(|object| {
-            let outcome = if object.in_force() || object.sent { Outcome::Applied } else { Outcome::NotApplied };
+            let outcome =
+                if object.in_force() || object.sent { Outcome::Applied } else { Outcome::NotApplied };
             (object.id().clone(), outcome)
         });
         let before = &stored.inventory.objects;
@@ -396,7 +394,10 @@ impl<A: Api> Task<A> {
             }
         }
         let rejected = self.rest.rejected.iter().chain(&self.rest.unknown);
-        bad.extend(rejected.map(|(manifest, why)| results::line(&manifest.id, "failed", why.clone(), Some(manifest))));
+        bad.extend(
+            rejected
+                .map(|(manifest, why)| results::line(&manifest.id, "failed", why.clone(), Some(manifest))),
+        );
         let mut pruned = 0;
         for (id, fate) in &self.fates {
             match fate {
@@ -411,9 +412,8 @@ impl<A: Api> Task<A> {
         }
         report.pruned = pruned;
         report.ready = ready;
-        report.objects = results::number(
-            self.objects.len() + self.rest.rejected.len() + self.rest.unknown.len(),
-        );
+        report.objects =
+            results::number(self.objects.len() + self.rest.rejected.len() + self.rest.unknown.len());
         report.failed = results::number(bad.len());
         let hindered = self.hindrance.is_some();
         let late = !waiting.is_empty() && !awaited;

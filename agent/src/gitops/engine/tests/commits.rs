@@ -94,7 +94,10 @@ async fn a_definition_is_awaited_before_its_objects_and_namespaces_come_first() 
     // It is watched like everything else.
     let widget = id("example.com", "Widget", "default", "w");
     bench.fake.edit(&widget, "/spec/size", 2.into());
-    bench.fake.until("the widget is put back", |fake| fake.get_now(&widget).unwrap()["spec"]["size"] == 1).await;
+    bench
+        .fake
+        .until("the widget is put back", |fake| fake.get_now(&widget).unwrap()["spec"]["size"] == 1)
+        .await;
     // All of it can go at once, the definition last.
     bench.commit("c2", &[("a.yaml", "")]);
     bench.report("all gone", |report| report.commit_id == "c2" && report.pruned == 4).await;
@@ -126,19 +129,26 @@ async fn a_dry_run_changes_nothing_and_says_what_it_would() {
     for (strategy, trial) in [("client", 0), ("server", 2)] {
         let fake = Fake::new();
         let bench = Bench::with(fake.clone(), ManifestProjectCf::default());
-        bench.commit("c1", &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())]);
+        bench.commit(
+            "c1",
+            &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())],
+        );
         bench.synchronized("c1").await;
         drop(bench);
         let before = (fake.names("ConfigMap"), fake.get_now(&map("a")), fake.calls().len());
 
         let settings = ManifestProjectCf { dry_run_strategy: strategy.to_owned(), ..Default::default() };
         let bench = Bench::with(fake.clone(), settings);
-        bench.commit("c2", &[("a.yaml", &[config_map("default", "a", "2"), config_map("default", "n", "1")].concat())]);
+        bench.commit(
+            "c2",
+            &[("a.yaml", &[config_map("default", "a", "2"), config_map("default", "n", "1")].concat())],
+        );
         let report = bench.synchronized("c2").await;
         assert!(report.dry_run);
         assert_eq!((report.objects, report.applied, report.pruned), (2, 2, 1), "{strategy}");
         assert_eq!((fake.names("ConfigMap"), fake.get_now(&map("a"))), (before.0, before.1));
-        let sent: Vec<_> = fake.calls().split_off(before.2).into_iter().filter(|call| !call.starts_with("get")).collect();
+        let sent: Vec<_> =
+            fake.calls().split_off(before.2).into_iter().filter(|call| !call.starts_with("get")).collect();
         assert_eq!(sent.iter().filter(|call| call.starts_with("try ")).count(), trial, "{sent:?}");
         assert!(sent.iter().all(|call| call.starts_with("try")), "{sent:?}");
     }
@@ -148,7 +158,10 @@ async fn a_dry_run_changes_nothing_and_says_what_it_would() {
 async fn without_prune_what_left_the_manifests_stays_and_is_forgotten() {
     let settings = ManifestProjectCf { prune_oneof: Some(PruneOneof::Prune(false)), ..Default::default() };
     let bench = Bench::with(Fake::new(), settings);
-    bench.commit("c1", &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())]);
+    bench.commit(
+        "c1",
+        &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())],
+    );
     bench.synchronized("c1").await;
     bench.commit("c2", &[("a.yaml", &config_map("default", "a", "1"))]);
     bench.synchronized("c2").await;

@@ -35,7 +35,10 @@ async fn dependents_of_a_failed_object_wait_and_say_why() {
     let report = bench.state("c1", "degraded").await;
     let waiting = report.results.iter().find(|result| result.name == "b").unwrap();
     assert_eq!(waiting.result, "waiting");
-    assert!(waiting.text.contains("apps/Deployment default/a, which failed: ") && waiting.text.contains("not you"));
+    assert!(
+        waiting.text.contains("apps/Deployment default/a, which failed: ")
+            && waiting.text.contains("not you")
+    );
     assert_eq!(report.ready, 1);
     assert!(bench.fake.calls_of("apply apps/Deployment default/b").is_empty());
     bench.fake.no_faults();
@@ -79,7 +82,10 @@ async fn nothing_is_pruned_while_a_file_is_broken() {
 #[tokio::test(start_paused = true)]
 async fn an_object_of_an_unknown_kind_waits_for_it_and_holds_pruning_back() {
     let bench = Bench::start();
-    bench.commit("c1", &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())]);
+    bench.commit(
+        "c1",
+        &[("a.yaml", &[config_map("default", "a", "1"), config_map("default", "b", "1")].concat())],
+    );
     bench.synchronized("c1").await;
     bench.commit("c2", &[("a.yaml", &[&config_map("default", "a", "1"), WIDGET].concat())]);
     let report = bench.state("c2", "degraded").await;
