@@ -79,15 +79,23 @@ pub(crate) async fn read<A: Api>(api: &A, template: &Template) -> Result<Stored,
     Ok(Stored::read(found, template)?)
 }
 
-/// Makes it list these objects, whatever it says now, and returns what it says then.
+/// Makes it list these objects, and returns what it says then. `stale`: what was read may have changed. What somebody
+/// else has added since then stays.
 pub(crate) async fn write<A: Api>(
     api: &A,
     template: &Template,
     mut stored: Stored,
-    objects: BTreeSet<ObjectId>,
+    mut stale: bool,
+    mut objects: BTreeSet<ObjectId>,
 ) -> Result<Stored, RecordError> {
     let kind = config_maps();
+    let known = stored.inventory.objects.clone();
     for _ in 0..TRIES {
+        if stale {
+            stored = read(api, template).await?;
+            objects.extend(stored.inventory.objects.difference(&known).cloned());
+        }
+        stale = true;
         let answer = match stored.write(template, objects.clone())? {
             Write::Nothing => return Ok(tidied(api, stored).await),
             Write::Create(config_map) => api.create(&kind, &config_map).await,
@@ -108,7 +116,6 @@ pub(crate) async fn write<A: Api>(
             }
             Err(error) => return Err(error.into()),
         }
-        stored = read(api, template).await?;
     }
     Err(RecordError::Busy { namespace: template.namespace.clone(), name: template.name.clone() })
 }

@@ -101,7 +101,7 @@ pub(crate) struct Task<A: Api> {
     template: Option<Template>,
     /// The inventory's id, shared by what is on its way.
     owner: Arc<str>,
-    /// `None` until it was read, and while it is being written.
+    /// `None` until it was read.
     stored: Option<Stored>,
     /// It may have changed since.
     stale: bool,
@@ -198,10 +198,10 @@ impl<A: Api> Task<A> {
             }
             let next = self.advance(now);
             let next = match self.begun {
-                Some(begun) if news => next.min(begun + PACE),
+                // Later than that it waits for a job, which is listened to.
+                Some(begun) if news && begun + PACE > now => next.min(begun + PACE),
                 _ => next,
             };
-            let pace = next.max(now);
             tokio::select! {
                 biased;
                 changed = self.received.changed(), if !news => match changed {
@@ -211,7 +211,7 @@ impl<A: Api> Task<A> {
                 Some(brought) = self.flying.next(), if !self.flying.is_empty() => self.brought(brought),
                 done = await_job(&mut self.job) => self.done(done),
                 (scope, change) = self.scopes.next() => self.changed(&scope, change),
-                () = sleep_until(pace) => {}
+                () = sleep_until(next) => {}
             }
         }
     }

@@ -88,7 +88,7 @@ impl<A: Api> Task<A> {
         let (report, changes) = self.report(now);
         // That something is tried again is no news until it is over.
         self.again_quietly &= self.stage != Stage::Steady;
-        if !self.again_quietly {
+        if !self.again_quietly || self.hindrance.is_some() {
             self.results.tell(report, now);
         }
         [look, changes].into_iter().flatten().min()
@@ -282,11 +282,7 @@ impl<A: Api> Task<A> {
         }
         let (api, stale) = (self.api.clone(), std::mem::take(&mut self.stale));
         self.job = Some(Box::pin(async move {
-            let stored = if stale { record::read(&api, &template).await } else { Ok(stored) };
-            Done::Recorded(match stored {
-                Ok(stored) => record::write(&api, &template, stored, objects).await,
-                Err(error) => Err(error),
-            })
+            Done::Recorded(record::write(&api, &template, stored, stale, objects).await)
         }));
     }
 
