@@ -76,7 +76,7 @@ impl<A: Api> Engine<A> {
             let mut leads = self.leads.clone();
             tokio::select! {
                 biased;
-                _ = leads.wait_for(|leads| !leads) => debug!("manifests are not applied by this replica any more"),
+                () = lost(&mut leads) => debug!("manifests are not applied by this replica any more"),
                 () = self.apply() => {}
             }
         }
@@ -85,9 +85,10 @@ impl<A: Api> Engine<A> {
     /// Until it is dropped.
     async fn apply(&mut self) {
         let mut running = Running::default();
-        let agent_id = match self.configuration.wait_for(Option::is_some).await {
-            Ok(configuration) => configuration.as_ref().map_or(0, |configuration| configuration.agent_id),
-            Err(_) => return std::future::pending().await,
+        let configuration = self.configuration.wait_for(Option::is_some).await;
+        let agent_id = configuration.ok().and_then(|latest| latest.as_ref().map(|latest| latest.agent_id));
+        let Some(agent_id) = agent_id else {
+            return std::future::pending().await;
         };
         self.manifests.mark_changed();
         loop {
@@ -138,7 +139,7 @@ impl<A: Api> Engine<A> {
                 tokio::select! {
                     biased;
                     // Looked at before every step, so that nothing is sent after the end.
-                    _ = leads.wait_for(|leads| !leads) => {}
+                    () = lost(&mut leads) => {}
                     () = stop.cancelled() => {}
                     () = task => stop.cancelled().await,
                 }
@@ -167,6 +168,11 @@ impl<A: Api> Engine<A> {
         let results = Results::new(id.to_owned(), dry_run, self.tell.clone(), self.metrics.clone());
         Some(Task::new(self.cluster.clone(), settings, agent_id, project.received.clone(), results))
     }
+}
+
+/// Until this replica does not lead.
+async fn lost(leads: &mut watch::Receiver<bool>) {
+    let _ = leads.wait_for(|leads| !leads).await;
 }
 
 /// Tasks end when they are stopped.

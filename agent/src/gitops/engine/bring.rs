@@ -10,9 +10,9 @@ use crate::{
             likeness::Seen,
             objects::{Known, Mark},
         },
-        inventory,
+        inventory::{self, Policy},
         object::{Manifest, ObjectId},
-        settings::{DryRun, Policy},
+        settings::DryRun,
     },
 };
 use std::{sync::Arc, time::Duration};

@@ -105,14 +105,18 @@ impl<A: Api> Removal<A> {
     /// All of them as they are.
     async fn look(&self) -> (Found, Fates) {
         let (mut found, mut fates) = (Found::new(), Fates::new());
-        let looks = self.objects.iter().cloned().map(|id| async move {
-            let kind = match self.api.kind(&id.group, "", &id.kind).await {
-                Ok(kind) => kind,
-                Err(error) => return (id, Err(error)),
-            };
-            let live = self.api.get(&kind, &id.namespace, &id.name).await;
-            (id, live.map(|live| live.map(|live| (kind, live))))
-        });
+        let mut looks = Vec::new();
+        for id in self.objects.iter().cloned() {
+            let api = &self.api;
+            looks.push(async move {
+                let kind = match api.kind(&id.group, "", &id.kind).await {
+                    Ok(kind) => kind,
+                    Err(error) => return (id, Err(error)),
+                };
+                let live = api.get(&kind, &id.namespace, &id.name).await;
+                (id, live.map(|live| live.map(|live| (kind, live))))
+            });
+        }
         let mut looks = stream::iter(looks).buffer_unordered(AT_A_TIME);
         while let Some((id, live)) = looks.next().await {
             match live {
@@ -166,14 +170,15 @@ impl<A: Api> Removal<A> {
         }
         // What goes before it is waited for is remembered by the channel.
         self.gone = self.gone.resubscribe();
-        let deletions = leaving.iter().map(|(id, (kind, live))| {
+        let mut deletions = Vec::new();
+        for (id, (kind, live)) in &leaving {
             let (api, how) = (&self.api, self.settings.propagation);
-            async move {
-                let uid = live["metadata"]["uid"].as_str().unwrap_or_default();
+            let uid = live["metadata"]["uid"].as_str().unwrap_or_default();
+            deletions.push(async move {
                 let dry_run = dry_run == DryRun::Server;
                 (id, api.delete(kind, &id.namespace, &id.name, uid, how, dry_run).await)
-            }
-        });
+            });
+        }
         let mut pending = HashSet::new();
         let mut deletions = stream::iter(deletions).buffer_unordered(AT_A_TIME);
         while let Some((id, deleted)) = deletions.next().await {
@@ -224,15 +229,20 @@ impl<A: Api> Removal<A> {
                 () = sleep_until(look.min(end)) => {}
             }
             look = Instant::now() + LOOK;
-            let looks = pending.iter().cloned().map(|id| {
-                let (kind, uid) = uids[&id];
-                let api = &self.api;
-                async move {
+            let mut looks = Vec::new();
+            for id in pending.iter().cloned() {
+                let ((kind, uid), api) = (uids[&id], &self.api);
+                looks.push(async move {
                     let live = api.get(kind, &id.namespace, &id.name).await;
                     let other = |live: &Value| live["metadata"]["uid"].as_str() != Some(uid);
-                    (id, matches!(live, Ok(None)) || matches!(live, Ok(Some(live)) if other(&live)))
-                }
-            });
+                    let gone = match live {
+                        Ok(None) => true,
+                        Ok(Some(live)) => other(&live),
+                        Err(_) => false,
+                    };
+                    (id, gone)
+                });
+            }
             let looked: Vec<_> = stream::iter(looks).buffer_unordered(AT_A_TIME).collect().await;
             for (id, gone) in looked {
                 if gone {

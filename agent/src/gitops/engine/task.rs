@@ -209,7 +209,7 @@ impl<A: Api> Task<A> {
                     Err(_) => return,
                 },
                 Some(brought) = self.flying.next(), if !self.flying.is_empty() => self.brought(brought),
-                done = await_job(&mut self.job) => self.done(done),
+                done = await_job(&mut self.job) => self.ended(done),
                 (scope, change) = self.scopes.next() => self.changed(&scope, change),
                 () = sleep_until(next) => {}
             }

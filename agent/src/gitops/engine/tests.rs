@@ -21,11 +21,7 @@ use postern_wire::proto::{
     gitlab::agent::agentcfg::{AgentConfiguration, ManifestProjectCf},
     postern::agent::GitopsReport,
 };
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::JoinHandle,

@@ -94,7 +94,7 @@ impl<A: Api> Task<A> {
         [look, changes].into_iter().flatten().min()
     }
 
-    pub(super) fn done(&mut self, done: Done) {
+    pub(super) fn ended(&mut self, done: Done) {
         let now = Instant::now();
         match done {
             Done::Read(Ok((desired, kinds, stored))) => self.install(desired, kinds, stored, now),
@@ -236,17 +236,15 @@ impl<A: Api> Task<A> {
         self.stage = Stage::Closing;
         let Some(stored) = &self.stored else { return self.read() };
         let of_objects = self.objects.iter().map(|object| {
-            let outcome =
-                if object.in_force() || object.sent { Outcome::Applied } else { Outcome::NotApplied };
+            let outcome = match (object.in_force() || object.sent, self.before.contains(object.id())) {
+                (true, _) => Outcome::Applied,
+                (false, true) => Outcome::NotApplied,
+                // Only the list that was written before it was to be applied has it.
+                (false, false) => Outcome::Left,
+            };
             (object.id().clone(), outcome)
         });
         let before = &stored.inventory.objects;
-        // The union that was written before has what was never applied; only what was there before that stays.
-        let untried: BTreeSet<_> = of_objects
-            .clone()
-            .filter(|(id, outcome)| *outcome == Outcome::NotApplied && !self.before.contains(id))
-            .map(|(id, _)| id)
-            .collect();
         let of_others = before.iter().filter(|id| self.objects.find(id).is_none()).map(|id| {
             let outcome = match self.fates.get(id) {
                 Some(fate) => fate.outcome(),
@@ -255,9 +253,7 @@ impl<A: Api> Task<A> {
             };
             (id.clone(), outcome)
         });
-        let mut objects = inventory::exact(before, of_objects.chain(of_others));
-        objects.retain(|id| !untried.contains(id));
-        self.write(objects);
+        self.write(inventory::exact(before, of_objects.chain(of_others)));
     }
 
     /// Calls only if it has to.
