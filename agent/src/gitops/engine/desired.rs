@@ -78,7 +78,11 @@ pub(crate) async fn desire<A: Api>(
             Err(_) => read::Read { objects: Vec::new(), problems: Vec::new() },
         });
     let namespace = settings.default_namespace.as_str();
-    let (template, objects) = Template::take(objects, &commit, problems.is_empty(), namespace, agent_id)?;
+    let (template, objects) =
+        Template::take(objects, namespace, agent_id, (&commit.project, commit.project_id))?;
+    if !problems.is_empty() {
+        template.certain(&commit.files)?;
+    }
     let stored = match stored {
         Some(stored) => stored,
         None => record::read(api, &template).await?,

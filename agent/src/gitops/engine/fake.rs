@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::sleep,
 };
 
 type Fault = Box<dyn Fn(&str, &ObjectId) -> Option<ClusterError> + Send>;
@@ -38,7 +38,7 @@ struct World {
     applied: BTreeMap<ObjectId, Value>,
     kinds: Vec<Kind>,
     watchers: Vec<(Kind, Option<String>, mpsc::UnboundedSender<Change>)>,
-    calls: Vec<(Instant, String)>,
+    calls: Vec<String>,
     notes: Vec<Note>,
     fault: Option<Fault>,
     latency: Duration,
@@ -183,15 +183,11 @@ impl Fake {
 
     /// All calls, as `apply ConfigMap a/b`.
     pub(crate) fn calls(&self) -> Vec<String> {
-        self.world().calls.iter().map(|(_, call)| call.clone()).collect()
+        self.world().calls.clone()
     }
 
     pub(crate) fn calls_of(&self, verb: &str) -> Vec<String> {
         self.calls().into_iter().filter(|call| call.starts_with(verb)).collect()
-    }
-
-    pub(crate) fn last_call(&self) -> Instant {
-        self.world().calls.last().unwrap().0
     }
 
     pub(crate) fn notes(&self) -> Vec<Note> {
@@ -289,7 +285,7 @@ impl Fake {
         drop(landing);
         let fault = {
             let mut world = self.world();
-            world.calls.push((Instant::now(), format!("{verb} {id}")));
+            world.calls.push(format!("{verb} {id}"));
             world.fault.as_ref().and_then(|fault| fault(verb, id))
         };
         self.changed.send_modify(|count| *count += 1);

@@ -150,15 +150,6 @@ impl Object {
         self.mark.as_ref().is_some_and(|mark| mark.digest == self.wanted.manifest.digest)
     }
 
-    /// Whether nothing has to be sent: it is in force and nobody has touched it since.
-    pub(crate) fn untouched(&self) -> bool {
-        let print = match &self.known {
-            Known::Present(seen) => seen.print,
-            _ => return false,
-        };
-        self.mark.as_ref().is_some_and(|mark| mark.print == print) && self.in_force()
-    }
-
     /// Of the live object.
     pub(crate) fn uid(&self) -> Option<&str> {
         match &self.known {

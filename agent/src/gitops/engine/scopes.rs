@@ -143,14 +143,6 @@ impl Scopes {
         let scope = |namespace| Scope { kind: kind.clone(), namespace };
         self.watches.get(&scope(None)).or_else(|| self.watches.get(&scope(Some(namespace.to_owned()))))
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.watches.len()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Scope, &Watch)> {
-        self.watches.iter()
-    }
 }
 
 impl Scope {

@@ -336,8 +336,13 @@ impl<A: Api> Task<A> {
     /// All that could be done has been done.
     fn rest_now(&mut self, now: Instant) {
         self.stage = Stage::Steady;
-        let failed = self.fates.values().any(|fate| matches!(fate, Fate::Failed { .. }));
-        if failed || !self.rest.unknown.is_empty() {
+        let failed = |wanted: bool| {
+            let failed = |fate: &Fate| matches!(fate, Fate::Failed { passes, .. } if *passes == wanted);
+            self.fates.values().any(failed)
+        };
+        if failed(true) {
+            self.again = Some(now + self.quick.step());
+        } else if failed(false) || !self.rest.unknown.is_empty() {
             self.again = Some(now + self.slow.step());
         }
         // Scopes that only what has gone was in.
