@@ -141,7 +141,7 @@ async fn a_dry_run_changes_nothing_and_says_what_it_would() {
         let bench = Bench::with(fake.clone(), settings);
         bench.commit(
             "c2",
-            &[("a.yaml", &[config_map("default", "a", "2"), config_map("default", "n", "1")].concat())],
+            &[("a.yaml", &[config_map("default", "a", "2"), config_map("default", "new", "1")].concat())],
         );
         let report = bench.synchronized("c2").await;
         assert!(report.dry_run);

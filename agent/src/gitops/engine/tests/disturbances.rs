@@ -6,7 +6,7 @@ use serde_json::json;
 async fn settled() -> Bench {
     let bench = Bench::start();
     let manifests =
-        [config_map("default", "a", "1"), config_map("default", "b", "1"), namespace("n")].concat();
+        [config_map("default", "a", "1"), config_map("default", "b", "1"), namespace("some")].concat();
     bench.commit("c1", &[("a.yaml", &manifests)]);
     bench.synchronized("c1").await;
     bench

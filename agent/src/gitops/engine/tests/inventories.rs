@@ -15,6 +15,8 @@ async fn the_inventory_lists_an_object_before_it_is_applied_and_forgets_it_after
     let calls: Vec<_> = bench.fake.calls().split_off(2);
     let expected = [
         format!("replace {inventory}"),
+        // It may have been there all the time, and nobody has looked.
+        "get ConfigMap default/b".to_owned(),
         "apply ConfigMap default/b".to_owned(),
         "get ConfigMap default/a".to_owned(),
         "delete ConfigMap default/a".to_owned(),
