@@ -86,8 +86,9 @@ pub fn prune_order(ids: Vec<(ObjectId, Vec<ObjectId>)>) -> Vec<Vec<ObjectId>> {
     // definitions in it: as many edges as objects, instead of one from each object to each definition.
     let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, id) in ids.iter().enumerate().filter(|(_, id)| is_definition(id)) {
-        let group = id.name.split_once('.').map_or("", |(_, group)| group);
-        groups.entry(group).or_default().push(at);
+        if let Some((_, group)) = id.name.split_once('.') {
+            groups.entry(group).or_default().push(at);
+        }
     }
     let groups_at: HashMap<_, _> = groups.keys().zip(ids.len()..).map(|(group, at)| (*group, at)).collect();
     let mut graph = Graph::new(ids.len() + groups.len());

@@ -70,8 +70,9 @@ pub(super) fn identify(object: &Map<String, Value>) -> Result<(ObjectId, String)
         Some((group, version)) => (group, version),
         None => ("", api_version),
     };
-    let group_is_legal = !api_version.contains('/') || is_subdomain(group);
-    if !api_version.is_empty() && !(group_is_legal && is_label(version)) {
+    let is_legal = is_label(version) && (group.is_empty() != api_version.contains('/'));
+    let is_legal = is_legal && (group.is_empty() || is_subdomain(group));
+    if !(api_version.is_empty() || is_legal) {
         check.mistake(
             &["apiVersion"],
             format!("{} is not legal; group/version, or v1, is wanted", quoted(kind, api_version)),

@@ -29,15 +29,14 @@ pub(super) fn documents(data: &[u8]) -> impl Iterator<Item = Part<'_>> {
                 start = None;
                 break Some(Part { text: unmarked(&data[from..]), lines_before });
             };
-            let unmarked_line = unmarked(line);
-            let begin = at + line.len() - unmarked_line.len();
-            let end = if marker(unmarked_line, b"---").is_some() {
-                let before = &data[from..begin];
+            let end = if marker(unmarked(line), b"---").is_some() {
+                let begin = at + line.len() - unmarked(line).len();
+                let before = &data[from..at];
                 if has_only(before, Some(b'%')) && !has_only(before, None) {
                     continue;
                 }
                 start = Some((begin, count));
-                begin
+                at
             } else if marker(line, b"...").is_some_and(|rest| has_only(rest, None)) {
                 start = Some((lines.at, lines.count));
                 at

@@ -134,7 +134,7 @@ fn values_are_what_kubectl_would_send() {
         ("data: |-\n  a\n\n", json!("a")),
         ("data: >\n  a\n  b\n\n  c\n", json!("a b\nc\n")),
         ("data: |\r\n  a\r\n  b\r\n", json!("a\nb\n")),
-        ("data: |\n  no newline", json!("no newline")),
+        ("data: |\n  no newline at the end", json!("no newline at the end\n")),
         ("data: |2\n    a\n", json!("  a\n")),
         ("data: 'a\n  b\n\n  c'", json!("a b\nc")),
         ("data: \"\\u00e9\\n\\x41\"", json!("\u{e9}\nA")),
@@ -342,7 +342,7 @@ fn broken_documents_and_files_hide_no_others() {
 fn the_first_of_two_objects_with_the_same_id_is_kept() {
     let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {second: ''}\n";
     let beta =
-        |name: &str| format!("apiVersion: a.b/v1beta1\nkind: K\nmetadata: {{name: {name}, namespace: n}}");
+        |name: &str| format!("apiVersion: a.b/v1beta1\nkind: K\nmetadata: {{name: {name}, namespace: ns}}");
     let files = [
         file("1.yaml", format!("# a\n{}", map("a"))),
         file("2.yaml", format!("{}\n---\n{other}", beta("a"))),
@@ -350,7 +350,7 @@ fn the_first_of_two_objects_with_the_same_id_is_kept() {
     ];
     let wanted = [
         "2.yaml:5:1: ConfigMap a is written twice, first in 1.yaml:2; that one is used",
-        "3.yaml:1:1: a.b/K n/a is written twice, first in 2.yaml:1; that one is used",
+        "3.yaml:1:1: a.b/K ns/a is written twice, first in 2.yaml:1; that one is used",
     ];
     let Read { objects, problems } = read(&files);
     assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), texts(&wanted));
