@@ -10,7 +10,7 @@ mod tests;
 use serde_json::Value;
 use std::fmt;
 
-/// The most bytes of a condition's text that are repeated: controllers write what they like.
+/// The most characters of a condition's text that are repeated: controllers write what they like.
 const TEXT: usize = 300;
 
 /// How far an object is.
@@ -82,7 +82,7 @@ struct Condition<'a> {
 }
 
 impl Condition<'_> {
-    /// The message, else the reason, else its name: one line of at most [`TEXT`] bytes.
+    /// The message, else the reason, else its name: one line of at most [`TEXT`] characters.
     fn says(&self) -> String {
         match (self.message, self.reason) {
             ("", "") => format!("{} is {}", short(self.kind), short(self.status)),
@@ -112,12 +112,11 @@ fn number(object: &Value, path: &str) -> Option<i64> {
     object.pointer(path).and_then(Value::as_i64)
 }
 
-/// One line of at most [`TEXT`] bytes.
+/// One line of at most [`TEXT`] characters.
 fn short(text: &str) -> String {
-    let end = text.floor_char_boundary(TEXT);
-    let mut line = text[..end].replace(char::is_control, " ");
-    if end < text.len() {
-        line.push('…');
-    }
-    line
+    let (kept, rest) = match text.char_indices().nth(TEXT) {
+        Some((end, _)) => (&text[..end], "…"),
+        None => (text, ""),
+    };
+    kept.replace(char::is_control, " ") + rest
 }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 /// Annotations that keep an object from being deleted once it left the commit, with the value that does.
 const DETACHED: [(&str, &str); 2] =
     [("cli-utils.sigs.k8s.io/on-remove", "keep"), ("client.lifecycle.config.k8s.io/deletion", "detach")];
-/// The most bytes of an owner that are repeated: anybody can write anything there.
+/// The most characters of an owner that are repeated: anybody can write anything there.
 const SHOWN: usize = 100;
 
 /// Which objects that exist already a project may take over, and which it may delete.
@@ -178,5 +178,5 @@ pub fn disown(live: &Value, inventory_id: &str) -> Option<Value> {
 }
 
 fn shown(owner: &str) -> String {
-    owner[..owner.floor_char_boundary(SHOWN)].to_owned()
+    owner.chars().take(SHOWN).collect()
 }

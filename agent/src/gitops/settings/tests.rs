@@ -2,6 +2,8 @@
 
 use super::*;
 
+type Edit = fn(&mut ManifestProjectCf);
+
 fn project(edit: impl FnOnce(&mut ManifestProjectCf)) -> ManifestProjectCf {
     let mut project = ManifestProjectCf { id: "group/a".to_owned(), ..Default::default() };
     edit(&mut project);
@@ -71,8 +73,8 @@ fn a_time_of_zero_is_not_the_default() {
 
 #[test]
 fn what_nobody_understands_is_refused_with_what_may_be_said() {
-    let refused = |edit: fn(&mut ManifestProjectCf)| Settings::of(&project(edit)).unwrap_err().to_string();
-    let table: [(fn(&mut ManifestProjectCf), &str); 8] = [
+    let refused = |edit: Edit| Settings::of(&project(edit)).unwrap_err().to_string();
+    let table: [(Edit, &str); 8] = [
         (
             |project| project.dry_run_strategy = "Server".to_owned(),
             "manifest project \"group/a\": dry_run_strategy is \"Server\"; it must be one of none, client and server",
