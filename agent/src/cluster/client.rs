@@ -224,7 +224,11 @@ impl Client {
         if question.verb.counts() {
             self.calls.fetch_add(1, Ordering::Relaxed);
         }
-        let answer = self.access.send(question.request()?).await;
+        let mut answer = self.access.send(question.request()?).await;
+        // A connection that was idle may have ended just now. All but POST may be asked twice.
+        if answer.is_err() && question.method != Method::POST {
+            answer = self.access.send(question.request()?).await;
+        }
         let response = answer.map_err(|error| question.unreachable(error::chain(&error)))?;
         debug!(what = question.what, status = response.status().as_u16(), "answered by the Kubernetes API");
         Ok(response)

@@ -8,6 +8,9 @@ use serde_json::Value;
 /// Of the API server's words; webhooks may say as much as they like.
 const MOST_WORDS: usize = 500;
 
+/// The API's reason for an object that is not as its kind must be.
+const INVALID: &str = "Invalid";
+
 /// Why the cluster did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -53,6 +56,7 @@ impl ClusterError {
     pub fn passes(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
+            Self::Refused { .. } if self.is_invalid() => false,
             Self::Refused { status, .. } => matches!(status, 408 | 409 | 429 | 500 | 502 | 503 | 504),
             Self::UnknownKind { .. } | Self::Odd { .. } => false,
         }
@@ -65,7 +69,8 @@ impl ClusterError {
 
     /// The object is not one that the API server takes.
     pub fn is_invalid(&self) -> bool {
-        matches!(self.status(), Some(400 | 422))
+        matches!(self, Self::Refused { status: 400 | 422, .. })
+            || matches!(self, Self::Refused { reason, .. } if reason == INVALID)
     }
 
     /// The agent may not do this.
@@ -107,7 +112,9 @@ impl ClusterError {
             Some(document) => {
                 let words = document["message"].as_str().unwrap_or_default();
                 let told = if secret { about_secrets(status, words, document) } else { words.to_owned() };
-                (one_line(document["reason"].as_str().unwrap_or_default()), told)
+                let reason =
+                    if is_typing(words) { INVALID } else { document["reason"].as_str().unwrap_or_default() };
+                (one_line(reason), told)
             }
             None if secret => (String::new(), String::new()),
             None => {
@@ -148,15 +155,28 @@ fn about_secrets(status: StatusCode, words: &str, document: &Value) -> String {
     if let Some((webhook, _)) = words.split_once(" denied the request") {
         return format!("{webhook} denied the request");
     }
+    if let Some((_, rest)) = words.split_once("): ").filter(|_| is_typing(words))
+        && let Some((field, _)) = rest.split_once(": ").filter(|(field, _)| field.starts_with('.'))
+    {
+        return left_out(field);
+    }
     let causes = document["details"]["causes"].as_array().map(Vec::as_slice).unwrap_or_default();
     let fields: Vec<&str> = causes.iter().filter_map(|cause| cause["field"].as_str()).take(10).collect();
     match fields[..] {
         [] => "why is left out, because it may quote what the Secret holds".to_owned(),
-        _ => format!(
-            "{}: what is wrong is left out, because it may quote what the Secret holds",
-            fields.join(", ")
-        ),
+        _ => left_out(&fields.join(", ")),
     }
+}
+
+fn left_out(field: &str) -> String {
+    format!("{field}: what is wrong is left out, because it may quote what the Secret holds")
+}
+
+/// Server-side apply calls it a failure of its own if an object does not fit its kind's schema.
+fn is_typing(words: &str) -> bool {
+    ["failed to create typed patch object", "failed to convert new object"]
+        .iter()
+        .any(|begin| words.starts_with(begin))
 }
 
 /// Without line ends and other control characters, and not too long.
@@ -244,6 +264,25 @@ mod tests {
         assert!(of(409).is_conflict() && of(422).is_invalid() && of(400).is_invalid());
         assert!(of(403).is_forbidden() && of(401).is_forbidden() && of(404).is_not_found());
         assert!(ClusterError::Unreachable { what: String::new(), cause: String::new() }.passes());
+    }
+
+    #[test]
+    fn an_object_that_does_not_fit_its_schema_is_invalid_and_no_failure_of_the_server() {
+        let words = "failed to create typed patch object (a/b; /v1, Kind=Secret): .stringData.x: expected string, got \
+                     &value.valueUnstructured{Value:12345}";
+        let document = status("", words).to_string();
+        let of = |secret| {
+            ClusterError::refused("x", StatusCode::INTERNAL_SERVER_ERROR, document.as_bytes(), secret)
+        };
+        for secret in [false, true] {
+            assert!(of(secret).is_invalid() && !of(secret).passes());
+        }
+        assert!(of(false).to_string().contains("12345"));
+        let said = of(true).to_string();
+        assert!(
+            said.contains(": .stringData.x: what is wrong is left out") && !said.contains("12345"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -95,7 +95,8 @@ pub(super) async fn answer(
         ("DELETE", Some(name), None) => {
             let options = document(request.into_body(), &content_type).await?;
             let place = target.place(name);
-            let object = state.store.delete(&place, &options, query.mode())?;
+            let mode = if options["dryRun"].is_null() { query.mode() } else { Mode::DryRun };
+            let object = state.store.delete(&place, &options, mode)?;
             if state.store.get(&place).is_ok() {
                 return ok(&object);
             }
