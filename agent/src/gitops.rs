@@ -3,9 +3,13 @@
 //! of this touches the cluster, and nothing is kept across restarts.
 
 pub mod collect;
+pub mod inventory;
+pub mod object;
 mod pace;
 pub mod plan;
 mod project;
+pub mod settings;
+pub mod status;
 mod stream;
 
 use crate::{broker::Road, configuration::Latest, error, observability::Metrics};
