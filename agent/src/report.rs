@@ -275,10 +275,12 @@ fn bound(problems: &mut Vec<Problem>) {
     }
 }
 
-/// One line of at most [`TEXT`] bytes.
-fn line(text: &mut String) {
+/// Makes it one line of at most [`TEXT`] bytes.
+pub(crate) fn line(text: &mut String) {
     if text.len() > TEXT {
-        text.truncate(text.floor_char_boundary(TEXT - '…'.len_utf8()));
+        let room = TEXT - '…'.len_utf8();
+        let end = (0..=room).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
         text.push('…');
     }
     if text.contains(char::is_control) {

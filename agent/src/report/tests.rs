@@ -95,11 +95,14 @@ fn reports_are_bounded_in_every_direction() {
     let problem = |text: String| Problem { text, ..Problem::default() };
     let long = "é".repeat(TEXT);
     let problems: Vec<_> = (0..60).map(|_| problem(format!("{long}\n"))).collect();
-    let object = postern_wire::proto::postern::agent::ObjectReport { text: "a\nb".into(), ..Default::default() };
+    let object =
+        postern_wire::proto::postern::agent::ObjectReport { text: "a\nb".into(), ..Default::default() };
     let results = vec![object; 200];
     reports.gitops(GitopsReport { problems, results, ..gitops("a", "1") });
     let told = reports.told();
-    let About::Gitops(report) = &told.entries.values().next().unwrap().about else { panic!("another report") };
+    let About::Gitops(report) = &told.entries.values().next().unwrap().about else {
+        panic!("another report")
+    };
     assert_eq!((report.problems.len(), report.results.len()), (PROBLEMS, RESULTS));
     assert_eq!(report.problems[49].text, "and 11 more");
     assert!(report.problems[0].text.len() <= TEXT && report.problems[0].text.ends_with('…'));
