@@ -5,9 +5,10 @@ use crate::{
     broker::{self, Road, dial::Dialler, tls::Tls},
     config::Config,
     configuration, drain, error, gitops,
-    kubernetes_api::{Access, KubernetesApi},
+    kubernetes_api::{Access, KubernetesApi, limits::Limits},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
+    report,
     services::Services,
     tunnel::{
         self, Tunnels,
@@ -107,6 +108,10 @@ impl Agent {
         let (road, keeper) = broker::road(dialler, tokens, &token_place, metrics.clone());
         always.spawn(keeper.keep_connected());
 
+        let (reports, sending) = report::reports();
+        always.spawn(sending.send(road.clone(), pod.name.clone()));
+        let limits = Limits::new(metrics.clone());
+
         let meta = AgentMeta {
             version: PROGRAM.version.to_owned(),
             commit_id: COMMIT.to_owned(),
@@ -122,6 +127,9 @@ impl Agent {
             generation: known,
             latest: latest_sender,
             log_level,
+            limits: limits.clone(),
+            reports,
+            metrics: metrics.clone(),
         };
         let (manifests_sender, manifests) = watch::channel(gitops::Projects::default());
         let gitops = gitops::Receiver {
@@ -130,7 +138,8 @@ impl Agent {
             manifests: manifests_sender,
             metrics: metrics.clone(),
         };
-        let services = Services::new(KubernetesApi::new(access, PROGRAM).traced(exporting.exporter.clone()));
+        let kubernetes_api = KubernetesApi::new(access, PROGRAM).limited(limits);
+        let services = Services::new(kubernetes_api.traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
         Ok(Self {
             observability,

@@ -86,6 +86,12 @@ pub struct Metrics {
     pub requests: Counter,
     /// Those that did not end with OK.
     pub failed_requests: Counter,
+    /// Requests to the Kubernetes API that are open.
+    pub api_open: Gauge,
+    /// Those that were refused, by the limit that was met: `all` or `caller`.
+    pub api_refused: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Configurations that were refused: the last good one stayed.
+    pub configurations_refused: Counter,
     /// Manifest projects that are followed.
     pub gitops_projects: Gauge,
     /// Commits of manifests that were received whole.
@@ -129,6 +135,21 @@ impl Metrics {
             "agentk_failed_requests",
             "Requests that did not end with OK",
             self.failed_requests.clone(),
+        );
+        out.register(
+            "agentk_kubernetes_api_open",
+            "Requests to the Kubernetes API that are open, watches and upgraded connections among them",
+            self.api_open.clone(),
+        );
+        out.register(
+            "agentk_kubernetes_api_refused",
+            "Requests that were answered with 429, by limit",
+            self.api_refused.clone(),
+        );
+        out.register(
+            "agentk_configurations_refused",
+            "Configurations that were not applied because something in them is wrong",
+            self.configurations_refused.clone(),
         );
         out.register(
             "agentk_gitops_projects",

@@ -248,7 +248,7 @@ async fn a_configuration_that_names_a_project_twice_changes_nothing() {
     let (mut broker, agent) = agent_of(&[project("twice/kept")]).await;
     let sync = broker.synchronization("twice/kept").await;
     configure(&broker, "1", &[project("twice/new"), project("twice/two"), project("twice/two")]);
-    logged(&["manifest projects of the configuration ignored", "twice/two"]).await;
+    logged(&["cannot be followed", "gitops.manifest_projects", "twice/two"]).await;
     sync.commit("c1", "one").await;
     received(&published(&agent, "twice/kept").await, "c1").await;
     assert_eq!(agent.manifests.borrow().len(), 1);
