@@ -275,8 +275,8 @@ fn bound(problems: &mut Vec<Problem>) {
     }
 }
 
-/// One line of at most [`TEXT`] bytes.
-fn line(text: &mut String) {
+/// Makes it one line of at most [`TEXT`] bytes.
+pub(crate) fn line(text: &mut String) {
     if text.len() > TEXT {
         let room = TEXT - '…'.len_utf8();
         let end = (0..=room).rev().find(|at| text.is_char_boundary(*at));

@@ -1,7 +1,11 @@
 //! Whether a configuration as a whole can be followed: every module looks at its part before any of them follows it.
 //! Before it: `configuration.rs`. It changes nothing and asks nobody; what it says names keys and never secrets.
 
-use crate::{gitops::plan, kubernetes_api::limits};
+use crate::{
+    gitops::{plan, settings::Settings},
+    kubernetes_api::limits,
+    report,
+};
 use postern_wire::proto::{
     gitlab::agent::agentcfg::{AgentConfiguration, git_ref_cf::Ref, path_cf::Path},
     postern::agent::Problem,
@@ -11,9 +15,11 @@ use std::{collections::BTreeSet, fmt};
 /// More are taken for a mistake.
 const NAMESPACES: usize = 500;
 
-/// A problem with this key.
+/// A problem with this key; one line, however long what it quotes is.
 pub fn problem(key: impl Into<String>, text: impl fmt::Display) -> Problem {
-    Problem { r#where: key.into(), line: 0, column: 0, text: text.to_string() }
+    let mut text = text.to_string();
+    report::line(&mut text);
+    Problem { r#where: key.into(), line: 0, column: 0, text }
 }
 
 /// Every module's, in the order of the keys.
@@ -30,6 +36,9 @@ fn gitops(configuration: &AgentConfiguration) -> Vec<Problem> {
         plan::plan(configuration).err().into_iter().map(|error| problem(key, error)).collect();
     let projects = configuration.gitops.as_ref().map_or(&[][..], |gitops| &gitops.manifest_projects);
     for (at, project) in projects.iter().enumerate().take(plan::PROJECTS) {
+        if let Err(error) = Settings::of(project) {
+            problems.push(problem(format!("{key}[{at}]"), error));
+        }
         let empty = |path: &Option<Path>| match path {
             Some(Path::Glob(name) | Path::File(name)) => name.is_empty(),
             None => true,
@@ -60,15 +69,15 @@ fn cilium(configuration: &AgentConfiguration) -> Vec<Problem> {
     vec![problem("cilium.hubble_relay_address", text)]
 }
 
-/// A host and a port, which a gRPC resolver's name may stand before.
+/// A host, mostly with a port; what gRPC programs write before it is let pass.
 fn is_address(text: &str) -> bool {
-    let text = ["dns:///", "dns:", "passthrough:///"]
-        .iter()
-        .find_map(|scheme| text.strip_prefix(scheme))
-        .unwrap_or(text);
+    let prefix =
+        ["dns:///", "passthrough:///", "http://"].iter().find_map(|prefix| text.strip_prefix(prefix));
+    let text = prefix.unwrap_or(text).trim_end_matches('/');
     let Ok(authority) = text.parse::<http::uri::Authority>() else { return false };
-    let named = authority.host().trim_start_matches('[').trim_end_matches(']');
-    !named.is_empty() && !text.contains('@') && authority.port_u16().is_some_and(|port| port != 0)
+    let plain = text.starts_with('[') || text.matches(':').count() <= 1;
+    let port = authority.port_u16().map_or(authority.host() == text, |port| port != 0);
+    plain && port && !authority.host().is_empty() && !text.contains('@')
 }
 
 fn views(configuration: &AgentConfiguration) -> Vec<Problem> {
@@ -136,6 +145,7 @@ mod tests {
     fn every_module_says_what_is_wrong_with_its_part() {
         let project = |id: &str| ManifestProjectCf { id: id.to_owned(), ..Default::default() };
         let odd = ManifestProjectCf {
+            dry_run_strategy: "perhaps".into(),
             paths: vec![PathCf { path: Some(Path::File("a".into())) }, PathCf { path: None }],
             r#ref: Some(GitRefCf { r#ref: Some(Ref::Branch(String::new())) }),
             ..project("b")
@@ -154,6 +164,7 @@ mod tests {
         };
         let wanted = [
             "gitops.manifest_projects",
+            "gitops.manifest_projects[2]",
             "gitops.manifest_projects[2].paths[1]",
             "gitops.manifest_projects[2].ref",
             "cilium.hubble_relay_address",
@@ -162,20 +173,33 @@ mod tests {
             "views.namespaces[2]",
         ];
         assert_eq!(at(&configuration), wanted);
+        let project = ManifestProjectCf { dry_run_strategy: "x".repeat(100_000), ..project("a") };
+        let gitops = Some(GitopsCf { manifest_projects: vec![project] });
+        assert!(judge(&AgentConfiguration { gitops, ..Default::default() })[0].text.len() <= report::TEXT);
+        let text = &judge(&configuration)[1].text;
+        assert!(text.contains("perhaps") && text.contains("client"), "{text}");
     }
 
     #[test]
     fn relays_are_addressed_by_host_and_port() {
         for good in
-            ["relay:80", "10.0.0.1:4245", "[::1]:80", "dns:relay:80", "dns:///relay.kube-system.svc:80"]
+            ["relay:80", "relay", "10.0.0.1:4245", "[::1]:80", "[::1]", "dns:///relay.kube-system.svc:80"]
         {
             assert_eq!(judge(&cilium(good)), [], "{good}");
         }
-        for bad in
-            ["", "relay", ":80", "relay:0", "relay:99999", "u:p@relay:80", "http://relay:80/", "a b:80"]
-        {
+        for bad in [
+            "",
+            ":80",
+            "relay:",
+            "relay:0",
+            "relay:99999",
+            "u:p@relay:80",
+            "relay/x",
+            "a b:80",
+            "::1",
+            "a:1:2",
+        ] {
             assert_eq!(at(&cilium(bad)), ["cilium.hubble_relay_address"], "{bad}");
-            assert!(bad.is_empty() || !judge(&cilium(bad))[0].text.contains(bad), "{bad}");
         }
     }
 }
