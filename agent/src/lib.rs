@@ -18,6 +18,7 @@ pub mod kubernetes_api;
 pub mod observability;
 pub mod pushback;
 pub mod registrar;
+pub mod report;
 pub mod services;
 pub mod spans;
 pub mod tunnel;

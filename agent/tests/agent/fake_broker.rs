@@ -26,12 +26,17 @@ use postern_wire::{
             objects_to_synchronize_response::{self as objects, Header, Object},
         },
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
+        kubernetes_api::rpc::{HeaderExtra, ImpersonationConfig},
         prototool::{self, Values},
         reverse_tunnel::rpc::{
             CloseSend, ConnectRequest, ConnectResponse, Message, RequestInfo, connect_request,
             connect_response,
             reverse_tunnel_server::{ReverseTunnel, ReverseTunnelServer},
         },
+    },
+    proto::postern::agent::{
+        PushViewsResponse, ReportRequest, ReportResponse, ViewUpdate,
+        agent_reports_server::{AgentReports, AgentReportsServer},
     },
     sniff::{self, Limits, Opening},
     ws,
@@ -84,6 +89,10 @@ pub(crate) struct State {
     pub(crate) token: Mutex<Option<String>>,
     /// Before 16.5.
     pub(crate) old: AtomicBool,
+    /// Knows nothing of reports.
+    pub(crate) deaf: AtomicBool,
+    /// Every report that came, also to the deaf.
+    pub(crate) reports: watch::Sender<Vec<ReportRequest>>,
     /// End tunnels politely as soon as they are there.
     pub(crate) hasty: AtomicBool,
     pub(crate) connects: AtomicUsize,
@@ -232,6 +241,7 @@ where
 {
     let routes = Routes::new(ReverseTunnelServer::new(service.clone()))
         .add_service(AgentConfigurationServer::new(service.clone()))
+        .add_service(AgentReportsServer::new(service.clone()))
         .add_service(GitopsServer::new(service.clone()));
     let routes = match service.state.old.load(Ordering::Relaxed) {
         true => routes,
@@ -343,6 +353,35 @@ impl AgentRegistrar for Service {
         self.state.registered.send_modify(|registered| registered.push(request.into_inner()));
         Ok(Response::new(RegisterResponse {}))
     }
+}
+
+#[tonic::async_trait]
+impl AgentReports for Service {
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        self.admit(&request)?;
+        self.state.reports.send_modify(|reports| reports.push(request.into_inner()));
+        match self.state.deaf.load(Ordering::Relaxed) {
+            true => Err(Status::unimplemented("unknown service")),
+            false => Ok(Response::new(ReportResponse {})),
+        }
+    }
+
+    async fn push_views(
+        &self,
+        _: Request<Streaming<ViewUpdate>>,
+    ) -> Result<Response<PushViewsResponse>, Status> {
+        Err(Status::unimplemented("no views here"))
+    }
+}
+
+/// The request on behalf of somebody.
+pub(crate) fn impersonating(mut request: HttpRequest, config: ImpersonationConfig) -> HttpRequest {
+    let Some(http_request::Message::Header(header)) = &mut request.message else { panic!("not a header") };
+    header.extra = Some(prost_types::Any {
+        type_url: "type.googleapis.com/gitlab.agent.kubernetes_api.rpc.HeaderExtra".into(),
+        value: HeaderExtra { imp_config: Some(config) }.encode_to_vec(),
+    });
+    request
 }
 
 /// A request's head, as kas would send it.

@@ -5,10 +5,14 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// Which documents are put in force, and what the broker hears of it.
+mod configuration;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Connections, tokens, configuration, draining.
 mod lifecycle;
+/// How much callers may ask at once, by the agent's configuration.
+mod limits;
 /// What a caller gets through a tunnel.
 mod requests;
 /// Which addresses, certificates, redirects and proxies lead to a broker.
