@@ -5,6 +5,8 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// Network policies, flows and what GitLab hears of them.
+mod alerts;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Connections, tokens, configuration, draining.
