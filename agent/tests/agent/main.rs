@@ -7,6 +7,8 @@ mod harness;
 
 /// Which documents are put in force, and what the broker hears of it.
 mod configuration;
+/// Network policies, flows and what GitLab hears of them.
+mod alerts;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Connections, tokens, configuration, draining.
