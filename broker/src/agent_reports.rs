@@ -99,9 +99,13 @@ impl AgentReports for ReportsService {
         let agent = &permit.agent;
         if self.reports.take(agent.id).is_err() {
             self.metrics.refused.inc();
-            return Err(Status::resource_exhausted("reports come faster than 20 a second; send the latest only"));
+            return Err(Status::resource_exhausted(
+                "reports come faster than 20 a second; send the latest only",
+            ));
         }
-        let report = report::read(request.into_inner()).inspect_err(|_| drop(self.metrics.refused.inc()))?;
+        let report = report::read(request.into_inner()).inspect_err(|_| {
+            self.metrics.refused.inc();
+        })?;
         self.metrics.reported(report.outcome);
         let is_news = self.board.put(agent.id, report.kept());
         report.log(agent.id, is_news);

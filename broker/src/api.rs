@@ -141,7 +141,8 @@ pub fn serve(
 fn routes(api: Api, beside: Option<Beside>, closing: &CancellationToken) -> Routes {
     let Api { secret, roster, known, metrics, gitaly, on_push, program } = api;
     let views = agent_views::beside(known.clone(), agent_views::WATCHERS, &metrics, closing.clone());
-    let beside = [agents::beside(roster.clone()), agent_gitops::beside(known)].into_iter().chain(views).chain(beside);
+    let beside =
+        [agents::beside(roster.clone()), agent_gitops::beside(known)].into_iter().chain(views).chain(beside);
     // Rails does not compress; a grpc library may be told to.
     let gzip = CompressionEncoding::Gzip;
     macro_rules! bounded {

@@ -128,8 +128,7 @@ impl State {
     /// The agent's own oldest, if it has too much.
     fn surplus(&self, agent: AgentId, limits: &Limits) -> Option<Arc<str>> {
         let of_agent = self.agents.get(&agent)?;
-        let too_much =
-            of_agent.reports.len() > limits.per_agent || of_agent.bytes > limits.bytes_per_agent;
+        let too_much = of_agent.reports.len() > limits.per_agent || of_agent.bytes > limits.bytes_per_agent;
         let oldest = of_agent.reports.iter().min_by_key(|(_, entry)| entry.number);
         oldest.filter(|_| too_much).map(|(subject, _)| Arc::clone(subject))
     }
@@ -215,7 +214,10 @@ mod tests {
         for project in ["x", "y", "z"] {
             board.put(B, report(project, "1", 10));
         }
-        assert_eq!((projects(&board, A), projects(&board, B).len()), (vec!["a".to_owned(), "b".to_owned()], 3));
+        assert_eq!(
+            (projects(&board, A), projects(&board, B).len()),
+            (vec!["a".to_owned(), "b".to_owned()], 3)
+        );
         board.put(B, report("z", "1", 9_500));
         assert_eq!(projects(&board, B), ["z"], "by bytes, too");
         board.put(A, report("a", "1", 9_500));

@@ -64,7 +64,10 @@ impl Cable {
                 let error = self.publish(&mut away).await;
                 if !std::mem::replace(&mut away, true) {
                     let error = chain(&error);
-                    tracing::warn!(error, "views are not published while rails' cable redis does not take them");
+                    tracing::warn!(
+                        error,
+                        "views are not published while rails' cable redis does not take them"
+                    );
                 }
                 sleep(AGAIN).await;
             }
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn views_are_published_for_their_agent_and_whole_after_an_outage() {
+    async fn views_are_published_for_their_agent_and_again_after_an_outage() {
         let mut server = RedisServer::start(Options::default()).await.unwrap();
         let (views, stop) = (Views::default(), CancellationToken::new());
         let _stop = stop.clone().drop_guard();
@@ -155,7 +158,10 @@ mod tests {
         views.begin(AgentId(8)).apply(whole("nodes", &[("of another", "{}")])).unwrap();
         stream.apply(whole("nodes", &[("a", r#"{"ready":true}"#)])).unwrap();
         let message = subscriber.message().await;
-        assert_eq!((&message["agent_id"], &message["view"], &message["whole"]), (&7.into(), &"nodes".into(), &true.into()));
+        assert_eq!(
+            (&message["agent_id"], &message["view"], &message["whole"]),
+            (&7.into(), &"nodes".into(), &true.into())
+        );
         assert_eq!(message["entries"]["a"]["ready"], true);
         let gone = ViewUpdate { whole: false, gone: vec!["a".to_owned()], ..whole("nodes", &[("b", "{}")]) };
         stream.apply(gone).unwrap();
@@ -166,8 +172,23 @@ mod tests {
         stream.apply(ViewUpdate { whole: false, ..whole("nodes", &[("c", "{}")]) }).unwrap();
         server.restart().await.unwrap();
         let mut later = Subscriber::to(&server, "gitlab:kas_agent_views:7").await;
-        let message = timeout(SOON, later.message()).await.expect("it comes back by itself");
-        assert!(message["entries"]["c"].is_object(), "{message}");
+        // What was published before anybody listened is of the past.
+        let arrived = async {
+            let (mut tick, mut count) = (tokio::time::interval(Duration::from_millis(50)), 0);
+            loop {
+                tokio::select! {
+                    message = later.message() => break message,
+                    _ = tick.tick() => {
+                        count += 1;
+                        let json = format!(r#"{{"count":{count}}}"#);
+                        let change = ViewUpdate { whole: false, ..whole("nodes", &[("d", &json)]) };
+                        stream.apply(change).unwrap();
+                    }
+                }
+            }
+        };
+        let message = timeout(SOON, arrived).await.expect("it comes back by itself");
+        assert!(message["entries"]["d"].is_object(), "{message}");
         stream.apply(ViewUpdate { ended: true, ..whole("nodes", &[]) }).unwrap();
         let ended = async {
             loop {

@@ -181,8 +181,7 @@ fn gitops(report: GitopsReport, pod_name: String) -> Result<Report, Status> {
         "degraded" => {
             let (manifest_project, commit_id) = about();
             let (failed, objects, error) = (report.failed, report.objects, error.clone());
-            let event =
-                EventKind::GitopsDegraded { manifest_project, commit_id, failed, objects, error };
+            let event = EventKind::GitopsDegraded { manifest_project, commit_id, failed, objects, error };
             (ReportOutcome::Degraded, "degraded", Some(event))
         }
         "failed" => {
@@ -332,7 +331,8 @@ mod tests {
             error: "apps/Deployment default/web: forbidden".to_owned(),
         };
         assert_eq!(report.unwrap().event, Some(wanted));
-        let problem = Problem { r#where: "gitops".to_owned(), text: "twice".to_owned(), ..Problem::default() };
+        let problem =
+            Problem { r#where: "gitops".to_owned(), text: "twice".to_owned(), ..Problem::default() };
         let report = ConfigurationReport { problems: vec![problem], ..ConfigurationReport::default() };
         let about = Some(About::Configuration(report));
         let report = read(ReportRequest { about, ..ReportRequest::default() }).unwrap();

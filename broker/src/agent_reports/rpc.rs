@@ -50,25 +50,20 @@ impl AgentKnowledge for KnowledgeService {
         Ok(Response::new(KnownViews { views: summaries.into_iter().map(summary_written).collect() }))
     }
 
-    async fn follow(
-        &self,
-        request: Request<FollowRequest>,
-    ) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let FollowRequest { agent_id, view, follow } = request.into_inner();
         let follower = Kind::of(&view).and_then(|kind| self.views.follow(AgentId(agent_id), kind));
         let follower = follower.ok_or_else(|| Status::not_found("this broker does not keep this view"))?;
         Ok(Response::new(if follow { following(follower, self.stop.clone()) } else { once(follower) }))
     }
 
-    async fn reports(
-        &self,
-        request: Request<KnownRequest>,
-    ) -> Result<Response<Self::ReportsStream>, Status> {
-        let reports = self.board.of(AgentId(request.into_inner().agent_id)).into_iter().map(|last| KnownReport {
-            project: last.project.to_string(),
-            value: last.json.to_string(),
-            heard_ms_ago: millis(last.heard_ago),
-        });
+    async fn reports(&self, request: Request<KnownRequest>) -> Result<Response<Self::ReportsStream>, Status> {
+        let reports =
+            self.board.of(AgentId(request.into_inner().agent_id)).into_iter().map(|last| KnownReport {
+                project: last.project.to_string(),
+                value: last.json.to_string(),
+                heard_ms_ago: millis(last.heard_ago),
+            });
         let pages = stream::iter(reports).chunks(REPORTS).map(|reports| Ok(KnownReports { reports }));
         Ok(Response::new(Box::pin(pages)))
     }
@@ -177,10 +172,8 @@ fn summary_read(view: KnownView) -> Option<Summary> {
 }
 
 fn written(page: Page) -> FollowedPage {
-    let entry = |(key, value): (Arc<str>, Arc<str>)| FollowedEntry {
-        key: key.to_string(),
-        value: value.to_string(),
-    };
+    let entry =
+        |(key, value): (Arc<str>, Arc<str>)| FollowedEntry { key: key.to_string(), value: value.to_string() };
     FollowedPage {
         whole: page.whole,
         more: page.more,

@@ -45,7 +45,7 @@ struct Field {
     views: Views,
     events: Receiver<Arc<Published>>,
     departures: Departures,
-    stage: Stage,
+    _stage: Stage,
 }
 
 impl Field {
@@ -64,7 +64,7 @@ impl Field {
         );
         let channel = serve(Routes::new(stage.admission.guard(service.server())), &stage.stop).await;
         let agent = AgentReportsClient::new(channel);
-        Self { agent, board, views, events: heard, departures, stage }
+        Self { agent, board, views, events: heard, departures, _stage: stage }
     }
 
     async fn lasting() -> Self {
@@ -184,7 +184,8 @@ async fn views_are_kept_under_the_agent_whose_token_it_is() {
     until(async || field.views.summaries(A).len() + field.views.summaries(B).len() == 2).await;
     let mut follower = field.views.follow(A, Kind::Nodes).unwrap();
     let page = follower.next().await.unwrap();
-    assert_eq!(page.entries, [("n".into(), r#"{"ready":true}"#.into())]);
+    let (key, json) = &page.entries[0];
+    assert_eq!((&**key, &**json, page.entries.len()), ("n", r#"{"ready":true}"#, 1));
     drop(a.updates);
     assert!(timeout(SOON, a.ended).await.unwrap().unwrap().is_ok(), "an agent may end it");
     assert!(follower.next().await.unwrap().stale);
@@ -242,10 +243,7 @@ async fn the_head_of_a_stream_is_answered_before_its_end() {
         type Error = Infallible;
         type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
-        fn poll_ready(
-            &mut self,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Result<(), Infallible>> {
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
             std::task::Poll::Ready(Ok(()))
         }
 
@@ -281,7 +279,10 @@ async fn the_head_of_a_stream_is_answered_before_its_end() {
         done.notify_one();
         let body = timeout(SOON, response.into_body().collect()).await.unwrap().unwrap();
         let trailers = body.trailers().unwrap().clone();
-        assert_eq!((&trailers["grpc-status"], trailers.contains_key("x-hint")), (&status, hint));
+        assert_eq!(
+            (trailers["grpc-status"].to_str().unwrap(), trailers.contains_key("x-hint")),
+            (status, hint)
+        );
         assert_eq!(body.to_bytes().len(), if refuses { 0 } else { 5 });
     }
 }
@@ -344,7 +345,8 @@ impl Fleet {
     pub(crate) async fn start(answering: u16, silent: u16) -> Self {
         let stop = CancellationToken::new();
         let boards: Vec<_> = (0..answering).map(|_| Board::default()).collect();
-        let views: Vec<_> = (0..answering).map(|_| Views::new(Limits::default(), KnownMetrics::default())).collect();
+        let views: Vec<_> =
+            (0..answering).map(|_| Views::new(Limits::default(), KnownMetrics::default())).collect();
         let mut channels = Vec::new();
         for (board, views) in boards.iter().zip(&views) {
             let service = KnowledgeService { board: board.clone(), views: views.clone(), stop: stop.clone() };
@@ -390,7 +392,7 @@ async fn a_broker_reads_a_view_that_another_one_has_and_finds_it_when_it_moves()
     }
     assert_eq!(seen, 300);
     first.apply(ViewUpdate { gone: vec!["n000".to_owned()], whole: false, ..whole("nodes", &[]) }).unwrap();
-    assert_eq!(page(&mut source).await.unwrap().gone, ["n000".into()]);
+    assert_eq!(&*page(&mut source).await.unwrap().gone[0], "n000");
 
     // The agent goes elsewhere: the old copy is stale, the new one is found.
     drop(first);
@@ -402,12 +404,16 @@ async fn a_broker_reads_a_view_that_another_one_has_and_finds_it_when_it_moves()
     assert_eq!(live.broker, Some(peer(2)));
     let found = fleet.known[1].views(A).await.found;
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].0.stale, found[0].1.as_ref()), (false, Some(&peer(2))), "not its own, which is stale");
+    assert_eq!(
+        (found[0].0.stale, found[0].1.as_ref()),
+        (false, Some(&peer(2))),
+        "not its own, which is stale"
+    );
     let mut once = fleet.known[0].find(A, Kind::Nodes, false).await.unwrap();
     assert_eq!(page(&mut once).await.unwrap().entries.len(), 1);
     assert_eq!(page(&mut once).await, None, "no more was asked for");
     second.apply(ViewUpdate { ended: true, ..whole("nodes", &[]) }).unwrap();
-    assert_eq!(fleet.known[0].find(B, Kind::Nodes, true).await.unwrap_err(), []);
+    assert!(fleet.known[0].find(B, Kind::Nodes, true).await.unwrap_err().is_empty());
 }
 
 #[tokio::test]
@@ -415,10 +421,8 @@ async fn the_newest_report_about_each_project_is_the_one_that_counts_and_silent_
     let fleet = Fleet::start(2, 1).await;
     let _stop = fleet.stop.clone().drop_guard();
     let report = |project: &str, commit: &str| {
-        let request = ReportRequest {
-            pod_name: String::new(),
-            about: Some(gitops(project, "synchronized", commit)),
-        };
+        let request =
+            ReportRequest { pod_name: String::new(), about: Some(gitops(project, "synchronized", commit)) };
         report::read(request).unwrap().kept()
     };
     fleet.boards[1].put(A, report("p", "old"));

@@ -42,8 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Nodes, Self::Workloads, Self::Events, Self::Versions, Self::Capacity];
+    pub const ALL: [Self; 5] = [Self::Nodes, Self::Workloads, Self::Events, Self::Versions, Self::Capacity];
 
     /// As agents, URLs and configurations name it.
     pub fn name(self) -> &'static str {

@@ -109,7 +109,8 @@ impl Serving {
             let known = "there are the views nodes, workloads, events, versions and capacity\n";
             return refusal(StatusCode::NOT_FOUND, known);
         };
-        let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("text/event-stream"));
+        let accepts =
+            |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("text/event-stream"));
         match headers.get_all(header::ACCEPT).iter().any(accepts) {
             true => self.watch(agent, kind).await,
             false => self.document(agent, kind).await,
@@ -340,7 +341,7 @@ fn frame(agent: AgentId, kind: Kind, broker: Option<&PeerUrl>, found: &Page) -> 
 
 /// All of a view as one document; `None` if it broke off, or is larger than any.
 async fn collect(agent: AgentId, kind: Kind, mut source: Source) -> Option<String> {
-    let (mut all, mut size) = (BTreeMap::new(), 0);
+    let (mut all, mut size) = (BTreeMap::<Arc<str>, Arc<str>>::new(), 0);
     loop {
         let page = source.next().await.ok()??;
         page.gone.iter().for_each(|key| drop(all.remove(key)));

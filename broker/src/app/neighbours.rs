@@ -3,7 +3,11 @@
 
 use super::{PROGRAM, Stops, Tasks, providers::GitLab};
 use crate::{
-    agent_reports::{cable::Cable, known::Known, views::{Limits, Views}},
+    agent_reports::{
+        cable::Cable,
+        known::Known,
+        views::{Limits, Views},
+    },
     agent_tracker::{Change, Tracker},
     api::{self, Api, Beside, OnPush},
     config::ApiConfig,

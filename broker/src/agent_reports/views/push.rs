@@ -22,7 +22,9 @@ use tonic::Status;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// An entry without a key, or with one that is too long or has what is no part of a line.
-    #[error("view {view}: an entry's key is empty, longer than {limit} bytes, or has control characters in it")]
+    #[error(
+        "view {view}: an entry's key is empty, longer than {limit} bytes, or has control characters in it"
+    )]
     Key {
         /// Which.
         view: &'static str,
@@ -200,7 +202,8 @@ impl Push {
         let staged = self.unstage(kind).unwrap_or_default();
         let first = self.sent.insert(kind);
         self.edit(kind, truncated, first, |view, limits| {
-            let gone: Vec<_> = view.entries.keys().filter(|key| !staged.entries.contains_key(*key)).cloned().collect();
+            let gone: Vec<_> =
+                view.entries.keys().filter(|key| !staged.entries.contains_key(*key)).cloned().collect();
             gone.iter().for_each(|key| view.remove(key, limits.gone));
             staged.entries.into_iter().for_each(|(key, json)| view.put(key, json));
         })

@@ -87,7 +87,8 @@ fn a_whole_of_several_messages_is_put_in_place_at_once() {
     push.apply(whole(&[])).unwrap();
     assert_eq!(take(&mut follower).unwrap(), "-y");
     drop(push);
-    assert_eq!(views.lock().bytes, views.lock().agents[&A].bytes, "nothing is on its way any more");
+    let state = views.lock();
+    assert_eq!(state.bytes, state.agents[&A].bytes, "nothing is on its way any more");
 }
 
 #[test]

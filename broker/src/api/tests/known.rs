@@ -26,7 +26,10 @@ async fn get(field: &Field, path: &str) -> (String, String) {
 
 async fn document(field: &Field, path: &str) -> Value {
     let (head, body) = get(field, path).await;
-    assert!(head.starts_with("HTTP/1.0 200") && head.contains("content-type: application/json"), "{head} {body}");
+    assert!(
+        head.starts_with("HTTP/1.0 200") && head.contains("content-type: application/json"),
+        "{head} {body}"
+    );
     serde_json::from_str(&body).unwrap()
 }
 
@@ -117,9 +120,14 @@ async fn a_reader_of_events_sees_the_whole_what_changes_and_the_end() {
     let (event, data) = reader.event().await;
     assert_eq!((event.as_str(), &data["entries"]), ("whole", &json!({"a": {}})));
     assert_eq!((&data["more"], &data["stale"]), (&false.into(), &false.into()));
-    stream.apply(ViewUpdate { whole: false, gone: vec!["a".to_owned()], ..whole("nodes", &[("b", "{}")]) }).unwrap();
+    stream
+        .apply(ViewUpdate { whole: false, gone: vec!["a".to_owned()], ..whole("nodes", &[("b", "{}")]) })
+        .unwrap();
     let (event, changed) = reader.event().await;
-    assert_eq!((event.as_str(), &changed["gone"], &changed["entries"]), ("changed", &json!(["a"]), &json!({"b": {}})));
+    assert_eq!(
+        (event.as_str(), &changed["gone"], &changed["entries"]),
+        ("changed", &json!(["a"]), &json!({"b": {}}))
+    );
     assert_eq!(changed["epoch"], data["epoch"]);
     assert!(changed["revision"].as_u64() > data["revision"].as_u64());
     stream.apply(ViewUpdate { ended: true, ..whole("nodes", &[]) }).unwrap();
@@ -170,11 +178,17 @@ async fn what_became_of_manifests_is_one_document() {
     let field = Field::start(With { known: brokers.known[0].clone(), ..With::default() }).await;
     let empty = document(&field, "/api/v1/agents/7/gitops").await;
     let missing = json!([peer(2).to_string()]);
-    assert_eq!(empty, json!({"agent_id": 7, "configuration": null, "projects": [], "missing_brokers": missing}));
+    assert_eq!(
+        empty,
+        json!({"agent_id": 7, "configuration": null, "projects": [], "missing_brokers": missing})
+    );
     crate::agent_reports::tests::reported(&brokers.boards[1], AgentId(7));
     let found = document(&field, "/api/v1/agents/7/gitops").await;
     assert_eq!(found["configuration"]["commit_id"], "c1");
-    assert_eq!((&found["projects"][0]["project"], &found["projects"][0]["state"]), (&json!("group/p"), &json!("degraded")));
+    assert_eq!(
+        (&found["projects"][0]["project"], &found["projects"][0]["state"]),
+        (&json!("group/p"), &json!("degraded"))
+    );
     assert_eq!(found["projects"][0]["broker"], json!(peer(1).to_string()));
     assert!(found["projects"][0]["reported_at"].as_str().unwrap().ends_with('Z'));
 }
