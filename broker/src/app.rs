@@ -10,7 +10,7 @@ use crate::{
     agent_configuration::{self, ConfigurationService, report::Reports},
     agent_limit::AgentLimit,
     agent_registrar::RegistrarService,
-    agent_reports::{ReportsService, board::Board, known::Known, views::Views},
+    agent_reports::{ReportsService, board::Board, known::Known},
     auth::Admission,
     config::{Config, ListenAddress, Provider},
     drain::{Departures, Others, Running},

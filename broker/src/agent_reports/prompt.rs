@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use std::{
     convert::Infallible,
     future::Future as _,

@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::{
-    events::{EventKind, Published},
+    events::Published,
     fleet::PeerUrl,
     gitlab::Periods,
     stage::{Stage, TOKEN_A, TOKEN_B, agents, call_as, serve},

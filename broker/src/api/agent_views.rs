@@ -2,14 +2,20 @@
 //! as server-sent events. Before it: the check of the JWT. After it: [`Known`], this broker's memory or another one's. A
 //! reader sees changes at its own pace; nothing is queued for it, and one that stopped reading is let go.
 
+mod watch;
+mod written;
+
+pub(super) use written::ago;
+pub(crate) use written::{ended, page};
+
 use super::{
     Answer, Beside,
-    agents::{refusal, rfc3339, whole},
+    agents::{refusal, whole},
 };
 use crate::{
     agent_reports::{
-        known::{Known, Source},
-        views::{Kind, Page, Summary},
+        known::Known,
+        views::{Kind, Summary},
     },
     fleet::PeerUrl,
     observability::KnownMetrics,
@@ -20,20 +26,15 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use postern_wire::ids::AgentId;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    fmt::Write as _,
-    str::FromStr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{convert::Infallible, str::FromStr, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+use watch::Watcher;
+use written::collect;
 
 /// Where they are.
 const LIST: &str = "/api/v1/agents/{agent}/views";
@@ -42,16 +43,8 @@ const ONE: &str = "/api/v1/agents/{agent}/views/{view}";
 const AT_A_TIME: usize = 4;
 /// For all of a document that another broker has.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of a document; no broker keeps as much of an agent.
-const DOCUMENT: usize = 32 << 20;
-/// A line that says nothing, so that proxies and readers see that the stream lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a reader may take for a page.
-const STALL: Duration = Duration::from_secs(30);
-/// Between two looks where a view is whose stream ended.
-const LOOK: Duration = Duration::from_secs(1);
 /// Readers of events at a time, each with a page of some 64 KiB.
-pub const WATCHERS: usize = 256;
+pub(super) const WATCHERS: usize = 256;
 
 /// What answers come from, and who reads.
 #[derive(Clone)]
@@ -204,57 +197,6 @@ impl Drop for Watching {
     }
 }
 
-/// One reader of events.
-struct Watcher {
-    known: Known,
-    agent: AgentId,
-    kind: Kind,
-    source: Source,
-    stale: bool,
-}
-
-impl Watcher {
-    /// Until the view is gone everywhere, or the reader stopped reading.
-    async fn run(mut self, frames: mpsc::Sender<Bytes>) {
-        loop {
-            let frame = tokio::select! {
-                page = self.source.next() => match page {
-                    Ok(Some(page)) => {
-                        self.stale = page.stale;
-                        frame(self.agent, self.kind, self.source.broker.as_ref(), &page)
-                    }
-                    // Gone from there, or there is lost.
-                    Ok(None) | Err(_) => match self.known.find(self.agent, self.kind, true).await {
-                        Ok(source) => {
-                            self.source = source;
-                            // A broker that is lost and not known to be so yet would be asked again and again.
-                            sleep(LOOK).await;
-                            continue;
-                        }
-                        Err(_) => {
-                            let ended = ended(self.agent, self.kind);
-                            let _ = timeout(STALL, frames.send(format!("event: ended\ndata: {ended}\n\n").into())).await;
-                            return;
-                        }
-                    },
-                },
-                () = sleep(LOOK), if self.stale => {
-                    if let Some(live) = self.known.find_live(self.agent, self.kind).await {
-                        (self.source, self.stale) = (live, false);
-                    }
-                    continue;
-                }
-                () = sleep(KEEP_ALIVE) => Bytes::from_static(b": still here\n\n"),
-            };
-            // Nothing is lost by it: whoever comes back gets the whole.
-            if !matches!(timeout(STALL, frames.send(frame)).await, Ok(Ok(()))) {
-                tracing::debug!(agent_id = %self.agent, view = self.kind.name(), "a reader of a view took nothing and is let go");
-                return;
-            }
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct List {
     agent_id: i64,
@@ -281,83 +223,6 @@ fn listed(summary: &Summary, broker: Option<&PeerUrl>) -> Listed {
         truncated: summary.truncated,
         heard_at: ago(summary.heard_ago),
         broker: broker.map(ToString::to_string),
-    }
-}
-
-/// When that was, by this broker's clock.
-pub(super) fn ago(ago: Duration) -> String {
-    SystemTime::now().checked_sub(ago).map(rfc3339).unwrap_or_default()
-}
-
-fn text(text: &str) -> String {
-    serde_json::to_string(text).expect("a text is JSON")
-}
-
-/// What a document and a page begin with.
-fn begin(agent: AgentId, kind: Kind, broker: Option<&PeerUrl>, page: &Page) -> String {
-    let broker = broker.map_or_else(|| "null".to_owned(), |broker| text(&broker.to_string()));
-    format!(
-        r#"{{"agent_id":{agent},"view":"{}","epoch":{},"revision":{},"stale":{},"truncated":{},"heard_at":"{}","broker":{broker}"#,
-        kind.name(),
-        page.epoch,
-        page.revision,
-        page.stale,
-        page.truncated,
-        ago(page.heard_ago),
-    )
-}
-
-fn entries<'a>(into: &mut String, entries: impl Iterator<Item = (&'a str, &'a str)>) {
-    into.push_str(r#","entries":{"#);
-    for (at, (key, json)) in entries.enumerate() {
-        let comma = if at > 0 { "," } else { "" };
-        // Writing to a text does not fail.
-        let _ = write!(into, "{comma}{}:{json}", text(key));
-    }
-    into.push('}');
-}
-
-/// A page on one line of JSON.
-pub(crate) fn page(agent: AgentId, kind: Kind, broker: Option<&PeerUrl>, page: &Page) -> String {
-    let mut json = begin(agent, kind, broker, page);
-    let _ = write!(json, r#","whole":{},"more":{}"#, page.whole, page.more);
-    let gone: Vec<_> = page.gone.iter().map(|key| text(key)).collect();
-    let _ = write!(json, r#","gone":[{}]"#, gone.join(","));
-    entries(&mut json, page.entries.iter().map(|(key, json)| (&**key, &**json)));
-    json.push('}');
-    json
-}
-
-/// Says that there is no such view any more.
-pub(crate) fn ended(agent: AgentId, kind: Kind) -> String {
-    format!(r#"{{"agent_id":{agent},"view":"{}","ended":true}}"#, kind.name())
-}
-
-fn frame(agent: AgentId, kind: Kind, broker: Option<&PeerUrl>, found: &Page) -> Bytes {
-    let name = if found.whole { "whole" } else { "changed" };
-    let (epoch, revision) = (found.epoch, found.revision);
-    format!("event: {name}\nid: {epoch}-{revision}\ndata: {}\n\n", page(agent, kind, broker, found)).into()
-}
-
-/// All of a view as one document; `None` if it broke off, or is larger than any.
-async fn collect(agent: AgentId, kind: Kind, mut source: Source) -> Option<String> {
-    let (mut all, mut size) = (BTreeMap::<Arc<str>, Arc<str>>::new(), 0);
-    loop {
-        let page = source.next().await.ok()??;
-        page.gone.iter().for_each(|key| drop(all.remove(key)));
-        for (key, json) in &page.entries {
-            size += key.len() + json.len();
-            all.insert(Arc::clone(key), Arc::clone(json));
-        }
-        if size > DOCUMENT {
-            return None;
-        }
-        if !page.more {
-            let mut json = begin(agent, kind, source.broker.as_ref(), &page);
-            entries(&mut json, all.iter().map(|(key, json)| (&**key, &**json)));
-            json.push_str("}\n");
-            return Some(json);
-        }
     }
 }
 
