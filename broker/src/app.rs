@@ -209,8 +209,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         };
         neighbours::serve_api(
             (listener, section),
-            neighbours::roster(&tracker, &registry, fleet.as_ref()),
-            (known, metrics.known()),
+            (neighbours::roster(&tracker, &registry, fleet.as_ref()), known, metrics.known()),
             gitlab.as_ref(),
             on_push,
             watched.then_some(&events),

@@ -368,6 +368,26 @@ mod tests {
     }
 
     #[test]
+    fn what_agents_tell_is_counted_by_what_it_says() {
+        let metrics = Metrics::default();
+        metrics.known().reported(ReportOutcome::Degraded);
+        metrics.known().refused.inc();
+        metrics.known().bytes.set(7);
+        let text = metrics.text(&Registry::default(), &policies(), None).unwrap();
+        for line in [
+            "agent_reports_total{outcome=\"gitops_degraded\"} 1",
+            "agent_reports_refused_total 1",
+            "view_streams 0",
+            "views 0",
+            "views_size_bytes 7",
+            "view_updates_total 0",
+            "view_watchers 0",
+        ] {
+            assert!(text.contains(&format!("\npostern_broker_{line}\n")), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
     fn requests_are_counted_by_class() {
         let metrics = Metrics::default();
         for status in [200, 204, 404, 0] {

@@ -329,7 +329,7 @@ impl Others for Brokers {
 }
 
 pub(crate) fn peer(number: u16) -> PeerUrl {
-    format!("grpc://b:{number}").parse().unwrap()
+    format!("grpc://b{number}:8155").parse().unwrap()
 }
 
 /// Several brokers' memories, each of which asks the others.

@@ -176,8 +176,7 @@ pub(super) fn pushes(
 /// Answers what Rails asks, and serves events beside it if the config wants that.
 pub(super) fn serve_api(
     (listener, section): (Arc<Listener>, &ApiConfig),
-    roster: Roster,
-    (known, metrics): (Known, KnownMetrics),
+    (roster, known, metrics): (Roster, Known, KnownMetrics),
     gitlab: Option<&GitLab>,
     on_push: OnPush,
     server_sent_events: Option<&Arc<Events>>,

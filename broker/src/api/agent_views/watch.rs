@@ -71,3 +71,52 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent_reports::{
+        board::Board,
+        tests::whole,
+        views::{Push, Views},
+    };
+    use tokio::time::Instant;
+
+    const AGENT: AgentId = AgentId(7);
+
+    async fn watcher() -> (Push, Watcher) {
+        let views = Views::default();
+        let mut push = views.begin(AGENT);
+        push.apply(whole("nodes", &[("a", "{}")])).unwrap();
+        let known = Known::new(Board::default(), views);
+        let source = known.find(AGENT, Kind::Nodes, true).await.unwrap();
+        (push, Watcher { known, agent: AGENT, kind: Kind::Nodes, source, stale: false })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_is_let_go() {
+        let (mut push, watcher) = watcher().await;
+        let (frames, mut receiver) = mpsc::channel(1);
+        let begin = Instant::now();
+        let running = tokio::spawn(watcher.run(frames));
+        for at in 0..10 {
+            push.apply(whole("nodes", &[("a", &format!(r#"{{"at":{at}}}"#))])).unwrap();
+            tokio::task::yield_now().await;
+        }
+        running.await.unwrap();
+        assert!(begin.elapsed() <= KEEP_ALIVE + STALL, "{:?}", begin.elapsed());
+        assert!(receiver.recv().await.is_some());
+        assert_eq!(receiver.recv().await, None, "one page is all that was held for it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_says_every_15_seconds_that_it_lives() {
+        let (_push, watcher) = watcher().await;
+        let (frames, mut receiver) = mpsc::channel(1);
+        tokio::spawn(watcher.run(frames));
+        assert!(receiver.recv().await.unwrap().starts_with(b"event: whole\nid: "));
+        let begin = Instant::now();
+        assert_eq!(receiver.recv().await.unwrap(), ": still here\n\n");
+        assert_eq!(begin.elapsed(), KEEP_ALIVE);
+    }
+}
