@@ -13,7 +13,7 @@ use futures::{
     stream::BoxStream,
 };
 use postern_wire::{ids::AgentId, proto::postern::fleet::FollowRequest};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
@@ -187,7 +187,7 @@ impl Known {
     }
 
     /// What the other brokers say in time, and those who do not.
-    async fn ask<T>(
+    async fn ask<T: Ages>(
         &self,
         ask: impl Fn(&dyn Others, &PeerUrl) -> BoxFuture<'static, Result<Vec<T>, Status>>,
     ) -> (Vec<(Option<PeerUrl>, Vec<T>)>, Vec<PeerUrl>) {
@@ -195,12 +195,17 @@ impl Known {
         let deadline = Instant::now() + PATIENCE;
         let asked = others.peers().into_iter().map(|peer| {
             let answer = timeout_at(deadline, ask(&**others, &peer));
-            async move { (peer, answer.await) }
+            async move { (peer, answer.await, Instant::now()) }
         });
         let (mut told, mut missing) = (Vec::new(), Vec::new());
-        for (peer, answer) in join_all(asked).await {
+        for (peer, answer, at) in join_all(asked).await {
             match answer {
-                Ok(Ok(answer)) => told.push((Some(peer), answer)),
+                Ok(Ok(mut answer)) => {
+                    // It was so old when it came; the slowest was waited for since then.
+                    let waited = at.elapsed();
+                    answer.iter_mut().for_each(|known| known.age(waited));
+                    told.push((Some(peer), answer));
+                }
                 // Agents tell it nothing.
                 Ok(Err(status)) if status.code() == Code::Unimplemented => {}
                 Ok(Err(status)) => {
@@ -219,7 +224,24 @@ impl Known {
     }
 }
 
+/// What gets older while something else is waited for.
+trait Ages {
+    fn age(&mut self, by: Duration);
+}
+
+impl Ages for Last {
+    fn age(&mut self, by: Duration) {
+        self.heard_ago = self.heard_ago.saturating_add(by);
+    }
+}
+
+impl Ages for Summary {
+    fn age(&mut self, by: Duration) {
+        self.heard_ago = self.heard_ago.saturating_add(by);
+    }
+}
+
 /// The least is the best.
-fn rank(summary: &Summary) -> (bool, std::time::Duration) {
+fn rank(summary: &Summary) -> (bool, Duration) {
     (summary.stale, summary.heard_ago)
 }
