@@ -22,7 +22,7 @@ async fn two_hundred_objects_converge_are_kept_so_and_go_as_the_repository_says(
     let begin = Instant::now();
     let told = within(CONVERGES, "all objects are there", async || {
         let told = gitops.told().await;
-        told["items"]
+        told["projects"]
             .as_array()?
             .iter()
             .find(|item| item["commit_id"] == commit && item["state"] == "synchronized")
@@ -189,7 +189,7 @@ async fn two_replicas_never_both_act_and_a_leader_that_is_killed_leaves_nothing_
         (crate::harness::http::probe(probes, "/readiness").await == Some(200)).then_some(())
     })
     .await;
-    let leads = async |probes| gitops.metric(probes, "agentk_leader").await;
+    let leads = async |probes| gitops.metric(probes, "agentk_leading").await;
     let begin = Instant::now();
     let mut looks = 0;
     while begin.elapsed() < Duration::from_secs(3) {
@@ -197,7 +197,7 @@ async fn two_replicas_never_both_act_and_a_leader_that_is_killed_leaves_nothing_
         looks += 1;
     }
     assert!(looks > 10, "{looks}");
-    assert_eq!(gitops.metric(Some(probes), "agentk_gitops_applied_total").await, 0.0);
+    assert_eq!(gitops.applied(Some(probes)).await, 0.0);
 
     // Killed in the middle of a commit: the other one finishes it.
     for number in 0..100 {
@@ -210,7 +210,7 @@ async fn two_replicas_never_both_act_and_a_leader_that_is_killed_leaves_nothing_
     let begin = Instant::now();
     within(CONVERGES, "the other replica finishes", async || {
         let told = gitops.told().await;
-        let items = told["items"].as_array()?;
+        let items = told["projects"].as_array()?;
         items.iter().any(|item| item["commit_id"] == commit && item["state"] == "synchronized").then_some(())
     })
     .await;
@@ -288,8 +288,7 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
     let namespace = gitops.prefix.clone();
     gitops.write("a.yaml", &config_map(&namespace, "a", "first"));
     gitops.reaches(&gitops.commit(), "synchronized").await;
-    let (before, resident) =
-        (gitops.metric(None, "agentk_gitops_applied_total").await, gitops.field.agent.resident());
+    let (before, resident) = (gitops.applied(None).await, gitops.field.agent.resident());
     let begin = Instant::now();
     let mut import = tokio::process::Command::new("git")
         .args(["fast-import", "--quiet", "--force"])
@@ -318,7 +317,7 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
     gitops.reaches(&gitops.head(), "synchronized").await;
     let maps = gitops.config_maps(&namespace).await;
     assert_eq!(maps["a"].data["data"]["value"], (COMMITS - 1).to_string());
-    let applied = gitops.metric(None, "agentk_gitops_applied_total").await - before;
+    let applied = gitops.applied(None).await - before;
     println!(
         "{COMMITS} commits in {took:.1?}, {applied} applied; {} -> {} KiB resident",
         resident,

@@ -95,7 +95,7 @@ async fn gitops() -> (f64, f64) {
     let begin = Instant::now();
     within(CONVERGES, "all objects are there", async || {
         let told = gitops.told().await;
-        let items = told["items"].as_array()?;
+        let items = told["projects"].as_array()?;
         items.iter().any(|item| item["commit_id"] == commit && item["state"] == "synchronized").then_some(())
     })
     .await;

@@ -182,7 +182,7 @@ impl Gitops {
     pub(crate) async fn reaches(&self, commit: &str, state: &str) -> Value {
         until(&format!("{commit} is {state}"), async || {
             let told = self.told().await;
-            let found = told["items"].as_array()?.iter().find(|item| {
+            let found = told["projects"].as_array()?.iter().find(|item| {
                 item["commit_id"] == commit && item["state"] == state && item["project"] == "group/config"
             });
             found.cloned()
@@ -227,7 +227,12 @@ impl Gitops {
         named.filter(|(name, _)| name != "kube-root-ca.crt" && !name.starts_with("inventory-")).collect()
     }
 
-    /// A value of the agent's metrics, summed over all labels; of another replica where that is given.
+    /// Objects that the agent has applied.
+    pub(crate) async fn applied(&self, probes: Option<SocketAddr>) -> f64 {
+        self.metric(probes, "agentk_gitops_objects_total{result=\"applied\"}").await
+    }
+
+    /// A value of the agent's metrics, summed over all labels that are not named; of another replica where that is given.
     pub(crate) async fn metric(&self, probes: Option<SocketAddr>, name: &str) -> f64 {
         let address = probes.unwrap_or(self.field.addresses.agent_probes);
         let (_, text) = http::text(address, "/metrics").await.expect("metrics");

@@ -5,10 +5,10 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
-/// Which documents are put in force, and what the broker hears of it.
-mod configuration;
 /// Network policies, flows and what GitLab hears of them.
 mod alerts;
+/// Which documents are put in force, and what the broker hears of it.
+mod configuration;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Connections, tokens, configuration, draining.
