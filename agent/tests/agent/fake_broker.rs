@@ -31,7 +31,7 @@ use postern_wire::{
             objects_to_synchronize_response::{self as objects, Header, Object},
         },
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
-        kubernetes_api::rpc::{HeaderExtra, ImpersonationConfig},
+        kubernetes_api::rpc::{self as kubernetes_api, ImpersonationConfig},
         prototool::{self, Values},
         reverse_tunnel::rpc::{
             CloseSend, ConnectRequest, ConnectResponse, Message, RequestInfo, connect_request,
@@ -457,7 +457,7 @@ pub(crate) fn impersonating(mut request: HttpRequest, config: ImpersonationConfi
     let Some(http_request::Message::Header(header)) = &mut request.message else { panic!("not a header") };
     header.extra = Some(prost_types::Any {
         type_url: "type.googleapis.com/gitlab.agent.kubernetes_api.rpc.HeaderExtra".into(),
-        value: HeaderExtra { imp_config: Some(config) }.encode_to_vec(),
+        value: kubernetes_api::HeaderExtra { imp_config: Some(config) }.encode_to_vec(),
     });
     request
 }
