@@ -116,6 +116,8 @@ pub(crate) struct Running {
     pub(crate) observability: String,
     pub(crate) configuration: postern_agent::configuration::Latest,
     pub(crate) manifests: postern_agent::gitops::Manifests,
+    pub(crate) cluster: postern_agent::cluster::Cluster,
+    pub(crate) leads: watch::Receiver<bool>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -137,8 +139,18 @@ pub(crate) async fn try_start(
     more: &[&str],
     env: &[(&str, &str)],
 ) -> anyhow::Result<Running> {
+    try_start_at(address, api.url(), more, env).await
+}
+
+/// The same, before another Kubernetes API.
+pub(crate) async fn try_start_at(
+    address: &str,
+    server: &str,
+    more: &[&str],
+    env: &[(&str, &str)],
+) -> anyhow::Result<Running> {
     start_log();
-    let server = format!("--server={}", api.url());
+    let server = format!("--server={server}");
     let address = format!("--kas-address={address}");
     let mut line = vec!["agentk", &address, &server, "--observability-listen-address=127.0.0.1:0"];
     line.extend(more);
@@ -151,6 +163,8 @@ pub(crate) async fn try_start(
         observability: agent.observability_address().to_owned(),
         configuration: agent.configuration(),
         manifests: agent.manifests(),
+        cluster: agent.cluster(),
+        leads: agent.leads(),
         stop: Some(stop),
         task: tokio::spawn(agent.run(async move {
             let _ = stopped.await;

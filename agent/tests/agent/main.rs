@@ -7,6 +7,8 @@ mod harness;
 
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
+/// Which replica does what only one may do.
+mod leading;
 /// Connections, tokens, configuration, draining.
 mod lifecycle;
 /// What a caller gets through a tunnel.
