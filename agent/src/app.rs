@@ -2,18 +2,22 @@
 
 use crate::{
     COMMIT, PROGRAM, VERSION,
+    alerts::{self, Alerts},
     broker::{self, Road, dial::Dialler, tls::Tls},
     cluster::{Cluster, leader},
     config::{Config, Pod},
-    configuration, drain, error, gitops,
-    kubernetes_api::{Access, KubernetesApi},
+    configuration, drain, error,
+    gitops::{self, engine::Engine},
+    kubernetes_api::{Access, KubernetesApi, limits::Limits},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
+    report,
     services::Services,
     tunnel::{
         self, Tunnels,
         pool::{self, Counts},
     },
+    views::Views,
 };
 use anyhow::Context as _;
 use postern_certs::client::ClientTrust;
@@ -37,6 +41,7 @@ pub struct Agent {
     gitops: gitops::Receiver,
     manifests: gitops::Manifests,
     cluster: Cluster,
+    engine: Engine<Cluster>,
     leads: watch::Sender<bool>,
     generation: watch::Sender<Generation>,
     meta: AgentMeta,
@@ -110,6 +115,10 @@ impl Agent {
         let (road, keeper) = broker::road(dialler, tokens, &token_place, metrics.clone());
         always.spawn(keeper.keep_connected());
 
+        let (reports, sending) = report::reports();
+        always.spawn(sending.send(road.clone(), pod.name.clone()));
+        let limits = Limits::new(metrics.clone());
+
         let meta = AgentMeta {
             version: PROGRAM.version.to_owned(),
             commit_id: COMMIT.to_owned(),
@@ -125,17 +134,31 @@ impl Agent {
             generation: known,
             latest: latest_sender,
             log_level,
+            limits: limits.clone(),
+            reports: reports.clone(),
+            metrics: metrics.clone(),
         };
         let (manifests_sender, manifests) = watch::channel(gitops::Projects::default());
+        let leads = watch::Sender::new(false);
         let gitops = gitops::Receiver {
             road: road.clone(),
             configuration: latest.clone(),
+            leads: leads.subscribe(),
             manifests: manifests_sender,
             metrics: metrics.clone(),
         };
         let (cluster, recorder) = Cluster::new(access.clone(), &pod.name, &metrics);
         always.spawn(recorder.run());
-        let services = Services::new(KubernetesApi::new(access, PROGRAM).traced(exporting.exporter.clone()));
+        let engine = Engine {
+            cluster: cluster.clone(),
+            manifests: manifests.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+            tell: Arc::new(reports),
+            metrics: metrics.clone(),
+        };
+        let kubernetes_api = KubernetesApi::new(access, PROGRAM).limited(limits);
+        let services = Services::new(kubernetes_api.traced(exporting.exporter.clone()));
         let tunnels = Tunnels { road: road.clone(), services, metrics: metrics.clone() };
         Ok(Self {
             observability,
@@ -146,7 +169,8 @@ impl Agent {
             gitops,
             manifests,
             cluster,
-            leads: watch::Sender::new(false),
+            engine,
+            leads,
             generation,
             meta,
             metrics,
@@ -191,6 +215,7 @@ impl Agent {
             latest,
             gitops,
             cluster,
+            engine,
             leads,
             generation,
             meta,
@@ -207,10 +232,27 @@ impl Agent {
         always.spawn(observability.serve(metrics.registry(&PROGRAM), readiness, stop));
         let (least_sender, least) = watch::channel(Generation::Unknown.idle_tunnels());
         always.spawn(keep_least(generation.subscribe(), least_sender));
+        let alerts = Alerts {
+            road: road.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+            policies: cluster.clone(),
+            pace: alerts::Pace::default(),
+            metrics: metrics.clone(),
+        };
+        let views = Views {
+            road: road.clone(),
+            cluster: cluster.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+        };
         let place = Pod { namespace: meta.pod_namespace.clone(), name: meta.pod_name.clone() };
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
         always.spawn(gitops.receive());
+        always.spawn(alerts.run());
+        always.spawn(views.keep());
+        always.spawn(engine.run());
         always.spawn(measure(counts, metrics.clone()));
         always.spawn(leader::measure(leads.subscribe(), metrics));
         let resigning = CancellationToken::new();

@@ -1,13 +1,21 @@
-//! Receives the agent's configuration as the broker pushes it, and hands on the latest one. Applies the log level
-//! itself; features watch the rest. Keeps nothing across restarts.
+//! Receives the agent's configuration as the broker pushes it, and puts it in force: judged as a whole first, then module
+//! by module. One that cannot be followed changes nothing; the last good one stays, and the broker is told. Applies the
+//! log level and the limits of the Kubernetes API itself; features watch the rest. Keeps nothing across restarts.
+
+mod changes;
+mod judge;
+
+pub use judge::{judge, problem};
 
 use crate::{
     backoff::Backoff,
     broker::{Road, connection::Connection},
     error,
-    observability::logging::LogLevel,
+    kubernetes_api::limits::{Limits, Most},
+    observability::{Metrics, logging::LogLevel},
     pushback,
     registrar::Generation,
+    report::{PROBLEMS, Reports},
 };
 use postern_wire::{
     ids::AgentId,
@@ -18,6 +26,7 @@ use postern_wire::{
         agentcfg::{AgentConfiguration, LoggingLevelEnum},
         modshared::AgentMeta,
     },
+    proto::postern::agent::{ConfigurationReport, Problem},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -30,7 +39,7 @@ const GENERATION: Duration = Duration::from_secs(3);
 const SHORTEST: Duration = Duration::from_secs(1);
 const CONNECTION_END: Duration = Duration::from_millis(200);
 
-/// What features watch: `None` until the first configuration came.
+/// What features watch: the configuration in force, `None` until the first good one came.
 pub type Latest = watch::Receiver<Option<Arc<AgentConfiguration>>>;
 
 /// Receives configurations for ever.
@@ -45,6 +54,12 @@ pub struct Receiver {
     pub latest: watch::Sender<Option<Arc<AgentConfiguration>>>,
     /// What the configuration's log level applies to.
     pub log_level: LogLevel,
+    /// What the configuration's limits apply to.
+    pub limits: Limits,
+    /// Who tells the broker what became of a configuration.
+    pub reports: Reports,
+    /// What counts those that were refused.
+    pub metrics: Metrics,
 }
 
 /// Why a stream ended.
@@ -144,18 +159,60 @@ impl Receiver {
             return;
         };
         let id = AgentId(configuration.agent_id);
-        let known = self.latest.borrow().as_ref().map(|known| AgentId(known.agent_id));
-        if let Some(known) = known.filter(|known| *known != id) {
-            error!(
-                agent_id = known.0,
-                other = id.0,
-                "configuration of another agent ignored; restart the agent to become it"
-            );
-            return;
+        let known = self.latest.borrow().clone();
+        let problems = match known.as_ref().map(|known| AgentId(known.agent_id)) {
+            Some(known) if known != id => {
+                error!(
+                    agent_id = known.0,
+                    other = id.0,
+                    "configuration of another agent ignored; restart the agent to become it"
+                );
+                let text = format!("agentk runs as agent {}; restart it to become agent {}", known.0, id.0);
+                vec![problem("agent_id", text)]
+            }
+            _ => judge(&configuration),
+        };
+        let applied = problems.is_empty();
+        match applied {
+            true => self.put_in_force(configuration, known.as_deref(), &response.commit_id),
+            false => self.refuse(&problems, known.is_some(), &response.commit_id),
         }
-        info!(commit_id = %response.commit_id, agent_id = id.0, "configuration received");
+        self.reports.configuration(ConfigurationReport { commit_id: response.commit_id, applied, problems });
+    }
+
+    fn put_in_force(
+        &self,
+        configuration: AgentConfiguration,
+        known: Option<&AgentConfiguration>,
+        commit_id: &str,
+    ) {
+        info!(commit_id, agent_id = configuration.agent_id, "configuration received");
+        let nothing = AgentConfiguration::default();
+        for change in changes::changes(known.unwrap_or(&nothing), &configuration) {
+            let (module, what) = (change.module, change.what);
+            match change.followed {
+                true => info!(commit_id, module, %what, "configuration changed"),
+                false => warn!(commit_id, module, %what, "this agentk does nothing with this part"),
+            }
+        }
         self.log_level.follow(level(&configuration));
-        self.latest.send_replace(Some(Arc::new(configuration)));
+        self.limits.set(Most::of(&configuration));
+        self.latest.send_if_modified(|latest| {
+            let news = latest.as_deref() != Some(&configuration);
+            if news {
+                *latest = Some(Arc::new(configuration));
+            }
+            news
+        });
+    }
+
+    fn refuse(&self, problems: &[Problem], known: bool, commit_id: &str) {
+        self.metrics.configurations_refused.inc();
+        for problem in problems.iter().take(PROBLEMS) {
+            error!(commit_id, at = %problem.r#where, error = %problem.text, "cannot be followed");
+        }
+        let in_force = if known { "the one before" } else { "none" };
+        error!(commit_id, problems = problems.len(), in_force, "configuration refused as a whole");
     }
 }
 

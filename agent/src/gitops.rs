@@ -1,11 +1,18 @@
 //! Receives the manifests of the projects that the agent's configuration names: one task and one stream a project.
-//! Before it: `configuration.rs`. After it: whatever applies manifests, which watches what is published here. Nothing
-//! of this touches the cluster, and nothing is kept across restarts.
+//! Before it: `configuration.rs`. After it: `gitops/engine.rs`, which watches what is published here and applies it.
+//! Receiving touches no cluster, and nothing is kept across restarts.
 
 pub mod collect;
+pub mod engine;
+pub mod inventory;
+pub mod object;
+pub mod order;
 mod pace;
 pub mod plan;
 mod project;
+pub mod read;
+pub mod settings;
+pub mod status;
 mod stream;
 
 use crate::{broker::Road, configuration::Latest, error, observability::Metrics};
@@ -16,7 +23,7 @@ use tokio::{
     sync::watch,
     task::{AbortHandle, JoinError, JoinSet},
 };
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 /// One file of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +74,8 @@ pub struct Receiver {
     pub road: Road,
     /// What names the projects.
     pub configuration: Latest,
+    /// Whether this replica applies manifests; others need none.
+    pub leads: watch::Receiver<bool>,
     /// Where manifests go.
     pub manifests: watch::Sender<Projects>,
     /// What counts them.
@@ -86,20 +95,36 @@ impl Receiver {
         let mut running = Running::default();
         loop {
             let configuration = self.configuration.borrow_and_update().clone();
-            if let Some(configuration) = configuration {
-                self.follow(&configuration, &mut running);
+            let leads = *self.leads.borrow_and_update();
+            match configuration.filter(|_| leads) {
+                Some(configuration) => self.follow(&configuration, &mut running),
+                None => self.leave(&mut running),
             }
             loop {
-                tokio::select! {
-                    changed = self.configuration.changed() => match changed {
-                        Ok(()) => break,
-                        // Its sender has ended, and with it the process.
-                        Err(_) => return std::future::pending().await,
-                    },
-                    Some(ended) = running.tasks.join_next() => check(ended),
+                let changed = tokio::select! {
+                    changed = self.configuration.changed() => changed,
+                    changed = self.leads.changed() => changed,
+                    Some(ended) = running.tasks.join_next() => {
+                        check(ended);
+                        continue;
+                    }
+                };
+                match changed {
+                    Ok(()) => break,
+                    // Its sender has ended, and with it the process.
+                    Err(_) => return std::future::pending().await,
                 }
             }
         }
+    }
+
+    /// Another replica receives now, or nobody knows what.
+    fn leave(&self, running: &mut Running) {
+        if running.projects.is_empty() {
+            return;
+        }
+        *running = Running::default();
+        self.publish(running);
     }
 
     /// Starts and stops tasks until they are those of the configuration. A configuration that cannot be followed as a
@@ -127,12 +152,7 @@ impl Receiver {
                     task.abort();
                     info!(project = %id, "manifest project changed; receiving it anew");
                 }
-                // Whoever configured it expects it in the cluster.
-                None => warn!(
-                    project = %id,
-                    "this agentk receives the manifests of this project but does not apply them yet: \
-                     the cluster is NOT synchronised"
-                ),
+                None => info!(project = %id, "receiving manifests of a project"),
             }
             let settings = Arc::new(settings);
             let (latest, received) = watch::channel(None);
@@ -145,6 +165,10 @@ impl Receiver {
             let task = running.tasks.spawn(task.receive());
             running.projects.insert(id, (Project { settings, received }, task));
         }
+        self.publish(running);
+    }
+
+    fn publish(&self, running: &Running) {
         self.metrics.gitops_projects.set(i64::try_from(running.projects.len()).unwrap_or(i64::MAX));
         let projects = running.projects.iter().map(|(id, (project, _))| (id.clone(), project.clone()));
         self.manifests.send_replace(Arc::new(projects.collect()));

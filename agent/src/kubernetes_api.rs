@@ -1,10 +1,11 @@
 //! `KubernetesApi.MakeRequest`: HTTP that arrives as messages goes to the Kubernetes API, the answer goes back the same
 //! way, both at once and as fast as the slower side. Before it: a tunnel. After it: the API server.
-//! It follows no redirect, changes no body, sets no timer of its own, and never logs a query, a header or a body.
+//! It follows no redirect, changes no body, sets no timer of its own, queues nobody, and never logs a query, a header or a body.
 
 mod access;
 mod body;
 mod impersonation;
+pub mod limits;
 mod upgrade;
 
 pub use access::{Access, AccessError, Overrides, Settings};
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use limits::{Caller, Limits};
 use postern_telemetry::Exporter;
 use postern_wire::{
     http::{MAX_DATA, append_via, from_values, request_target, response_header, strip_hop_by_hop},
@@ -55,6 +57,7 @@ const NOT_FORWARDED: &[header::HeaderName] = &[
 pub struct KubernetesApi {
     access: Access,
     program: Program,
+    limits: Limits,
     /// Absent: nothing is traced.
     exporter: Option<Exporter>,
 }
@@ -62,7 +65,12 @@ pub struct KubernetesApi {
 impl KubernetesApi {
     /// With credentials for the cluster; `program` is what `Via` says.
     pub fn new(access: Access, program: Program) -> Self {
-        Self { access, program, exporter: None }
+        Self { access, program, limits: Limits::default(), exporter: None }
+    }
+
+    /// Lets in no more than `limits` allow at any time.
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Reports requests that belong to a trace.
@@ -92,6 +100,18 @@ impl KubernetesApi {
         let mut recording =
             Recording::begin(self.exporter.as_ref(), &mut head.headers, &head.method, &head.target);
         let recording = &mut recording;
+        // Held until the end of this request, whatever it will be: a watch and an upgraded connection count all along.
+        let _permit = match self.limits.enter(head.caller) {
+            Ok(permit) => permit,
+            Err(busy) => {
+                busy.answer(&head.method, &self.program, &replies).await?;
+                if let Some(recording) = recording {
+                    recording.answered(StatusCode::TOO_MANY_REQUESTS);
+                    recording.complete();
+                }
+                return Ok(());
+            }
+        };
         let (length, first) = requests.first_of_body(header.content_length).await?;
         let (feed, body) = body::channel(length);
         let mut request = Request::new(body);
@@ -145,10 +165,10 @@ impl KubernetesApi {
             headers.remove(name);
         }
         remove_internal(&mut headers);
-        impersonation::apply(&mut headers, header.extra.as_ref(), self.access.impersonates())
+        let caller = impersonation::apply(&mut headers, header.extra.as_ref(), self.access.impersonates())
             .map_err(unavailable)?;
         append_via(&mut headers, &format!("gRPC/1.0 {}", self.program));
-        Ok((Head { method, target, headers }, upgrade))
+        Ok((Head { method, target, headers, caller }, upgrade))
     }
 
     fn answer(&self, response: &Response<Incoming>, switching: bool) -> HttpResponse {
@@ -168,6 +188,7 @@ struct Head {
     method: Method,
     target: String,
     headers: HeaderMap,
+    caller: Caller,
 }
 
 fn remove_internal(headers: &mut HeaderMap) {

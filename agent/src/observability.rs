@@ -13,7 +13,7 @@ use postern_certs::{CertFiles, server::ServerIdentity};
 use postern_wire::metadata::Program;
 use prometheus_client::{
     encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -86,19 +86,60 @@ pub struct Metrics {
     pub requests: Counter,
     /// Those that did not end with OK.
     pub failed_requests: Counter,
+    /// Requests to the Kubernetes API that are open.
+    pub api_open: Gauge,
+    /// Those that were refused, by the limit that was met: `all` or `caller`.
+    pub api_refused: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Configurations that were refused: the last good one stayed.
+    pub configurations_refused: Counter,
     /// Manifest projects that are followed.
     pub gitops_projects: Gauge,
     /// Commits of manifests that were received whole.
     pub gitops_commits: Counter,
     /// Streams of manifests that failed; a lost connection is not one of them.
     pub gitops_failures: Counter,
+    /// What was done about objects of manifests, by result: `applied`, `unchanged`, `corrected`, `pruned`, `kept`,
+    /// `failed`.
+    pub gitops_objects: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Projects whose manifests this replica applies, by state: `synchronizing`, `synchronized`, `degraded`, `failed`.
+    pub gitops_states: Family<[(&'static str, &'static str); 1], Gauge>,
+    /// How long the cluster took to apply one object.
+    pub gitops_apply_seconds: Seconds,
+    /// How long it took from a commit until everything in it was ready.
+    pub gitops_synchronization_seconds: Seconds,
     /// 1 while this replica does what only one replica does.
     pub leading: Gauge,
     /// Requests that the agent makes to its cluster of its own accord, by verb.
     pub cluster_calls: Family<[(&'static str, &'static str); 1], Counter>,
     /// Events about objects: `written`, `counted` up, `failed` or `dropped`.
     pub cluster_events: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Whether flows are followed.
+    pub alert_relay_connected: Gauge,
+    /// Dropped flows that the Hubble relay told of.
+    pub alert_flows: Counter,
+    /// Network policies that ask for alerts.
+    pub alert_policies: Gauge,
+    alerts: Family<[(&'static str, &'static str); 1], Counter>,
     tunnels: Family<[(&'static str, &'static str); 1], Gauge>,
+}
+
+/// A histogram of durations between 10 ms and an hour.
+#[derive(Clone)]
+pub struct Seconds(Histogram);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(Histogram::new([
+            0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0,
+        ]))
+    }
+}
+
+impl Seconds {
+    /// One more.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
+    }
 }
 
 impl Metrics {
@@ -110,6 +151,11 @@ impl Metrics {
         set("opening", counts.idle - counts.standing);
         set("idle", counts.standing);
         set("busy", counts.busy);
+    }
+
+    /// Counts an alert by what became of it.
+    pub fn alert(&self, result: &'static str) {
+        self.alerts.get_or_create(&[("result", result)]).inc();
     }
 
     /// Everything, in a registry to be read from.
@@ -137,19 +183,54 @@ impl Metrics {
             self.failed_requests.clone(),
         );
         out.register(
+            "agentk_kubernetes_api_open",
+            "Requests to the Kubernetes API that are open, watches and upgraded connections among them",
+            self.api_open.clone(),
+        );
+        out.register(
+            "agentk_kubernetes_api_refused",
+            "Requests that were answered with 429, by limit",
+            self.api_refused.clone(),
+        );
+        out.register(
+            "agentk_configurations_refused",
+            "Configurations that were not applied because something in them is wrong",
+            self.configurations_refused.clone(),
+        );
+        out.register(
             "agentk_gitops_projects",
             "Manifest projects that are received",
             self.gitops_projects.clone(),
         );
         out.register(
             "agentk_gitops_commits",
-            "Commits of manifests received whole, not applied yet by this version",
+            "Commits of manifests received whole",
             self.gitops_commits.clone(),
         );
         out.register(
             "agentk_gitops_failures",
             "Streams of manifests that failed",
             self.gitops_failures.clone(),
+        );
+        out.register(
+            "agentk_gitops_objects",
+            "What was done about objects of manifests, by result",
+            self.gitops_objects.clone(),
+        );
+        out.register(
+            "agentk_gitops_states",
+            "Projects whose manifests this replica applies, by state",
+            self.gitops_states.clone(),
+        );
+        out.register(
+            "agentk_gitops_apply_seconds",
+            "How long the cluster took to apply one object",
+            self.gitops_apply_seconds.0.clone(),
+        );
+        out.register(
+            "agentk_gitops_synchronization_seconds",
+            "How long it took from a commit until all its objects were ready",
+            self.gitops_synchronization_seconds.0.clone(),
         );
         out.register(
             "agentk_leading",
@@ -166,6 +247,22 @@ impl Metrics {
             "Events about objects by what became of them",
             self.cluster_events.clone(),
         );
+        out.register(
+            "agentk_alert_relay_connected",
+            "Whether flows of the Hubble relay are followed",
+            self.alert_relay_connected.clone(),
+        );
+        out.register(
+            "agentk_alert_flows",
+            "Dropped flows that the Hubble relay told of",
+            self.alert_flows.clone(),
+        );
+        out.register(
+            "agentk_alert_policies",
+            "Network policies that ask for alerts",
+            self.alert_policies.clone(),
+        );
+        out.register("agentk_alerts", "Alerts by what became of them", self.alerts.clone());
         registry
     }
 }

@@ -112,7 +112,7 @@ impl Task {
             commit_id = %received.commit_id,
             files = received.files.len(),
             bytes = received.bytes(),
-            "manifests received, not applied"
+            "manifests received"
         );
         self.latest.send_replace(Some(Arc::new(received)));
     }

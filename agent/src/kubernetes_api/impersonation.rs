@@ -1,6 +1,7 @@
 //! Whose rights a request runs with: the agent's own, or those of whom the broker names. Exactly one source may say so.
 //! An `extra` that is not understood is refused: ignoring it would run the request with the agent's rights.
 
+use super::limits::Caller;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use postern_wire::proto::gitlab::agent::kubernetes_api::rpc::{HeaderExtra, ImpersonationConfig};
 use prost::Message;
@@ -23,17 +24,21 @@ pub(super) enum Refused {
     /// The `extra` does not decode.
     #[error("the broker sent an unreadable impersonation")]
     Unreadable,
+    /// The API server refuses these too, with words about headers that nobody wrote.
+    #[error("the broker sent groups, a uid or an extra of an identity, but not its name")]
+    Nameless,
     /// A name that no header can carry.
     #[error("the identity to impersonate holds characters that a header cannot carry")]
     IllegalName,
 }
 
-/// Adds the headers that impersonate whom `extra` names. `configured`: the agent's own credentials impersonate already.
+/// Adds the headers that impersonate whom `extra` names, and says who that is. `configured`: the agent's own credentials
+/// impersonate already.
 pub(super) fn apply(
     headers: &mut HeaderMap,
     extra: Option<&prost_types::Any>,
     configured: bool,
-) -> Result<(), Refused> {
+) -> Result<Caller, Refused> {
     let wanted = match extra {
         Some(extra) => decode(extra)?,
         None => None,
@@ -43,13 +48,15 @@ pub(super) fn apply(
         return Err(Refused::Nested);
     }
     let Some(wanted) = wanted else {
-        return Ok(());
+        return Ok(Caller::Agent);
     };
+    if wanted.username.is_empty() {
+        return Err(Refused::Nameless);
+    }
     let mut add = |name: HeaderName, value: &str| -> Result<(), Refused> {
         headers.append(name, HeaderValue::try_from(value).map_err(|_| Refused::IllegalName)?);
         Ok(())
     };
-    // The API server refuses groups, uid or extra without a user.
     add(USER, &wanted.username)?;
     for group in &wanted.groups {
         add(GROUP, group)?;
@@ -63,7 +70,7 @@ pub(super) fn apply(
             add(name.clone(), value)?;
         }
     }
-    Ok(())
+    Ok(Caller::Named(wanted.username.into_boxed_str()))
 }
 
 fn decode(extra: &prost_types::Any) -> Result<Option<ImpersonationConfig>, Refused> {
@@ -113,7 +120,8 @@ mod tests {
     #[test]
     fn the_identity_becomes_headers() {
         let mut headers = HeaderMap::new();
-        apply(&mut headers, Some(&any(ci_job())), false).unwrap();
+        let caller = apply(&mut headers, Some(&any(ci_job())), false).unwrap();
+        assert_eq!(caller, Caller::Named("gitlab:ci_job:1".into()));
         assert_eq!(headers["impersonate-user"], "gitlab:ci_job:1");
         assert_eq!(headers.get_all("impersonate-group").iter().count(), 2);
         assert_eq!(headers["impersonate-uid"], "u");
@@ -124,11 +132,56 @@ mod tests {
     fn only_one_source_may_impersonate() {
         let mut by_caller = HeaderMap::new();
         by_caller.insert("impersonate-user", HeaderValue::from_static("root"));
-        assert_eq!(apply(&mut by_caller.clone(), None, false), Ok(()));
+        assert_eq!(apply(&mut by_caller.clone(), None, false), Ok(Caller::Agent));
         assert_eq!(apply(&mut by_caller.clone(), Some(&any(ci_job())), false), Err(Refused::Nested));
         assert_eq!(apply(&mut by_caller, None, true), Err(Refused::Nested));
         assert_eq!(apply(&mut HeaderMap::new(), Some(&any(ci_job())), true), Err(Refused::Nested));
-        assert_eq!(apply(&mut HeaderMap::new(), Some(&any(ImpersonationConfig::default())), true), Ok(()));
+        let nobody = any(ImpersonationConfig::default());
+        assert_eq!(apply(&mut HeaderMap::new(), Some(&nobody), true), Ok(Caller::Agent));
+    }
+
+    #[test]
+    fn extras_keep_every_value_and_their_keys_are_encoded() {
+        let extra = |key: &str, val: &[&str]| ExtraKeyVal {
+            key: key.into(),
+            val: val.iter().map(|val| (*val).to_owned()).collect(),
+        };
+        let extras = vec![
+            extra("scopes", &["a", "b", "", "a"]),
+            extra("example.com/a b%2f:Ä", &["x=y; ü"]),
+            extra("scopes", &["c"]),
+            extra("Upper", &["1"]),
+            extra("!#$&'*+-.^_`|~", &["2"]),
+            extra("without-values", &[]),
+        ];
+        let mut headers = HeaderMap::new();
+        apply(&mut headers, Some(&any(ImpersonationConfig { extra: extras, ..ci_job() })), false).unwrap();
+        let values = |name: &str| -> Vec<Vec<u8>> {
+            headers
+                .get_all(format!("impersonate-extra-{name}"))
+                .iter()
+                .map(|v| v.as_bytes().to_vec())
+                .collect()
+        };
+        assert_eq!(values("scopes"), [&b"a"[..], b"b", b"", b"a", b"c"]);
+        assert_eq!(values("example.com%2fa%20b%252f%3a%c3%84"), ["x=y; ü".as_bytes()]);
+        assert_eq!(values("upper"), [b"1"]);
+        assert_eq!(values("!#$&'*+-.^_`|~"), [b"2"]);
+        assert!(values("without-values").is_empty());
+    }
+
+    #[test]
+    fn an_identity_that_headers_cannot_carry_is_refused_whole() {
+        let extra = vec![ExtraKeyVal { key: "k".into(), val: vec!["a\r\nImpersonate-User: root".into()] }];
+        let table = [
+            (ImpersonationConfig { username: String::new(), ..ci_job() }, Refused::Nameless),
+            (ImpersonationConfig { username: "a\nb".into(), ..ci_job() }, Refused::IllegalName),
+            (ImpersonationConfig { groups: vec!["a\0".into()], ..ci_job() }, Refused::IllegalName),
+            (ImpersonationConfig { extra, ..ci_job() }, Refused::IllegalName),
+        ];
+        for (config, wanted) in table {
+            assert_eq!(apply(&mut HeaderMap::new(), Some(&any(config)), false), Err(wanted));
+        }
     }
 
     #[test]

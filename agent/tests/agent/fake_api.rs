@@ -1,7 +1,7 @@
 //! A Kubernetes API as far as an agent can tell: HTTP/1.1 on 127.0.0.1, behaviour by path.
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header, request::Parts};
+use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 use tokio::{
@@ -31,6 +31,8 @@ struct State {
     heads: mpsc::Sender<Parts>,
     watchers: watch::Sender<i64>,
     pieces_read: watch::Sender<usize>,
+    /// The one Lease there may be; whoever asks for it last has it.
+    lease: Mutex<Option<Bytes>>,
 }
 
 impl FakeApi {
@@ -42,6 +44,7 @@ impl FakeApi {
             heads: sender,
             watchers: watch::Sender::new(0),
             pieces_read: watch::Sender::new(0),
+            lease: Mutex::default(),
         });
         tokio::spawn(accept(listener, state.clone()));
         Self { url, state, heads }
@@ -92,13 +95,27 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>) -> Answer {
         *copy.headers_mut() = request.headers().clone();
         copy.into_parts()
     };
-    let path = parts.uri.path().to_owned();
+    let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
     let _ = state.heads.try_send(parts);
     match path.as_str() {
         "/echo" => Response::new(request.into_body().map_err(std::io::Error::other).boxed_unsync()),
         "/watch" => {
             state.watchers.send_modify(|open| *open += 1);
             Response::new(Watch { said: false, state }.boxed_unsync())
+        }
+        lease if lease.contains("/leases") => {
+            let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let mut lease = state.lease.lock().expect("no panic holds the lock");
+            if method != Method::GET {
+                *lease = Some(body);
+            }
+            match &*lease {
+                Some(lease) => json(StatusCode::OK, lease),
+                None => json(
+                    StatusCode::NOT_FOUND,
+                    br#"{"kind":"Status","reason":"NotFound","message":"no lease"}"#,
+                ),
+            }
         }
         "/early" => {
             let mut refused = text("not you");
@@ -176,6 +193,14 @@ async fn talk_and_listen(upgrading: hyper::upgrade::OnUpgrade) {
 fn text(text: &str) -> Answer {
     let body = Full::new(Bytes::copy_from_slice(text.as_bytes()));
     Response::new(body.map_err(|never| match never {}).boxed_unsync())
+}
+
+fn json(status: StatusCode, body: &[u8]) -> Answer {
+    let body = Full::new(Bytes::copy_from_slice(body));
+    let mut answer = Response::new(body.map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().expect("legal"));
+    answer
 }
 
 /// One event, then silence for as long as anybody listens.

@@ -5,12 +5,18 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// Network policies, flows and what GitLab hears of them.
+mod alerts;
+/// Which documents are put in force, and what the broker hears of it.
+mod configuration;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Which replica does what only one may do.
 mod leading;
 /// Connections, tokens, configuration, draining.
 mod lifecycle;
+/// How much callers may ask at once, by the agent's configuration.
+mod limits;
 /// What a caller gets through a tunnel.
 mod requests;
 /// Which addresses, certificates, redirects and proxies lead to a broker.

@@ -1,14 +1,13 @@
 use crate::{
     fake_api::BOTH_WAYS,
     fake_api::FakeApi,
-    fake_broker::{FakeBroker, MAKE_REQUEST, Tunnel, Via, data, head, trailer, upgrade_data},
+    fake_broker::{FakeBroker, MAKE_REQUEST, Tunnel, Via, data, head, impersonating, trailer, upgrade_data},
     harness::{Running, TOKEN, soon, start, try_start},
 };
 use postern_wire::proto::gitlab::agent::{
-    grpctool::{http_request, http_response},
-    kubernetes_api::rpc::{HeaderExtra, ImpersonationConfig},
+    grpctool::http_response,
+    kubernetes_api::rpc::{ExtraKeyVal, ImpersonationConfig},
 };
-use prost::Message as _;
 use tonic::{Code, Status};
 
 struct Field {
@@ -295,24 +294,25 @@ async fn messages_out_of_order_end_the_request() {
 #[tokio::test]
 async fn a_request_runs_as_whom_the_broker_names() {
     let mut field = field().await;
-    let impersonating = |headers: &[(&str, &str)]| {
-        let mut request = head("GET", "/x", headers, Some(0));
-        let extra = HeaderExtra {
-            imp_config: Some(ImpersonationConfig {
-                username: "gitlab:user:anna".into(),
-                ..Default::default()
-            }),
-        };
-        let Some(http_request::Message::Header(header)) = &mut request.message else { unreachable!() };
-        header.extra = Some(prost_types::Any {
-            type_url: "type.googleapis.com/gitlab.agent.kubernetes_api.rpc.HeaderExtra".into(),
-            value: extra.encode_to_vec(),
-        });
-        request
+    let extra = |key: &str, val: &[&str]| ExtraKeyVal {
+        key: key.to_owned(),
+        val: val.iter().map(|val| (*val).to_owned()).collect(),
     };
+    let extra = vec![extra("agent.gitlab.com/id", &["5"]), extra("scopes", &["a b", "c"])];
+    let anna = ImpersonationConfig {
+        username: "gitlab:user:anna".into(),
+        groups: vec!["gitlab:user".into()],
+        extra,
+        ..Default::default()
+    };
+    let impersonating = |headers| impersonating(head("GET", "/x", headers, Some(0)), anna.clone());
     let mut tunnel = field.broker.tunnel().await;
     tunnel.ask(vec![impersonating(&[]), trailer()]).await.unwrap();
-    assert_eq!(field.api.head().await.headers["impersonate-user"], "gitlab:user:anna");
+    let seen = field.api.head().await.headers;
+    assert_eq!(seen["impersonate-user"], "gitlab:user:anna");
+    assert_eq!(seen["impersonate-group"], "gitlab:user");
+    assert_eq!(seen["impersonate-extra-agent.gitlab.com%2fid"], "5");
+    assert_eq!(seen.get_all("impersonate-extra-scopes").iter().collect::<Vec<_>>(), ["a b", "c"]);
 
     let mut tunnel = field.broker.tunnel().await;
     let refused =

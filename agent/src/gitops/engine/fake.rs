@@ -1,0 +1,489 @@
+//! A cluster in memory for the engine's tests: server-side apply as far as one manager can tell, lists and watches,
+//! namespaces, definitions, deletions that take their time, and faults. Every call takes a moment of paused time.
+
+use crate::{
+    cluster::{Change, ClusterError, Kind, Note},
+    gitops::{
+        engine::{
+            api::{Api, Follow},
+            likeness::id_of,
+        },
+        object::ObjectId,
+        settings::Propagation,
+    },
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+
+type Fault = Box<dyn Fn(&str, &ObjectId) -> Option<ClusterError> + Send>;
+
+/// Clones are the same cluster.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    world: Arc<Mutex<World>>,
+    changed: watch::Sender<u64>,
+}
+
+struct World {
+    version: u64,
+    objects: BTreeMap<ObjectId, Value>,
+    applied: BTreeMap<ObjectId, Value>,
+    kinds: Vec<Kind>,
+    watchers: Vec<(Kind, Option<String>, mpsc::UnboundedSender<Change>)>,
+    calls: Vec<String>,
+    notes: Vec<Note>,
+    fault: Option<Fault>,
+    latency: Duration,
+    flying: usize,
+    most_flying: usize,
+    /// Kinds whose lists never come.
+    unlisted: BTreeSet<String>,
+    /// Deleted objects that do not go.
+    stuck: BTreeSet<ObjectId>,
+    /// Kinds that are not ready by themselves.
+    slow: BTreeSet<String>,
+}
+
+pub(crate) struct Watching(mpsc::UnboundedReceiver<Change>);
+
+impl Follow for Watching {
+    async fn next(&mut self) -> Change {
+        match self.0.recv().await {
+            Some(change) => change,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+pub(crate) fn refused(status: u16, message: &str) -> ClusterError {
+    ClusterError::Refused {
+        what: "do it".to_owned(),
+        status,
+        reason: String::new(),
+        message: message.to_owned(),
+    }
+}
+
+fn served() -> Vec<Kind> {
+    [
+        ("", "Namespace", "namespaces", false),
+        ("", "ConfigMap", "configmaps", true),
+        ("", "Secret", "secrets", true),
+        ("apps", "Deployment", "deployments", true),
+        ("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", false),
+    ]
+    .map(|(group, kind, plural, namespaced)| Kind::new(group, "v1", kind, plural, namespaced))
+    .to_vec()
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        let world = World {
+            version: 100,
+            objects: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            kinds: served(),
+            watchers: Vec::new(),
+            calls: Vec::new(),
+            notes: Vec::new(),
+            fault: None,
+            latency: Duration::from_millis(5),
+            flying: 0,
+            most_flying: 0,
+            unlisted: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            slow: BTreeSet::from(["Deployment".to_owned()]),
+        };
+        let fake = Self { world: Arc::new(Mutex::new(world)), changed: watch::Sender::new(0) };
+        fake.put(&id("", "Namespace", "", "default"), json!({}));
+        fake
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    /// Waits until something is so.
+    pub(crate) async fn until(&self, what: &str, check: impl Fn(&Self) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let waiting = async {
+            while !check(self) {
+                changed.changed().await.unwrap();
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(7200), waiting).await.is_err() {
+            panic!("{what} did not happen; calls: {:#?}", self.calls());
+        }
+    }
+
+    pub(crate) fn get_now(&self, id: &ObjectId) -> Option<Value> {
+        self.world().objects.get(id).cloned()
+    }
+
+    pub(crate) fn names(&self, kind: &str) -> Vec<String> {
+        let world = self.world();
+        world.objects.keys().filter(|id| id.kind == kind).map(ToString::to_string).collect()
+    }
+
+    /// Somebody else writes an object: all of it.
+    pub(crate) fn put(&self, id: &ObjectId, mut object: Value) {
+        let kind = self.world().kinds.iter().find(|kind| kind.kind == id.kind).cloned().unwrap();
+        object["apiVersion"] = kind.api_version().into();
+        object["kind"] = kind.kind.into();
+        object["metadata"]["name"] = id.name.clone().into();
+        if !id.namespace.is_empty() {
+            object["metadata"]["namespace"] = id.namespace.clone().into();
+        }
+        self.store(id, object);
+    }
+
+    /// Somebody else changes an object.
+    pub(crate) fn edit(&self, id: &ObjectId, pointer: &str, value: Value) {
+        let mut object = self.get_now(id).unwrap();
+        *object.pointer_mut(pointer).unwrap() = value;
+        self.store(id, object);
+    }
+
+    /// Somebody else deletes an object.
+    pub(crate) fn remove(&self, id: &ObjectId) {
+        let mut world = self.world();
+        let object = world.objects.remove(id).unwrap();
+        world.applied.remove(id);
+        world.version += 1;
+        world.tell(id, &Change::Deleted(Arc::new(object)));
+        drop(world);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn ready(&self, id: &ObjectId) {
+        let mut object = self.get_now(id).unwrap();
+        object["status"] = match id.kind.as_str() {
+            "Deployment" => json!({
+                "observedGeneration": object["metadata"]["generation"], "replicas": 1, "updatedReplicas": 1,
+                "readyReplicas": 1, "availableReplicas": 1,
+                "conditions": [
+                    {"type": "Available", "status": "True"},
+                    {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"},
+                ],
+            }),
+            _ => json!({"conditions": [
+                {"type": "Established", "status": "True"}, {"type": "NamesAccepted", "status": "True"},
+            ]}),
+        };
+        self.store(id, object);
+    }
+
+    /// All calls, as `apply ConfigMap a/b`.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.world().calls.clone()
+    }
+
+    pub(crate) fn calls_of(&self, verb: &str) -> Vec<String> {
+        self.calls().into_iter().filter(|call| call.starts_with(verb)).collect()
+    }
+
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        self.world().notes.clone()
+    }
+
+    pub(crate) fn most_flying(&self) -> usize {
+        self.world().most_flying
+    }
+
+    /// What may go wrong from now on.
+    pub(crate) fn fault(&self, fault: impl Fn(&str, &ObjectId) -> Option<ClusterError> + Send + 'static) {
+        self.world().fault = Some(Box::new(fault));
+    }
+
+    pub(crate) fn no_faults(&self) {
+        self.world().fault = None;
+    }
+
+    pub(crate) fn set_latency(&self, latency: Duration) {
+        self.world().latency = latency;
+    }
+
+    pub(crate) fn unlisted(&self, kind: &str) {
+        self.world().unlisted.insert(kind.to_owned());
+    }
+
+    pub(crate) fn sticks(&self, id: &ObjectId) {
+        self.world().stuck.insert(id.clone());
+    }
+
+    pub(crate) fn slow(&self, kind: &str) {
+        self.world().slow.insert(kind.to_owned());
+    }
+
+    pub(crate) fn all_at_once(&self) {
+        self.world().slow.clear();
+    }
+
+    /// Every watch begins anew, as after a restart of the API server.
+    pub(crate) fn relist(&self) {
+        let world = self.world();
+        for (kind, namespace, sender) in &world.watchers {
+            world.list(kind, namespace.as_deref(), sender);
+        }
+    }
+
+    fn store(&self, id: &ObjectId, mut object: Value) {
+        let mut world = self.world();
+        world.version += 1;
+        let before = world.objects.get(id).cloned();
+        let metadata = &mut object["metadata"];
+        metadata["resourceVersion"] = world.version.to_string().into();
+        if metadata["uid"].is_null() {
+            metadata["uid"] = format!("uid-{}", world.version).into();
+        }
+        let generation = metadata["generation"].as_u64().unwrap_or(0);
+        let same = before.is_some_and(|before| before["spec"] == object["spec"] && generation > 0);
+        object["metadata"]["generation"] = (generation + u64::from(!same)).into();
+        world.objects.insert(id.clone(), object.clone());
+        world.tell(id, &Change::Applied(Arc::new(object.clone())));
+        let established =
+            object.pointer("/status/conditions/0/type").is_some_and(|kind| kind == "Established");
+        if established && id.kind == "CustomResourceDefinition" {
+            let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
+            let kind = Kind::new(
+                &text("/spec/group"),
+                "v1",
+                &text("/spec/names/kind"),
+                &text("/spec/names/plural"),
+                text("/spec/scope") == "Namespaced",
+            );
+            if !world.kinds.contains(&kind) {
+                world.kinds.push(kind.clone());
+                for (followed, namespace, sender) in &world.watchers {
+                    if *followed == kind {
+                        world.list(followed, namespace.as_deref(), sender);
+                    }
+                }
+            }
+        }
+        drop(world);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    async fn call(&self, verb: &str, id: &ObjectId) -> Result<(), ClusterError> {
+        let latency = {
+            let mut world = self.world();
+            world.flying += 1;
+            world.most_flying = world.most_flying.max(world.flying);
+            world.latency
+        };
+        let landing = Landing(self.clone());
+        sleep(latency).await;
+        drop(landing);
+        let fault = {
+            let mut world = self.world();
+            world.calls.push(format!("{verb} {id}"));
+            world.fault.as_ref().and_then(|fault| fault(verb, id))
+        };
+        self.changed.send_modify(|count| *count += 1);
+        fault.map_or(Ok(()), Err)
+    }
+
+    fn exists(&self, kind: &Kind, id: &ObjectId) -> Result<(), ClusterError> {
+        let world = self.world();
+        if !world.kinds.contains(kind) {
+            return Err(refused(404, "the server could not find the requested resource"));
+        }
+        let namespace = self::id("", "Namespace", "", &id.namespace);
+        if !id.namespace.is_empty() && !world.objects.contains_key(&namespace) {
+            return Err(refused(404, &format!("namespaces \"{}\" not found", id.namespace)));
+        }
+        Ok(())
+    }
+}
+
+struct Landing(Fake);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.0.world().flying -= 1;
+    }
+}
+
+impl World {
+    fn tell(&self, id: &ObjectId, change: &Change) {
+        for (kind, namespace, sender) in &self.watchers {
+            let covers = namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace);
+            if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind)
+            {
+                let _ = sender.send(change.clone());
+            }
+        }
+    }
+
+    fn list(&self, kind: &Kind, namespace: Option<&str>, sender: &mpsc::UnboundedSender<Change>) {
+        if self.unlisted.contains(&kind.kind) || !self.kinds.contains(kind) {
+            return;
+        }
+        let _ = sender.send(Change::Begun);
+        for (id, object) in &self.objects {
+            let covers = namespace.is_none_or(|namespace| namespace == id.namespace);
+            if id.kind == kind.kind && id.group == kind.group && covers {
+                let _ = sender.send(Change::Found(Arc::new(object.clone())));
+            }
+        }
+        let _ = sender.send(Change::Listed);
+    }
+}
+
+impl Api for Fake {
+    type Following = Watching;
+
+    async fn kind(&self, group: &str, version: &str, kind: &str) -> Result<Kind, ClusterError> {
+        let asked = id(group, kind, "", "");
+        let known = {
+            let world = self.world();
+            let fits = |known: &&Kind| {
+                known.group == group && known.kind == kind && (version.is_empty() || known.version == version)
+            };
+            world.kinds.iter().find(fits).cloned()
+        };
+        match known {
+            Some(kind) => Ok(kind),
+            None => {
+                self.call("discover", &asked).await?;
+                Err(ClusterError::UnknownKind {
+                    group_version: format!("{group}/{version}"),
+                    kind: kind.to_owned(),
+                })
+            }
+        }
+    }
+
+    fn forget(&self, _group: &str) {}
+
+    async fn apply(&self, kind: &Kind, object: &Value, dry_run: bool) -> Result<Value, ClusterError> {
+        let id = id_of(&kind.group, &kind.kind, object);
+        self.call(if dry_run { "try" } else { "apply" }, &id).await?;
+        self.exists(kind, &id)?;
+        let mut live = self.get_now(&id).unwrap_or_else(|| json!({"metadata": {}}));
+        let unchanged = live.clone();
+        if let Some(before) = self.world().applied.get(&id) {
+            unset(&mut live, before, object);
+        }
+        merge(&mut live, object);
+        if dry_run {
+            return Ok(live);
+        }
+        self.world().applied.insert(id.clone(), object.clone());
+        if live != unchanged {
+            self.store(&id, live);
+            if !self.world().slow.contains(&id.kind)
+                && matches!(id.kind.as_str(), "Deployment" | "CustomResourceDefinition")
+            {
+                self.ready(&id);
+            }
+        }
+        Ok(self.get_now(&id).unwrap())
+    }
+
+    async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {
+        let id = id(&kind.group, &kind.kind, namespace, name);
+        self.call("get", &id).await?;
+        Ok(self.get_now(&id))
+    }
+
+    async fn delete(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        _how: Propagation,
+        dry_run: bool,
+    ) -> Result<(), ClusterError> {
+        let id = id(&kind.group, &kind.kind, namespace, name);
+        self.call(if dry_run { "try-delete" } else { "delete" }, &id).await?;
+        let live = self.get_now(&id);
+        if dry_run || live.is_none_or(|live| live["metadata"]["uid"] != uid) {
+            return Ok(());
+        }
+        if self.world().stuck.contains(&id) {
+            let mut going = self.get_now(&id).unwrap();
+            going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            self.store(&id, going);
+        } else {
+            self.remove(&id);
+        }
+        Ok(())
+    }
+
+    async fn create(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        let id = id_of(&kind.group, &kind.kind, object);
+        self.call("create", &id).await?;
+        self.exists(kind, &id)?;
+        if self.get_now(&id).is_some() {
+            return Err(refused(409, "already exists"));
+        }
+        self.store(&id, object.clone());
+        Ok(self.get_now(&id).unwrap())
+    }
+
+    async fn replace(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        let id = id_of(&kind.group, &kind.kind, object);
+        self.call("replace", &id).await?;
+        let live = self.get_now(&id).ok_or_else(|| refused(404, "not found"))?;
+        if live["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+            return Err(refused(409, "the object has been modified"));
+        }
+        self.store(&id, object.clone());
+        Ok(self.get_now(&id).unwrap())
+    }
+
+    fn follow(&self, kind: &Kind, namespace: Option<&str>) -> Watching {
+        let (sender, changes) = mpsc::unbounded_channel();
+        let mut world = self.world();
+        world.list(kind, namespace, &sender);
+        world.watchers.retain(|(_, _, sender)| !sender.is_closed());
+        world.watchers.push((kind.clone(), namespace.map(str::to_owned), sender));
+        Watching(changes)
+    }
+
+    fn record(&self, note: Note) {
+        self.world().notes.push(note);
+    }
+}
+
+pub(crate) fn id(group: &str, kind: &str, namespace: &str, name: &str) -> ObjectId {
+    let [group, kind, namespace, name] = [group, kind, namespace, name].map(str::to_owned);
+    ObjectId { group, kind, namespace, name }
+}
+
+/// Takes away what was applied before and is not now.
+fn unset(live: &mut Value, before: &Value, now: &Value) {
+    let (Some(live), Some(before)) = (live.as_object_mut(), before.as_object()) else { return };
+    for (key, before) in before {
+        match now.get(key) {
+            None => _ = live.remove(key),
+            Some(now) => {
+                if let Some(live) = live.get_mut(key) {
+                    unset(live, before, now);
+                }
+            }
+        }
+    }
+}
+
+fn merge(live: &mut Value, wanted: &Value) {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            for (key, wanted) in wanted {
+                merge(live.entry(key.clone()).or_insert(Value::Null), wanted);
+            }
+        }
+        (live, wanted) => *live = wanted.clone(),
+    }
+}

@@ -1,0 +1,432 @@
+//! The stages of a commit: read, list its objects in the inventory, apply and await them, prune, list what is left. Each
+//! begins when the one before has done all it can, and a newer commit begins them anew.
+
+use crate::{
+    error,
+    gitops::{
+        engine::{
+            api::Api,
+            desired::{DesireError, Desired},
+            objects::{Object, Settled, State},
+            record::{self, RecordError},
+            remove::{Fate, Removal},
+            results,
+            scopes::covering,
+            task::{Done, GRACE, Kinds, Rest, Stage, Task},
+        },
+        inventory::{self, InUse, Outcome, Stored},
+        object::ObjectId,
+        status::Status,
+    },
+    report::RESULTS,
+};
+use postern_wire::proto::postern::agent::{GitopsReport, Problem};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Nothing is due.
+const LONG: Duration = Duration::from_secs(3600);
+/// To look through all objects costs this much time for each of them, so it is not done for every single change.
+const COST: Duration = Duration::from_micros(10);
+
+impl<A: Api> Task<A> {
+    /// Goes on with whatever can go on. Returns when there may be more.
+    pub(super) fn advance(&mut self, now: Instant) -> Instant {
+        let idle = self.job.is_none();
+        if idle && self.reread.is_some_and(|at| at <= now) && self.stage == Stage::Steady {
+            self.reread = None;
+            self.stored = None;
+            self.again_quietly = true;
+            self.read();
+        }
+        if self.job.is_none() && self.again.is_some_and(|at| at <= now) {
+            self.again = None;
+            match self.stage {
+                Stage::Recording => self.record(),
+                Stage::Closing => self.close(),
+                // Also once all is done: kinds may have come, and what could not be deleted may go now.
+                stage => {
+                    self.again_quietly |= stage == Stage::Steady;
+                    self.read();
+                }
+            }
+        }
+        let work = self.work(now);
+        let due = match self.looked {
+            Some(looked) => looked + COST * u32::try_from(self.objects.len()).unwrap_or(u32::MAX),
+            None => now,
+        };
+        if (self.dirty && due <= now) || self.look.is_some_and(|look| look <= now) {
+            self.dirty = false;
+            self.looked = Some(now);
+            self.look = self.step(now);
+        }
+        let due = self.dirty.then_some(due);
+        // Whatever waits for a job is looked at when the job ends.
+        let again = self.again.filter(|_| self.job.is_none());
+        let reread = self.reread.filter(|_| self.job.is_none() && self.stage == Stage::Steady);
+        [work, due, self.look, again, reread].into_iter().flatten().min().unwrap_or(now + LONG)
+    }
+
+    /// The next stage, if it is time, and the report. Returns when to look again though nothing happens.
+    fn step(&mut self, now: Instant) -> Option<Instant> {
+        let mut look = None;
+        if self.stage == Stage::Applying && self.job.is_none() {
+            if std::mem::take(&mut self.uncovered) {
+                self.stage = Stage::Recording;
+                self.record();
+            } else if self.flying.is_empty() {
+                match self.objects.settled(now, self.patience()) {
+                    Settled::Yes => self.prune(),
+                    Settled::No(at) => look = at,
+                }
+            }
+        } else if self.stage == Stage::Steady && std::mem::take(&mut self.uncovered) {
+            self.stage = Stage::Recording;
+            self.record();
+        }
+        let (report, changes) = self.report(now);
+        // That something is tried again is no news until it is over.
+        self.again_quietly &= self.stage != Stage::Steady;
+        if !self.again_quietly || self.hindrance.is_some() {
+            self.results.tell(report, now);
+        }
+        [look, changes].into_iter().flatten().min()
+    }
+
+    pub(super) fn ended(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Read(Ok((desired, kinds, stored))) => self.install(desired, kinds, stored, now),
+            Done::Read(Err(error)) => {
+                // What was applied before stays looked after.
+                let passes = error.passes();
+                self.hindered(&error, passes, now);
+            }
+            Done::Recorded(Ok(stored)) => {
+                self.stored = Some(stored);
+                self.quick.reset();
+                self.slow.reset();
+                self.hindrance = None;
+                if self.stage == Stage::Closing {
+                    self.rest_now(now);
+                } else {
+                    self.namespace_first = false;
+                    self.stage = Stage::Applying;
+                    self.objects.wake(|_| true);
+                }
+            }
+            Done::Recorded(Err(error)) => {
+                let missing = matches!(error, RecordError::NoNamespace { .. });
+                let own = self
+                    .template
+                    .as_ref()
+                    .is_some_and(|template| self.objects.iter().any(|object| template.needs(object.id())));
+                if missing && own && !self.settings.dry_run.is_dry() {
+                    self.namespace_first = true;
+                    self.objects.wake(|_| true);
+                    self.again = Some(now + self.quick.step());
+                } else {
+                    let passes = error.passes();
+                    self.hindered(&DesireError::Record(error), passes, now);
+                }
+                // What it says now is not known.
+                if !self.namespace_first {
+                    self.stale = true;
+                }
+            }
+            Done::Removed(fates) => {
+                for (id, fate) in &fates {
+                    // What was tried before is news only if it came out differently.
+                    let text = |fate: &Fate| match fate {
+                        Fate::Failed { text, .. } => text.clone(),
+                        fate => format!("{fate:?}"),
+                    };
+                    if self.fates.get(id).is_none_or(|known| text(known) != text(fate)) {
+                        self.results.left(id, fate);
+                    }
+                }
+                self.fates.extend(fates);
+                self.follow(now);
+                self.close();
+            }
+        }
+        self.stir();
+        self.looked = None;
+    }
+
+    /// Nothing can be applied for now.
+    fn hindered(&mut self, error: &DesireError, passes: bool, now: Instant) {
+        let text = error::chain(error);
+        let delay = if passes { self.quick.step() } else { self.slow.step() };
+        if self.hindrance.as_ref() != Some(&text) {
+            self.results.hindered(&text, delay);
+            self.hindrance = Some(text);
+        }
+        self.again = Some(now + delay);
+    }
+
+    fn install(&mut self, desired: Desired, kinds: Kinds, stored: Stored, now: Instant) {
+        let Desired { wanted, template, problems, rejected, unknown } = desired;
+        let commit_id = self.commit.as_ref().map(|commit| commit.commit_id.clone());
+        let again = self.installed == commit_id;
+        self.installed = commit_id;
+        self.kinds = kinds;
+        self.owner = Arc::from(template.id.as_str());
+        self.template = Some(template);
+        self.stored = Some(stored);
+        self.hindrance = None;
+        self.objects.install(wanted);
+        if !again {
+            self.fates.clear();
+            self.results.read(self.objects.len() + rejected.len() + unknown.len(), problems.len());
+            problems.iter().for_each(|problem| self.results.broken(problem));
+            let objects = rejected.iter().chain(&unknown);
+            objects.for_each(|(manifest, why)| self.results.rejected(manifest, why));
+        }
+        if unknown.is_empty() && !again {
+            self.slow.reset();
+        }
+        self.rest = Rest { problems, rejected, unknown };
+        self.follow(now);
+        self.stage = Stage::Recording;
+        self.record();
+    }
+
+    /// Follows what there is of the commit and of the inventory in the cluster.
+    pub(super) fn follow(&mut self, now: Instant) {
+        if self.settings.dry_run.is_dry() {
+            return;
+        }
+        let served = |object: &&Object| {
+            let definition = object.wanted.definition.as_ref().and_then(|id| self.objects.find(id));
+            definition.is_none_or(|place| self.objects.at(place).is_ready())
+        };
+        let mut covered: Vec<_> = self
+            .objects
+            .iter()
+            .filter(served)
+            .map(|object| (&object.wanted.kind, object.id().namespace.as_str()))
+            .collect();
+        let config_maps = record::config_maps();
+        covered.extend(self.template.as_ref().map(|template| (&config_maps, template.namespace.as_str())));
+        // What is to go is seen going if its kind was needed before.
+        let listed = self.stored.iter().flat_map(|stored| &stored.inventory.objects);
+        let leaving = listed.filter(|id| self.objects.find(id).is_none()).filter_map(|id| {
+            let kind = self.kinds.values().find(|kind| kind.group == id.group && kind.kind == id.kind)?;
+            Some((kind, id.namespace.as_str()))
+        });
+        covered.extend(leaving);
+        let scopes = covering(covered.into_iter());
+        if self.scopes.want(&self.api, scopes, now) {
+            self.grace = Some(now + GRACE);
+        }
+    }
+
+    /// The inventory lists what it has and what the commit wants.
+    fn record(&mut self) {
+        let Some(stored) = &self.stored else { return self.read() };
+        let mut objects = stored.inventory.objects.clone();
+        objects.extend(self.objects.iter().map(|object| object.id().clone()));
+        self.write(objects);
+    }
+
+    /// The inventory lists what is left, and only that.
+    fn close(&mut self) {
+        self.stage = Stage::Closing;
+        let Some(stored) = &self.stored else { return self.read() };
+        let of_objects = self.objects.iter().map(|object| {
+            let outcome = match (object.in_force() || object.sent, self.before.contains(object.id())) {
+                (true, _) => Outcome::Applied,
+                (false, true) => Outcome::NotApplied,
+                // Only the list that was written before it was to be applied has it.
+                (false, false) => Outcome::Left,
+            };
+            (object.id().clone(), outcome)
+        });
+        let before = &stored.inventory.objects;
+        let of_others = before.iter().filter(|id| self.objects.find(id).is_none()).map(|id| {
+            let outcome = match self.fates.get(id) {
+                Some(fate) => fate.outcome(),
+                None if !self.settings.prune && self.is_whole() && !self.rejects(id) => Outcome::Left,
+                None => Outcome::Undeleted,
+            };
+            (id.clone(), outcome)
+        });
+        self.write(inventory::exact(before, of_objects.chain(of_others)));
+    }
+
+    /// Calls only if it has to.
+    fn write(&mut self, objects: BTreeSet<ObjectId>) {
+        let (Some(template), Some(stored)) = (self.template.clone(), self.stored.clone()) else {
+            return self.read();
+        };
+        let same = stored.inventory.objects == objects && stored.superfluous.is_empty() && !self.stale;
+        if self.stage == Stage::Recording {
+            self.before.clone_from(&stored.inventory.objects);
+        }
+        if same || self.settings.dry_run.is_dry() {
+            let now = Instant::now();
+            if self.stage == Stage::Closing {
+                self.rest_now(now);
+            } else {
+                self.stage = Stage::Applying;
+                self.objects.wake(|_| true);
+            }
+            self.stir();
+            return;
+        }
+        let (api, stale) = (self.api.clone(), std::mem::take(&mut self.stale));
+        self.job = Some(Box::pin(async move {
+            Done::Recorded(record::write(&api, &template, stored, stale, objects).await)
+        }));
+    }
+
+    /// Whether every object of the commit is known by name.
+    fn is_whole(&self) -> bool {
+        self.rest.problems.is_empty() && self.rest.unknown.is_empty()
+    }
+
+    fn rejects(&self, id: &ObjectId) -> bool {
+        self.rest.rejected.iter().any(|(manifest, _)| manifest.id == *id)
+    }
+
+    /// All objects have come as far as they can: those go that the commit has not.
+    fn prune(&mut self) {
+        let Some(stored) = &self.stored else { return self.close() };
+        let leaving: BTreeSet<_> = stored
+            .inventory
+            .objects
+            .iter()
+            .filter(|id| self.objects.find(id).is_none() && !self.rejects(id))
+            .filter(|id| !matches!(self.fates.get(id), Some(Fate::Pruned | Fate::Absent)))
+            .cloned()
+            .collect();
+        if leaving.is_empty() || !self.settings.prune {
+            return self.close();
+        }
+        if !self.is_whole() {
+            let why = match self.rest.problems.is_empty() {
+                false => "some manifests cannot be read, and these objects may be in them",
+                true => "the cluster does not serve some kinds for now, and these objects may be of them",
+            };
+            if !self.again_quietly {
+                self.results.unpruned(leaving.len(), why);
+            }
+            return self.close();
+        }
+        let mut in_use = self.template.as_ref().map(InUse::by).unwrap_or_default();
+        for object in self.objects.iter() {
+            let applied = object.in_force().then(|| object.uid()).flatten();
+            in_use.hold(object.id(), applied.unwrap_or_default());
+        }
+        self.rest.rejected.iter().for_each(|(manifest, _)| in_use.hold(&manifest.id, ""));
+        let removal = Removal {
+            api: self.api.clone(),
+            objects: leaving,
+            settings: self.settings.clone(),
+            owner: self.owner.clone(),
+            in_use,
+            gone: self.gone.subscribe(),
+        };
+        self.stage = Stage::Pruning;
+        self.job = Some(Box::pin(async move { Done::Removed(removal.run().await) }));
+    }
+
+    /// All that could be done has been done.
+    fn rest_now(&mut self, now: Instant) {
+        self.stage = Stage::Steady;
+        let failed = |wanted: bool| {
+            let failed = |fate: &Fate| matches!(fate, Fate::Failed { passes, .. } if *passes == wanted);
+            self.fates.values().any(failed)
+        };
+        if failed(true) {
+            self.again = Some(now + self.quick.step());
+        } else if failed(false) || !self.rest.unknown.is_empty() {
+            self.again = Some(now + self.slow.step());
+        }
+        // Scopes that only what has gone was in.
+        self.follow(now);
+    }
+
+    /// How things are, and when that changes by itself.
+    fn report(&self, now: Instant) -> (GitopsReport, Option<Instant>) {
+        let mut report = GitopsReport::default();
+        let (mut bad, mut waiting, mut good) = (Vec::new(), Vec::new(), Vec::new());
+        let mut changes: Option<Instant> = None;
+        let mut awaited = false;
+        let mut count = |deed: Option<&str>| match deed {
+            Some("applied") => report.applied += 1,
+            Some("unchanged") => report.unchanged += 1,
+            Some("corrected") => report.corrected += 1,
+            _ => {}
+        };
+        let mut ready = 0;
+        for object in self.objects.iter() {
+            count(object.deed.map(|deed| deed.as_str()));
+            let manifest = Some(&object.wanted.manifest);
+            if let Some(trouble) = &object.trouble {
+                bad.push(results::line(object.id(), "failed", trouble.text.clone(), manifest));
+                continue;
+            }
+            if let State::Blocked { why, .. } = &object.state {
+                waiting.push(results::line(object.id(), "waiting", why.clone(), manifest));
+                continue;
+            }
+            match object.status() {
+                _ if self.settings.dry_run.is_dry() => {}
+                Status::Current => ready += 1,
+                Status::Failed(why) => bad.push(results::line(object.id(), "failed", why, manifest)),
+                status => {
+                    let limit = object.mark.as_ref().map(|mark| mark.at + self.settings.reconcile_timeout);
+                    match limit {
+                        Some(limit) if limit <= now => {}
+                        limit => {
+                            awaited = true;
+                            changes = [changes, limit].into_iter().flatten().min();
+                        }
+                    }
+                    waiting.push(results::line(object.id(), "waiting", status.to_string(), manifest));
+                }
+            }
+        }
+        let rejected = self.rest.rejected.iter().chain(&self.rest.unknown);
+        bad.extend(
+            rejected
+                .map(|(manifest, why)| results::line(&manifest.id, "failed", why.clone(), Some(manifest))),
+        );
+        let mut pruned = 0;
+        for (id, fate) in &self.fates {
+            match fate {
+                Fate::Pruned => {
+                    pruned += 1;
+                    good.push(results::line(id, "pruned", String::new(), None));
+                }
+                Fate::Absent => {}
+                Fate::Kept(keep) => good.push(results::line(id, "kept", keep.to_string(), None)),
+                Fate::Failed { text, .. } => bad.push(results::line(id, "failed", text.clone(), None)),
+            }
+        }
+        report.pruned = pruned;
+        report.ready = ready;
+        report.objects =
+            results::number(self.objects.len() + self.rest.rejected.len() + self.rest.unknown.len());
+        report.failed = results::number(bad.len());
+        let hindered = self.hindrance.is_some();
+        let late = !waiting.is_empty() && !awaited;
+        let poor = !bad.is_empty() || !self.rest.problems.is_empty() || late;
+        report.state = match self.stage {
+            _ if hindered => "failed",
+            Stage::Steady if poor => "degraded",
+            Stage::Steady if waiting.is_empty() => "synchronized",
+            _ => "synchronizing",
+        }
+        .to_owned();
+        report.problems = self.rest.problems.iter().map(results::problem).collect();
+        if let Some(why) = &self.hindrance {
+            report.problems.insert(0, Problem { text: why.clone(), ..Problem::default() });
+        }
+        report.results = bad.into_iter().chain(waiting).chain(good).take(RESULTS).collect();
+        (report, changes)
+    }
+}

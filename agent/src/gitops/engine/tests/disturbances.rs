@@ -1,0 +1,108 @@
+//! What somebody else does to objects in force, and what the engine does about it.
+
+use super::*;
+use serde_json::json;
+
+async fn settled() -> Bench {
+    let bench = Bench::start();
+    let manifests =
+        [config_map("default", "a", "1"), config_map("default", "b", "1"), namespace("some")].concat();
+    bench.commit("c1", &[("a.yaml", &manifests)]);
+    bench.synchronized("c1").await;
+    bench
+}
+
+fn key(fake: &Fake, name: &str) -> serde_json::Value {
+    fake.get_now(&map(name)).map(|live| live["data"]["key"].clone()).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_edit_is_undone_within_two_seconds_and_told_once() {
+    let bench = settled().await;
+    let calls = bench.fake.calls().len();
+    for n in 0..2 {
+        let began = Instant::now();
+        bench.fake.edit(&map("a"), "/data/key", "mine".into());
+        bench.fake.until("it is put back", |fake| key(fake, "a") == "1").await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        bench.report("it", |report| report.corrected == 1).await;
+        bench.pass(60).await;
+        assert_eq!(bench.counted("corrected"), n + 1);
+    }
+    assert_eq!(bench.fake.calls().len(), calls + 2, "{:#?}", bench.fake.calls());
+    let notes = bench.fake.notes();
+    assert!(notes.iter().all(|note| note.reason == "Corrected" && note.name == "a"), "{notes:?}");
+    assert_eq!(notes.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_add_is_left_alone_and_costs_no_call() {
+    let bench = settled().await;
+    let calls = bench.fake.calls().len();
+    for n in 0..100 {
+        let mut live = bench.fake.get_now(&map("a")).unwrap();
+        live["metadata"]["labels"] = json!({"seen": n.to_string()});
+        live["data"]["other"] = n.into();
+        bench.fake.put(&map("a"), live);
+        bench.pass(1).await;
+    }
+    assert_eq!(bench.fake.calls().len(), calls);
+    assert_eq!(bench.fake.get_now(&map("a")).unwrap()["data"]["other"], 99);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_object_comes_back() {
+    let bench = settled().await;
+    let began = Instant::now();
+    bench.fake.remove(&map("a"));
+    bench.fake.until("it is back", |fake| key(fake, "a") == "1").await;
+    assert!(began.elapsed() < Duration::from_secs(2));
+    bench.report("it", |report| report.corrected == 1 && report.state == "synchronized").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_fights_for_a_field_is_answered_less_and_less_often() {
+    let bench = settled().await;
+    let calls = bench.fake.calls().len();
+    let fake = bench.fake.clone();
+    // Changes it back whenever it is put right.
+    let fighter = tokio::spawn(async move {
+        loop {
+            fake.until("it is put back", |fake| key(fake, "a") == "1").await;
+            fake.edit(&map("a"), "/data/key", "mine".into());
+        }
+    });
+    bench.pass(600).await;
+    fighter.abort();
+    let fights = bench.fake.calls().len() - calls;
+    assert!((8..=25).contains(&fights), "{fights}");
+    // Others are put right meanwhile.
+    bench.fake.edit(&map("b"), "/data/key", "mine".into());
+    let began = Instant::now();
+    bench.fake.until("the other one is put back", |fake| key(fake, "b") == "1").await;
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_anew_finds_what_the_watch_missed_and_nothing_else() {
+    let bench = settled().await;
+    let calls = bench.fake.calls().len();
+    bench.fake.relist();
+    bench.pass(60).await;
+    assert_eq!(bench.fake.calls().len(), calls, "{:#?}", bench.fake.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_that_cannot_be_watched_are_applied_and_looked_at_now_and_then() {
+    let fake = Fake::new();
+    fake.unlisted("Secret");
+    let bench = Bench::with(fake, ManifestProjectCf::default());
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {key: value}\n";
+    bench.commit("c1", &[("a.yaml", secret)]);
+    bench.synchronized("c1").await;
+    let id = id("", "Secret", "default", "s");
+    bench.fake.edit(&id, "/stringData/key", "mine".into());
+    bench.fake.until("put back", |fake| fake.get_now(&id).unwrap()["stringData"]["key"] == "value").await;
+    let calls = bench.fake.calls_of("get Secret").len();
+    assert!(calls <= 3, "{calls}");
+}

@@ -1,0 +1,128 @@
+//! The inventory in the cluster: when it is written, what it says, and whose objects may be touched.
+
+use super::*;
+use serde_json::json;
+
+#[tokio::test(start_paused = true)]
+async fn the_inventory_lists_an_object_before_it_is_applied_and_forgets_it_after_it_is_gone() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.synchronized("c1").await;
+    let inventory = "ConfigMap default/inventory-7-42";
+    assert_eq!(bench.fake.calls(), [format!("create {inventory}"), "apply ConfigMap default/a".to_owned()]);
+    bench.commit("c2", &[("a.yaml", &config_map("default", "b", "1"))]);
+    bench.synchronized("c2").await;
+    let calls: Vec<_> = bench.fake.calls().split_off(2);
+    let expected = [
+        format!("replace {inventory}"),
+        // It may have been there all the time, and nobody has looked.
+        "get ConfigMap default/b".to_owned(),
+        "apply ConfigMap default/b".to_owned(),
+        "get ConfigMap default/a".to_owned(),
+        "delete ConfigMap default/a".to_owned(),
+        format!("replace {inventory}"),
+    ];
+    assert_eq!(calls, expected);
+    let live = bench.fake.get_now(&map("inventory-7-42")).unwrap();
+    assert_eq!(live["metadata"]["labels"]["cli-utils.sigs.k8s.io/inventory-id"], "7-42");
+    assert_eq!(bench.inventory(), ["default_b__ConfigMap"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inventorys_own_namespace_may_be_part_of_the_commit() {
+    let settings = ManifestProjectCf { default_namespace: "fresh".to_owned(), ..Default::default() };
+    let bench = Bench::with(Fake::new(), settings);
+    bench.commit("c1", &[("a.yaml", &[namespace("fresh"), config_map("fresh", "a", "1")].concat())]);
+    let report = bench.synchronized("c1").await;
+    assert_eq!(report.ready, 2);
+    let live = bench.fake.get_now(&id("", "ConfigMap", "fresh", "inventory-7-42")).unwrap();
+    assert_eq!(live["data"].as_object().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inventory_without_its_namespace_is_a_problem_that_is_told() {
+    let settings = ManifestProjectCf { default_namespace: "nowhere".to_owned(), ..Default::default() };
+    let bench = Bench::with(Fake::new(), settings);
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    let report = bench.state("c1", "failed").await;
+    assert!(report.problems[0].text.contains("namespace nowhere does not exist"), "{report:?}");
+    assert!(bench.fake.calls_of("apply").is_empty());
+    bench.fake.put(&id("", "Namespace", "", "nowhere"), json!({}));
+    bench.synchronized("c1").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_exists_is_taken_over_as_the_policy_says() {
+    let owners = [("nobody", None), ("own", Some("7-42")), ("other", Some("1-1"))];
+    for (policy, taken) in [
+        ("", &["own"][..]),
+        ("must_match", &["own"]),
+        ("adopt_if_no_inventory", &["nobody", "own"]),
+        ("adopt_all", &["nobody", "other", "own"]),
+    ] {
+        let fake = Fake::new();
+        for (name, owner) in owners {
+            let annotations = owner.map(|owner| json!({OWNER: owner}));
+            fake.put(&map(name), json!({"metadata": {"annotations": annotations}, "data": {"key": "0"}}));
+        }
+        let settings = ManifestProjectCf { inventory_policy: policy.to_owned(), ..Default::default() };
+        let bench = Bench::with(fake, settings);
+        let manifests: String = owners.map(|(name, _)| config_map("default", name, "1")).concat();
+        bench.commit("c1", &[("a.yaml", &manifests)]);
+        let state = if taken.len() == 3 { "synchronized" } else { "degraded" };
+        bench.state("c1", state).await;
+        let key = |name: &str| bench.fake.get_now(&map(name)).unwrap()["data"]["key"].clone();
+        let mut applied: Vec<_> =
+            owners.map(|(name, _)| name).into_iter().filter(|name| key(name) == "1").collect();
+        applied.sort_unstable();
+        assert_eq!(applied, taken, "{policy}");
+        let listed: Vec<_> = taken.iter().map(|name| format!("default_{name}__ConfigMap")).collect();
+        assert_eq!(bench.inventory(), listed, "{policy}");
+        // What is refused here is not asked for again and again.
+        let calls = bench.fake.calls().len();
+        bench.pass(600).await;
+        assert_eq!(bench.fake.calls().len(), calls, "{:#?}", bench.fake.calls());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inventory_written_by_others_is_taken_over_and_pruned_by() {
+    let fake = Fake::new();
+    for (name, owner) in [("kept", "7-42"), ("gone", "7-42"), ("foreign", "1-1")] {
+        fake.put(&map(name), json!({"metadata": {"annotations": {OWNER: owner}}}));
+    }
+    let detached = json!({OWNER: "7-42", "cli-utils.sigs.k8s.io/on-remove": "keep"});
+    fake.put(&map("detached"), json!({"metadata": {"annotations": detached}}));
+    let data: serde_json::Map<_, _> = ["kept", "gone", "foreign", "detached", "never"]
+        .map(|name| (format!("default_{name}__ConfigMap"), json!("")))
+        .into_iter()
+        .collect();
+    let labels = json!({"cli-utils.sigs.k8s.io/inventory-id": "7-42"});
+    fake.put(&map("some-name"), json!({"metadata": {"labels": labels}, "data": data}));
+    let bench = Bench::with(fake, ManifestProjectCf::default());
+    bench.commit("c1", &[("a.yaml", &config_map("default", "kept", "1"))]);
+    let report = bench.synchronized("c1").await;
+    assert_eq!(report.pruned, 1, "{report:?}");
+    let left = bench.fake.names("ConfigMap");
+    let expected =
+        ["detached", "foreign", "kept", "some-name"].map(|name| format!("ConfigMap default/{name}"));
+    assert_eq!(left, expected);
+    let listed = bench.fake.get_now(&map("some-name")).unwrap()["data"].clone();
+    let listed: Vec<_> = listed.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(listed, ["default_kept__ConfigMap"]);
+    // It is nobody's now.
+    assert_eq!(bench.fake.get_now(&map("detached")).unwrap()["metadata"]["annotations"][OWNER], json!(null));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inventory_that_somebody_deletes_comes_back() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.synchronized("c1").await;
+    bench.fake.remove(&map("inventory-7-42"));
+    bench.fake.until("it is back", |fake| fake.get_now(&map("inventory-7-42")).is_some()).await;
+    assert_eq!(bench.inventory(), ["default_a__ConfigMap"]);
+    let calls = bench.fake.calls().len();
+    bench.pass(60).await;
+    assert_eq!(bench.fake.calls().len(), calls);
+}
