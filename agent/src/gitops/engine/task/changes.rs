@@ -64,9 +64,10 @@ impl<A: Api> Task<A> {
                 self.objects.set(place, State::Blocked { why, soon: true });
                 self.uncovered = true;
             }
-            Ok(Did::Would) => {
+            Ok(Did::Would { same }) => {
                 object.mark = Some(Mark { digest, print: 0, at: now });
-                self.done(place, digest, Some(Deed::Applied), None);
+                let deed = if same { Deed::Unchanged } else { Deed::Applied };
+                self.done(place, digest, Some(deed), None);
             }
             Ok(Did::Nothing) => {
                 object.known = newer(before, &object.known);
