@@ -8,7 +8,7 @@ use crate::{
         engine::{
             api::Api,
             likeness::{Seen, holds},
-            objects::{Known, Mark},
+            progress::{Known, Mark},
         },
         inventory::{self, Policy},
         object::{Manifest, ObjectId},

@@ -10,7 +10,7 @@ use crate::{
         engine::{
             api::Api,
             needs,
-            objects::Wanted,
+            progress::Wanted,
             record::{self, RecordError},
             task::Kinds,
         },

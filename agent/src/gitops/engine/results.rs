@@ -6,7 +6,7 @@ use crate::{
     gitops::{
         engine::{
             api::Api,
-            objects::{Deed, Object},
+            progress::{Deed, Object},
             remove::Fate,
         },
         object::{Manifest, ObjectId},

@@ -1,5 +1,14 @@
 use super::*;
-use crate::gitops::object::digest;
+use crate::{
+    cluster::Kind,
+    gitops::{
+        engine::{
+            likeness::Seen,
+            progress::{Deed, Known, Mark},
+        },
+        object::{Manifest, digest},
+    },
+};
 use serde_json::json;
 
 fn id(name: &str) -> ObjectId {
@@ -151,7 +160,7 @@ async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_l
         now += delay;
         objects.tick(now);
         assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
-        objects.fought(0, now);
+        objects.at_mut(0).fought(now);
         applied(&mut objects, "a", Status::Current, now);
     }
     assert_eq!(delays[0], 0);

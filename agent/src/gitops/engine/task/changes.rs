@@ -8,7 +8,7 @@ use crate::{
             api::Api,
             bring::{Brought, Did, Failure},
             likeness::{Seen, holds, id_of},
-            objects::{Deed, Known, Mark, Object, State},
+            progress::{Deed, Known, Mark, Object, State},
             record,
             scopes::Scope,
             task::Task,
@@ -98,7 +98,7 @@ impl<A: Api> Task<A> {
                     object.known = Known::Present(seen);
                 }
                 if disturbed {
-                    self.objects.fought(place, now);
+                    self.objects.at_mut(place).fought(now);
                 }
                 self.done(place, digest, deed, Some(took));
                 if raced {
