@@ -6,7 +6,7 @@
 mod tests;
 
 use crate::gitops::{
-    engine::progress::{Object, State, Wanted},
+    engine::progress::{Known, Object, State, Wanted},
     object::ObjectId,
     status::Status,
 };

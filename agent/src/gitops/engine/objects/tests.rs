@@ -4,7 +4,7 @@ use crate::{
     gitops::{
         engine::{
             likeness::Seen,
-            progress::{Deed, Known, Mark},
+            progress::{Deed, Mark},
         },
         object::{Manifest, digest},
     },
