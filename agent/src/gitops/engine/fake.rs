@@ -18,6 +18,9 @@ use tokio::{
     time::sleep,
 };
 
+/// Changes on their way to one watch: more than any test makes at once.
+const ROOM: usize = 10_000;
+
 type Fault = Box<dyn Fn(&str, &ObjectId) -> Option<ClusterError> + Send>;
 
 /// Clones are the same cluster.
@@ -32,7 +35,7 @@ struct World {
     objects: BTreeMap<ObjectId, Value>,
     applied: BTreeMap<ObjectId, Value>,
     kinds: Vec<Kind>,
-    watchers: Vec<(Kind, Option<String>, mpsc::UnboundedSender<Change>)>,
+    watchers: Vec<(Kind, Option<String>, mpsc::Sender<Change>)>,
     calls: Vec<String>,
     notes: Vec<Note>,
     fault: Option<Fault>,
@@ -47,7 +50,7 @@ struct World {
     slow: BTreeSet<String>,
 }
 
-pub(crate) struct Watching(mpsc::UnboundedReceiver<Change>);
+pub(crate) struct Watching(mpsc::Receiver<Change>);
 
 impl Follow for Watching {
     async fn next(&mut self) -> Change {
@@ -314,23 +317,23 @@ impl World {
             let covers = namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace);
             if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind)
             {
-                let _ = sender.send(change.clone());
+                let _ = sender.try_send(change.clone());
             }
         }
     }
 
-    fn list(&self, kind: &Kind, namespace: Option<&str>, sender: &mpsc::UnboundedSender<Change>) {
+    fn list(&self, kind: &Kind, namespace: Option<&str>, sender: &mpsc::Sender<Change>) {
         if self.unlisted.contains(&kind.kind) || !self.kinds.contains(kind) {
             return;
         }
-        let _ = sender.send(Change::Begun);
+        let _ = sender.try_send(Change::Begun);
         for (id, object) in &self.objects {
             let covers = namespace.is_none_or(|namespace| namespace == id.namespace);
             if id.kind == kind.kind && id.group == kind.group && covers {
-                let _ = sender.send(Change::Found(Arc::new(object.clone())));
+                let _ = sender.try_send(Change::Found(Arc::new(object.clone())));
             }
         }
-        let _ = sender.send(Change::Listed);
+        let _ = sender.try_send(Change::Listed);
     }
 }
 

@@ -69,7 +69,7 @@ enum Stage {
 
 /// What one job of a stage came to.
 enum Done {
-    Read(Result<(Desired, Kinds, Stored), DesireError>),
+    Read(Result<Box<(Desired, Kinds, Stored)>, DesireError>),
     Recorded(Result<Stored, RecordError>),
     Removed(BTreeMap<ObjectId, Fate>),
 }
@@ -244,7 +244,8 @@ impl<A: Api> Task<A> {
         // Both are taken back when it is done; should it be dropped, they are asked for again.
         let (kinds, stored) = (self.kinds.clone(), self.stored.clone());
         self.job = Some(Box::pin(async move {
-            Done::Read(desired::desire(&api, kinds, stored, commit, &settings, agent_id).await)
+            let desired = desired::desire(&api, kinds, stored, commit, &settings, agent_id).await;
+            Done::Read(desired.map(Box::new))
         }));
     }
 

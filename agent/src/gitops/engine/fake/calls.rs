@@ -111,7 +111,7 @@ impl Api for Fake {
     }
 
     fn follow(&self, kind: &Kind, namespace: Option<&str>) -> Watching {
-        let (sender, changes) = mpsc::unbounded_channel();
+        let (sender, changes) = mpsc::channel(ROOM);
         let mut world = self.world();
         world.list(kind, namespace, &sender);
         world.watchers.retain(|(_, _, sender)| !sender.is_closed());

@@ -95,14 +95,14 @@ async fn dependents_of_a_failed_object_wait_and_others_do_not() {
     let mut objects = Objects::default();
     objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])]);
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
-    assert_eq!(objects.failed(0, "no".to_owned(), false, now).1, true);
+    assert!(objects.failed(0, "no".to_owned(), false, now).1);
     assert_eq!(next(&mut objects, now).as_deref(), Some("free"));
     assert_eq!(next(&mut objects, now), None);
     assert_eq!(why(&objects, "b"), "waits for apps/Deployment a/a, which failed: no");
     applied(&mut objects, "free", Status::Current, now);
     // Nothing more can be done for now, although it will be tried again.
     assert_eq!(objects.settled(now, patience()), Settled::Yes);
-    assert_eq!(objects.failed(0, "no".to_owned(), false, now).1, false);
+    assert!(!objects.failed(0, "no".to_owned(), false, now).1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -94,7 +94,10 @@ impl<A: Api> Task<A> {
     pub(super) fn ended(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Read(Ok((desired, kinds, stored))) => self.install(desired, kinds, stored, now),
+            Done::Read(Ok(read)) => {
+                let (desired, kinds, stored) = *read;
+                self.install(desired, kinds, stored, now);
+            }
             Done::Read(Err(error)) => {
                 // What was applied before stays looked after.
                 let passes = error.passes();
