@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis bench-policies build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis bench-policies bench-agent build setup setup-build
 
 menu: ## this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ bench-policies: setup-build ## what a decision by 5,000 policies costs, and how 
 	@mkdir -p target/bench
 	cargo bench -p postern-policies --bench decide > target/bench/decisions.txt && cat target/bench/decisions.txt
 	POSTERN_DECISIONS=$(CURDIR)/target/bench/decisions.txt cargo bench -p postern-tests --bench policies
+
+bench-agent: setup-build ## what the agent takes of memory and time, and how fast it applies manifests
+	@tests/setup/tests.sh
+	cargo build --release --workspace --bins
+	cargo bench -p postern-tests --bench agent
 
 build:
 	cargo build --workspace --bins

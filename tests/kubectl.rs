@@ -2,7 +2,7 @@
 //!
 //! Debian's kubectl speaks SPDY/3.1 for exec, attach, cp and port-forward; kube's client speaks WebSocket.
 
-mod control_plane;
+pub(crate) mod control_plane;
 
 use crate::harness::{AGENT, Field, Options, cache, until};
 use sha2::{Digest, Sha256};

@@ -22,6 +22,8 @@ mod foreign;
 mod fronted;
 /// The broker as GitLab's kas: Rails, Gitaly and Redis beside it.
 mod gitlab;
+/// Manifests from a git repository to the real control plane.
+mod gitops;
 /// Junk, oversize and malformed input on every port.
 mod hostile;
 /// Real kubectl against the real control plane.
@@ -40,3 +42,5 @@ mod routing_cost;
 mod survival;
 /// One request as one trace, through all three programs.
 mod traces;
+/// What the broker shows of the real control plane.
+mod views;

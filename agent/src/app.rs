@@ -2,6 +2,7 @@
 
 use crate::{
     COMMIT, PROGRAM, VERSION,
+    alerts::{self, Alerts},
     broker::{self, Road, dial::Dialler, tls::Tls},
     cluster::{Cluster, leader},
     config::{Config, Pod},
@@ -16,6 +17,7 @@ use crate::{
         self, Tunnels,
         pool::{self, Counts},
     },
+    views::Views,
 };
 use anyhow::Context as _;
 use postern_certs::client::ClientTrust;
@@ -230,10 +232,26 @@ impl Agent {
         always.spawn(observability.serve(metrics.registry(&PROGRAM), readiness, stop));
         let (least_sender, least) = watch::channel(Generation::Unknown.idle_tunnels());
         always.spawn(keep_least(generation.subscribe(), least_sender));
+        let alerts = Alerts {
+            road: road.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+            policies: cluster.clone(),
+            pace: alerts::Pace::default(),
+            metrics: metrics.clone(),
+        };
+        let views = Views {
+            road: road.clone(),
+            cluster: cluster.clone(),
+            configuration: latest.clone(),
+            leads: leads.subscribe(),
+        };
         let place = Pod { namespace: meta.pod_namespace.clone(), name: meta.pod_name.clone() };
         always.spawn(registrar::keep_registered(road, meta, generation));
         always.spawn(receiver.receive());
         always.spawn(gitops.receive());
+        always.spawn(alerts.run());
+        always.spawn(views.keep());
         always.spawn(engine.run());
         always.spawn(measure(counts, metrics.clone()));
         always.spawn(leader::measure(leads.subscribe(), metrics));

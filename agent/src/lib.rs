@@ -1,10 +1,11 @@
 //! The agent: dials out of a cluster to its broker and serves the Kubernetes API through the tunnels it opened.
 //!
 //! A request comes in by [`tunnel`], is routed by [`services`] to [`kubernetes_api`] and answered along the same way;
-//! [`broker`] keeps the road open, [`configuration`], [`gitops`] and [`registrar`] use it too, [`cluster`] is what the
-//! agent does in its cluster of its own accord, and [`app`] wires everything up.
+//! [`broker`] keeps the road open, [`configuration`], [`gitops`], [`alerts`] and [`registrar`] use it too, [`cluster`] is
+//! what the agent does in its cluster of its own accord, and [`app`] wires everything up.
 //! Deliberately absent: listeners other than [`observability`]'s, policy, Redis, anything that reads a request's body.
 
+pub mod alerts;
 pub mod app;
 pub mod backoff;
 pub mod broker;
@@ -22,6 +23,7 @@ pub mod report;
 pub mod services;
 pub mod spans;
 pub mod tunnel;
+pub mod views;
 
 use postern_wire::metadata::Program;
 

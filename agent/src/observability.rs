@@ -113,6 +113,13 @@ pub struct Metrics {
     pub cluster_calls: Family<[(&'static str, &'static str); 1], Counter>,
     /// Events about objects: `written`, `counted` up, `failed` or `dropped`.
     pub cluster_events: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Whether flows are followed.
+    pub alert_relay_connected: Gauge,
+    /// Dropped flows that the Hubble relay told of.
+    pub alert_flows: Counter,
+    /// Network policies that ask for alerts.
+    pub alert_policies: Gauge,
+    alerts: Family<[(&'static str, &'static str); 1], Counter>,
     tunnels: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
@@ -144,6 +151,11 @@ impl Metrics {
         set("opening", counts.idle - counts.standing);
         set("idle", counts.standing);
         set("busy", counts.busy);
+    }
+
+    /// Counts an alert by what became of it.
+    pub fn alert(&self, result: &'static str) {
+        self.alerts.get_or_create(&[("result", result)]).inc();
     }
 
     /// Everything, in a registry to be read from.
@@ -235,6 +247,22 @@ impl Metrics {
             "Events about objects by what became of them",
             self.cluster_events.clone(),
         );
+        out.register(
+            "agentk_alert_relay_connected",
+            "Whether flows of the Hubble relay are followed",
+            self.alert_relay_connected.clone(),
+        );
+        out.register(
+            "agentk_alert_flows",
+            "Dropped flows that the Hubble relay told of",
+            self.alert_flows.clone(),
+        );
+        out.register(
+            "agentk_alert_policies",
+            "Network policies that ask for alerts",
+            self.alert_policies.clone(),
+        );
+        out.register("agentk_alerts", "Alerts by what became of them", self.alerts.clone());
         registry
     }
 }

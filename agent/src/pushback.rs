@@ -12,8 +12,12 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// The hint at the end of a stream that has ended with OK; `None` if there is none.
 pub async fn after<T>(stream: &mut Streaming<T>) -> Option<Duration> {
     // Both came with the end: this does not wait.
-    let trailers = stream.trailers().await.ok()??;
-    hint(&trailers).map(|pause| pause.mul_f64(rand::rng().random_range(0.8..=1.2)))
+    of(&stream.trailers().await.ok()??)
+}
+
+/// The hint among a stream's trailers.
+pub fn of(trailers: &MetadataMap) -> Option<Duration> {
+    hint(trailers).map(|pause| pause.mul_f64(rand::rng().random_range(0.8..=1.2)))
 }
 
 fn hint(trailers: &MetadataMap) -> Option<Duration> {

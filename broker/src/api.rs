@@ -1,8 +1,10 @@
 //! What GitLab Rails asks of a kas, on a listener of its own: who is connected, which agents a project configures, "this
 //! project was pushed to", which version this is. Everything here wants a JWT of Rails' ([`jwt`]) before anything is
 //! read; what is answered comes from [`crate::fleet::roster`] and [`crate::gitaly`]. Operators ask here too, over plain
-//! HTTP: [`agents`]. No agent ever connects here.
+//! HTTP: [`agents`], and what agents tell of themselves, [`agent_gitops`] and [`agent_views`]. No agent ever connects here.
 
+mod agent_gitops;
+pub(crate) mod agent_views;
 mod agents;
 mod configuration_files;
 pub mod jwt;
@@ -11,11 +13,13 @@ mod services;
 pub use self::services::OnPush;
 
 use crate::{
+    agent_reports::known::Known,
     config::ApiConfig,
     fleet::roster::Roster,
     gitaly::Gitaly,
     gitlab::{SecretError, SecretLength, ServiceSecret},
     listeners::{agents::accept_http, socket::Listener},
+    observability::KnownMetrics,
 };
 use futures::future::BoxFuture;
 use jwt::Checked;
@@ -57,6 +61,10 @@ pub struct Api {
     pub secret: Arc<ServiceSecret>,
     /// Who is connected.
     pub roster: Roster,
+    /// What agents told.
+    pub known: Known,
+    /// Counts who reads it.
+    pub metrics: KnownMetrics,
     /// Where GitLab keeps repositories; absent: this broker has no GitLab.
     pub gitaly: Option<Arc<Gitaly>>,
     /// Told the full path of each project that was pushed to; it must not wait.
@@ -79,7 +87,7 @@ type Answer = BoxFuture<'static, http::Response<Body>>;
 /// Something else over HTTP, of either version, on the same port and behind the same check.
 #[derive(Clone)]
 pub struct Beside {
-    /// Begins with a slash; exactly this one.
+    /// Begins with a slash; exactly this one, but for segments in braces, which stand for any.
     pub path: &'static str,
     /// Answers a request; it has to end what streams for long itself, at the latest when the broker stops.
     pub answer: Arc<dyn Fn(http::Request<Body>) -> Answer + Send + Sync>,
@@ -120,7 +128,7 @@ pub fn serve(
         .http2_max_header_list_size(MAX_METADATA)
         .max_connection_age(max_age)
         .timeout(HEAD_LIMIT)
-        .add_routes(routes(api, beside));
+        .add_routes(routes(api, beside, &closing));
     tasks.spawn(async move {
         let served = server.serve_with_incoming_shutdown(connections, closing.cancelled_owned()).await;
         if let Err(error) = served {
@@ -130,9 +138,11 @@ pub fn serve(
 }
 
 /// All that is served, behind the one check: what is not served is not told to strangers either.
-fn routes(api: Api, beside: Option<Beside>) -> Routes {
-    let Api { secret, roster, gitaly, on_push, program } = api;
-    let beside = [Some(agents::beside(roster.clone())), beside];
+fn routes(api: Api, beside: Option<Beside>, closing: &CancellationToken) -> Routes {
+    let Api { secret, roster, known, metrics, gitaly, on_push, program } = api;
+    let views = agent_views::beside(known.clone(), agent_views::WATCHERS, &metrics, closing.clone());
+    let beside =
+        [agents::beside(roster.clone()), agent_gitops::beside(known)].into_iter().chain(views).chain(beside);
     // Rails does not compress; a grpc library may be told to.
     let gzip = CompressionEncoding::Gzip;
     macro_rules! bounded {
@@ -144,7 +154,7 @@ fn routes(api: Api, beside: Option<Beside>) -> Routes {
         .add_service(bounded!(ConfigurationProjectServer, ConfigurationProjectService::new(gitaly)))
         .add_service(bounded!(NotificationsServer, NotificationsService { on_push }))
         .add_service(bounded!(ServerInfoServer, ServerInfoService { program }));
-    for beside in beside.into_iter().flatten() {
+    for beside in beside {
         let router = std::mem::take(served.axum_router_mut());
         *served.axum_router_mut() = router.route_service(beside.path, beside);
     }

@@ -10,6 +10,7 @@ use crate::{
     agent_configuration::{self, ConfigurationService, report::Reports},
     agent_limit::AgentLimit,
     agent_registrar::RegistrarService,
+    agent_reports::{ReportsService, board::Board, known::Known},
     auth::Admission,
     config::{Config, ListenAddress, Provider},
     drain::{Departures, Others, Running},
@@ -164,7 +165,8 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
         let (policies, stop) = (policies.clone(), stop.background.clone());
         async move { policies.live().keep_fresh(stop).await }
     });
-    neighbours::cable(config.events.as_ref(), &events, &metrics, &stop, &tasks)?;
+    let (board, views) = (Board::default(), neighbours::views(&metrics, &stop, &tasks));
+    neighbours::cable(config.events.as_ref(), (&events, &views), &metrics, &stop, &tasks)?;
     let agents_listener = Arc::new(Listener::bind(&config.agents.listen, "agents").await?);
     let kubernetes_listener = match &config.kubernetes_api {
         Some(api) => Some(Arc::new(Listener::bind(&api.listen, "kubernetes_api").await?)),
@@ -192,16 +194,22 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
 
     let in_fleet = door.is_some() && redis.is_some();
     let tracker = neighbours::tracker(&events, &registry, in_fleet, &stop, &tasks);
-    let fleet = fleet::start(&config, door, redis.as_ref(), (&registry, &tracker), &stop, &tasks)?;
+    let local = fleet::Local { registry: &registry, tracker: &tracker, board: &board, views: &views };
+    let fleet = fleet::start(&config, door, redis.as_ref(), local, &stop, &tasks)?;
     let on_push = neighbours::pushes(fleet.as_ref(), (&repositories, gitlab.as_ref()), &stop, &tasks);
     if let Some(gitlab) = &gitlab {
         neighbours::usage(&usage, gitlab, config.usage_reporting_period, &stop, &tasks);
     }
     if let (Some(section), Some(listener)) = (&config.api, api_listener) {
         let watched = config.events.as_ref().is_some_and(|config| config.server_sent_events);
+        let known = Known::new(board.clone(), views.clone());
+        let known = match &fleet {
+            Some(fleet) => known.among(Arc::new(fleet.clone())),
+            None => known,
+        };
         neighbours::serve_api(
             (listener, section),
-            neighbours::roster(&tracker, &registry, fleet.as_ref()),
+            (neighbours::roster(&tracker, &registry, fleet.as_ref()), known, metrics.known()),
             gitlab.as_ref(),
             on_push,
             watched.then_some(&events),
@@ -233,6 +241,13 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
     let rails = gitlab.as_ref().map(|gitlab| Arc::clone(gitlab.rails.rails()));
     let access = GitlabAccessService::new(rails.clone(), stop.background.clone());
     let registrar = RegistrarService { tracker: tracker.clone(), usage: Arc::clone(&usage) };
+    let reports = ReportsService::new(
+        (board, views),
+        Arc::clone(&events),
+        metrics.known(),
+        ages.clone(),
+        departures.clone(),
+    );
     let configuration = ConfigurationService {
         repositories,
         registry: Arc::clone(&registry),
@@ -291,6 +306,7 @@ pub async fn start(config: Config) -> anyhow::Result<Bound> {
             ),
         )
         .add_service(admission.guard(GitlabAccessServer::new(access).accept_compressed(gzip)))
+        .add_service(admission.guard(reports.server()))
         .add_service(admission.guard(ReverseTunnelServer::new(tunnels).accept_compressed(gzip)));
     let server_name =
         HeaderValue::try_from(PROGRAM.to_string()).expect("the program's name is visible ASCII");

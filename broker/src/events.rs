@@ -1,4 +1,4 @@
-//! What happens, for people who watch: agents come and go, configurations and manifests are sent or refused. Before it:
+//! What happens, for people who watch: agents come and go, configurations and manifests are sent, refused or applied. Before it:
 //! the modules in which it happens, which never wait here. After it: browsers, through Rails' cable ([`action_cable`])
 //! or by themselves ([`server_sent`]). Nothing is kept for those who are not there, and no event carries a secret. One
 //! agent's events are so many and no more (`allowance.rs`).
@@ -91,6 +91,47 @@ pub enum EventKind {
         /// Why.
         error: String,
     },
+    /// An agent runs by its configuration, as it says.
+    AgentConfigurationApplied {
+        /// Of that configuration.
+        commit_id: String,
+    },
+    /// An agent does not, and runs by the one before.
+    AgentConfigurationFailed {
+        /// Of the configuration that it was sent.
+        commit_id: String,
+        /// The first of its problems.
+        error: String,
+    },
+    /// All manifests of a project are in the agent's cluster, as it says.
+    GitopsSynchronized {
+        /// Where they are, as the agent's configuration names it.
+        manifest_project: String,
+        /// Of the manifests.
+        commit_id: String,
+    },
+    /// Some are, others are not.
+    GitopsDegraded {
+        /// Where they are, as the agent's configuration names it.
+        manifest_project: String,
+        /// Of the manifests.
+        commit_id: String,
+        /// Objects that are not.
+        failed: u32,
+        /// All objects.
+        objects: u32,
+        /// The first problem.
+        error: String,
+    },
+    /// Nothing of a commit was applied.
+    GitopsFailed {
+        /// Where they are, as the agent's configuration names it.
+        manifest_project: String,
+        /// Of the manifests.
+        commit_id: String,
+        /// Why.
+        error: String,
+    },
 }
 
 impl Event {
@@ -110,6 +151,11 @@ impl EventKind {
             Self::ConfigurationRefused { .. } => "configuration_refused",
             Self::GitopsManifestsSent { .. } => "gitops_manifests_sent",
             Self::GitopsRefused { .. } => "gitops_refused",
+            Self::AgentConfigurationApplied { .. } => "agent_configuration_applied",
+            Self::AgentConfigurationFailed { .. } => "agent_configuration_failed",
+            Self::GitopsSynchronized { .. } => "gitops_synchronized",
+            Self::GitopsDegraded { .. } => "gitops_degraded",
+            Self::GitopsFailed { .. } => "gitops_failed",
         }
     }
 
@@ -117,17 +163,27 @@ impl EventKind {
     fn cut(&mut self) {
         match self {
             Self::AgentConnected | Self::AgentDisconnected => {}
-            Self::ConfigurationSent { commit_id } => cut(commit_id, COMMIT_MAX),
-            Self::ConfigurationRefused { commit_id, error } => {
+            Self::ConfigurationSent { commit_id } | Self::AgentConfigurationApplied { commit_id } => {
+                cut(commit_id, COMMIT_MAX);
+            }
+            Self::ConfigurationRefused { commit_id, error }
+            | Self::AgentConfigurationFailed { commit_id, error } => {
                 cut(commit_id, COMMIT_MAX);
                 cut(error, ERROR_MAX);
             }
-            Self::GitopsManifestsSent { manifest_project, commit_id } => {
+            Self::GitopsManifestsSent { manifest_project, commit_id }
+            | Self::GitopsSynchronized { manifest_project, commit_id } => {
                 cut(manifest_project, PROJECT_MAX);
                 cut(commit_id, COMMIT_MAX);
             }
             Self::GitopsRefused { manifest_project, error } => {
                 cut(manifest_project, PROJECT_MAX);
+                cut(error, ERROR_MAX);
+            }
+            Self::GitopsDegraded { manifest_project, commit_id, error, .. }
+            | Self::GitopsFailed { manifest_project, commit_id, error } => {
+                cut(manifest_project, PROJECT_MAX);
+                cut(commit_id, COMMIT_MAX);
                 cut(error, ERROR_MAX);
             }
         }
@@ -265,8 +321,37 @@ mod tests {
                 r#"{"kind":"gitops_manifests_sent","manifest_project":"group/project","commit_id":"4b825dc","#,
             ),
             (
-                EventKind::GitopsRefused { manifest_project, error },
+                EventKind::GitopsRefused { manifest_project: manifest_project.clone(), error: error.clone() },
                 r#"{"kind":"gitops_refused","manifest_project":"group/project","error":"no \"a\"\n","#,
+            ),
+            (
+                EventKind::AgentConfigurationApplied { commit_id: commit_id() },
+                r#"{"kind":"agent_configuration_applied","commit_id":"4b825dc","#,
+            ),
+            (
+                EventKind::AgentConfigurationFailed { commit_id: commit_id(), error: error.clone() },
+                r#"{"kind":"agent_configuration_failed","commit_id":"4b825dc","error":"no \"a\"\n","#,
+            ),
+            (
+                EventKind::GitopsSynchronized {
+                    manifest_project: manifest_project.clone(),
+                    commit_id: commit_id(),
+                },
+                r#"{"kind":"gitops_synchronized","manifest_project":"group/project","commit_id":"4b825dc","#,
+            ),
+            (
+                EventKind::GitopsDegraded {
+                    manifest_project: manifest_project.clone(),
+                    commit_id: commit_id(),
+                    failed: 1,
+                    objects: 2,
+                    error: String::new(),
+                },
+                r#"{"kind":"gitops_degraded","manifest_project":"group/project","commit_id":"4b825dc","failed":1,"objects":2,"error":"","#,
+            ),
+            (
+                EventKind::GitopsFailed { manifest_project, commit_id: commit_id(), error },
+                r#"{"kind":"gitops_failed","manifest_project":"group/project","commit_id":"4b825dc","error":"no \"a\"\n","#,
             ),
         ] {
             let name = kind.name();

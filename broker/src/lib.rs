@@ -17,6 +17,7 @@ pub mod policies;
 // features, named as upstream names them
 pub mod agent_configuration;
 pub mod agent_registrar;
+pub mod agent_reports;
 pub mod agent_tracker;
 pub mod api;
 pub mod gitlab_access;

@@ -61,6 +61,81 @@ impl EncodeLabelValue for Denial {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReportLabel {
+    outcome: ReportOutcome,
+}
+
+/// What an agent reports of its configuration, or of the manifests of a project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReportOutcome {
+    /// The configuration is in force.
+    ConfigurationApplied,
+    /// It is not.
+    ConfigurationFailed,
+    /// Manifests are being applied.
+    Synchronizing,
+    /// All of them are.
+    Synchronized,
+    /// Some are.
+    Degraded,
+    /// None is.
+    Failed,
+}
+
+impl EncodeLabelValue for ReportOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let word = match self {
+            Self::ConfigurationApplied => "configuration_applied",
+            Self::ConfigurationFailed => "configuration_failed",
+            Self::Synchronizing => "gitops_synchronizing",
+            Self::Synchronized => "gitops_synchronized",
+            Self::Degraded => "gitops_degraded",
+            Self::Failed => "gitops_failed",
+        };
+        word.encode(encoder)
+    }
+}
+
+/// What is counted of what agents tell of their own accord. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct KnownMetrics {
+    reports: Family<ReportLabel, Counter>,
+    /// Reports and streams of views that were turned away for what was in them or for how often they came.
+    pub refused: Counter,
+    /// Streams of views.
+    pub streams: Gauge,
+    /// Views that are kept.
+    pub views: Gauge,
+    /// Their size.
+    pub bytes: Gauge,
+    /// Messages of such streams.
+    pub updates: Counter,
+    /// Who reads views as they change.
+    pub watchers: Gauge,
+}
+
+impl KnownMetrics {
+    /// Counts one report.
+    pub fn reported(&self, outcome: ReportOutcome) {
+        self.reports.get_or_create(&ReportLabel { outcome }).inc();
+    }
+
+    fn register(&self, registry: &mut MetricRegistry) {
+        registry.register("agent_reports", "Reports of agents, by what they say", self.reports.clone());
+        registry.register(
+            "agent_reports_refused",
+            "Reports and streams of views that were not taken: wrong, too large or too often",
+            self.refused.clone(),
+        );
+        registry.register("view_streams", "Agents' streams of views", self.streams.clone());
+        registry.register("views", "Views of clusters that are kept", self.views.clone());
+        registry.register_with_unit("views_size", "What they take", Unit::Bytes, self.bytes.clone());
+        registry.register("view_updates", "Messages about views", self.updates.clone());
+        registry.register("view_watchers", "Readers of views as they change", self.watchers.clone());
+    }
+}
+
 /// Whose tunnel a request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Route {
@@ -92,6 +167,7 @@ pub struct Metrics {
     busy: Gauge,
     waiting: Gauge,
     events_dropped: Counter,
+    known: KnownMetrics,
 }
 
 impl Default for Metrics {
@@ -131,7 +207,9 @@ impl Default for Metrics {
             "Events that Rails' cable did not get because its Redis was away or slow",
             events_dropped.clone(),
         );
-        Self { registry, requests, routes, denials, agents, idle, busy, waiting, events_dropped }
+        let known = KnownMetrics::default();
+        known.register(&mut registry);
+        Self { registry, requests, routes, denials, agents, idle, busy, waiting, events_dropped, known }
     }
 }
 
@@ -139,6 +217,11 @@ impl Metrics {
     /// Counts events that nobody got to see.
     pub fn events_dropped(&self) -> Counter {
         self.events_dropped.clone()
+    }
+
+    /// Counts what agents tell.
+    pub fn known(&self) -> KnownMetrics {
+        self.known.clone()
     }
 
     /// Counts one request by its status; 0 stands for a caller that left before there was one.
@@ -281,6 +364,26 @@ mod tests {
             "documents_info{fingerprint=\"0123456789ab\"} 1",
         ] {
             assert!(text.contains(&format!("\npostern_broker_policy_{line}\n")), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_agents_tell_is_counted_by_what_it_says() {
+        let metrics = Metrics::default();
+        metrics.known().reported(ReportOutcome::Degraded);
+        metrics.known().refused.inc();
+        metrics.known().bytes.set(7);
+        let text = metrics.text(&Registry::default(), &policies(), None).unwrap();
+        for line in [
+            "agent_reports_total{outcome=\"gitops_degraded\"} 1",
+            "agent_reports_refused_total 1",
+            "view_streams 0",
+            "views 0",
+            "views_size_bytes 7",
+            "view_updates_total 0",
+            "view_watchers 0",
+        ] {
+            assert!(text.contains(&format!("\npostern_broker_{line}\n")), "{line} is not in\n{text}");
         }
     }
 

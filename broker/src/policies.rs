@@ -15,8 +15,7 @@ use crate::{
     config::{Config, Provider},
     rate::Rate,
 };
-use postern_policies::{CallRate, Live, PolicySet, Problems, Rules, Status, Subject};
-use serde_json::{Value, json};
+use postern_policies::{CallRate, Live, PolicySet, Problems, Rules, Subject};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -44,22 +43,6 @@ pub struct PolicyError {
 pub fn open(directory: Option<&Path>) -> Result<Live, PolicyError> {
     let path = directory.unwrap_or(Path::new("")).to_owned();
     Live::open(directory).map_err(|source| PolicyError { directory: path, source })
-}
-
-/// For people and programs that wait until a change is everywhere.
-pub fn report(status: &Status) -> Value {
-    let mut problems: Vec<_> = status.problems.iter().map(ToString::to_string).collect();
-    if status.more_problems > 0 {
-        problems.push(format!("and {} more problems", status.more_problems));
-    }
-    json!({
-        "directory": status.directory,
-        "generation": status.generation,
-        "fingerprint": status.fingerprint,
-        "age_seconds": status.age.as_secs_f64(),
-        "problems": problems,
-        "bad_for_seconds": status.bad_for.map(|time| time.as_secs_f64()),
-    })
 }
 
 /// An agent, as far as policies ask about it, for as long as anything of it lives.

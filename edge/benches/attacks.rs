@@ -1,6 +1,6 @@
 //! How long honest callers wait while strangers do harm, against how long they wait otherwise, with an optimised edge:
-//! the table of `make bench-attacks`. Ends with an error where the others' p99 is more than twice its quiet value, a
-//! call of theirs failed, or memory grew past its bound. The first argument chooses attacks by a part of their names;
+//! the table of `make bench-attacks`. Ends with an error where the others' p99 is more than twice its quiet value (in the
+//! median of three looks, where the first one says so), a call of theirs failed, or memory grew past its bound. The first argument chooses attacks by a part of their names;
 //! with POSTERN_ATTACK_EVERYWHERE each of their connections comes from another address.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]
@@ -25,6 +25,8 @@ use std::time::Duration;
 const EACH: Duration = Duration::from_secs(4);
 const TIMES: usize = 2;
 const RATIO: f64 = 2.0;
+/// At an attack beside which callers seem to wait too long.
+const LOOKS: usize = 3;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
@@ -39,9 +41,22 @@ async fn main() -> ExitCode {
     let chosen = ATTACKS.iter().zip(1..).filter(|(attack, _)| attack.name.contains(&wanted));
     for (attack, last) in chosen {
         let from = if everywhere { From::Everywhere } else { From::One(last) };
-        let outcome = field.suffer(attack, from, EACH, TIMES).await;
-        let fine = outcome.under.failed == 0 && outcome.growth() <= attack.memory && outcome.ratio() <= RATIO;
-        println!("{}{}", outcome.row(), if fine { "" } else { "  NOT WELL" });
+        let mut ratios = Vec::new();
+        let mut fine = true;
+        // The quiet value itself differs by a factor of two from one look to the next: what seems too slow is looked at
+        // again, and the median counts.
+        while ratios.is_empty() || ratios.len() < LOOKS && ratios[0] > RATIO {
+            let outcome = field.suffer(attack, from, EACH, TIMES).await;
+            fine &= outcome.under.failed == 0 && outcome.growth() <= attack.memory;
+            ratios.push(outcome.ratio());
+            println!("{}", outcome.row());
+        }
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios[ratios.len() / 2];
+        fine &= median <= RATIO;
+        if ratios.len() > 1 || !fine {
+            println!("{:37} median ratio {median:.2}{}", "", if fine { "" } else { "  NOT WELL" });
+        }
         well &= fine;
     }
     if wanted.is_empty() {

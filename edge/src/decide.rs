@@ -8,9 +8,10 @@ use http::{HeaderMap, Version};
 const TUNNEL: &str = "/gitlab.agent.reverse_tunnel.rpc.ReverseTunnel/Connect";
 const CONFIGURATION: &str = "/gitlab.agent.agent_configuration.rpc.AgentConfiguration/GetConfiguration";
 const MANIFESTS: &str = "/gitlab.agent.gitops.rpc.Gitops/GetObjectsToSynchronize";
+const VIEWS: &str = "/postern.agent.AgentReports/PushViews";
 
 /// Methods whose streams last, mostly idle.
-pub(crate) const LASTING: [&str; 3] = [TUNNEL, CONFIGURATION, MANIFESTS];
+pub(crate) const LASTING: [&str; 4] = [TUNNEL, CONFIGURATION, MANIFESTS, VIEWS];
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +37,7 @@ impl Route {
 pub enum Purpose {
     /// A tunnel that waits for its request. Opening the next one is no new connection.
     Tunnel,
-    /// A subscription that only ever waits; its agent takes it up elsewhere without loss.
+    /// A subscription, in either direction, that mostly waits; its agent takes it up elsewhere without loss.
     Subscription,
     /// Work that somebody waits for.
     Call,
@@ -64,7 +65,7 @@ pub fn decide(version: Version, path: &str, headers: &HeaderMap) -> Decision {
     let route = if is_grpc(headers) { Route::Agents } else { Route::KubernetesApi };
     let purpose = match (route, path) {
         (Route::Agents, TUNNEL) => Purpose::Tunnel,
-        (Route::Agents, CONFIGURATION | MANIFESTS) => Purpose::Subscription,
+        (Route::Agents, CONFIGURATION | MANIFESTS | VIEWS) => Purpose::Subscription,
         _ => Purpose::Call,
     };
     let upgrade = match headers.get(UPGRADE) {
@@ -126,6 +127,7 @@ mod tests {
         assert_eq!(of(Version::HTTP_2, TUNNEL, &grpc).purpose, Purpose::Tunnel);
         assert_eq!(of(Version::HTTP_2, CONFIGURATION, &grpc).purpose, Purpose::Subscription);
         assert_eq!(of(Version::HTTP_2, MANIFESTS, &grpc).purpose, Purpose::Subscription);
+        assert_eq!(of(Version::HTTP_2, VIEWS, &grpc).purpose, Purpose::Subscription);
         assert_eq!(of(Version::HTTP_2, "/a.B/C", &grpc).purpose, Purpose::Call);
         assert_eq!(of(Version::HTTP_2, TUNNEL, &[]).purpose, Purpose::Call);
     }

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use postern_edge::config::Config;
+use postern_edge::policy::Policies;
 use postern_edge::server::{self, Ended};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ struct Flags {
     /// The configuration file (YAML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Reads and checks the configuration, says what is wrong with it, and exits.
+    /// Reads and checks the configuration and the policies, says what is wrong with them, and exits.
     #[arg(long)]
     check: bool,
     /// Takes the listening sockets over from the edge whose `handover.socket` this is; starts without where none runs.
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error.into()),
     };
     if flags.check {
+        if let Err(error) = Policies::load(config.policies.as_deref()) {
+            return fail(&error.into());
+        }
         println!("{} is valid", flags.config.display());
         return ExitCode::SUCCESS;
     }

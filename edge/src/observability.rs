@@ -27,11 +27,14 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Probes and scrapers need a handful. When one more comes, the oldest goes.
 const CONNECTIONS: usize = 64;
@@ -39,6 +42,8 @@ const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(75);
 /// Larger heads are answered with 431.
 const MAX_HEAD: usize = 16 * 1024;
+/// Who does not take his answer must not keep the process.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// What the admin listener can say.
 pub struct Admin {
@@ -47,6 +52,8 @@ pub struct Admin {
     config: Value,
     began: Instant,
     draining: AtomicBool,
+    conversations: TaskTracker,
+    leaving: CancellationToken,
 }
 
 impl Admin {
@@ -60,12 +67,21 @@ impl Admin {
             config: pages::config(config),
             began: Instant::now(),
             draining: AtomicBool::new(false),
+            conversations: TaskTracker::new(),
+            leaving: CancellationToken::new(),
         })
     }
 
     /// From now on not ready.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits, not for long, until everybody has the answer that he asked for: who asks for the end is told, too.
+    pub async fn finish(&self) {
+        self.leaving.cancel();
+        self.conversations.close();
+        let _ = tokio::time::timeout(LAST_ANSWERS, self.conversations.wait()).await;
     }
 
     /// Serves until the process ends.
@@ -88,21 +104,29 @@ impl Admin {
                 oldest.abort();
             }
             let local = peer.ip().to_canonical().is_loopback();
-            open.push_back(tokio::spawn(self.clone().converse(tcp, local)).abort_handle());
+            open.push_back(self.conversations.spawn(self.clone().converse(tcp, local)).abort_handle());
         }
     }
 
     async fn converse(self: Arc<Self>, tcp: TcpStream, local: bool) {
-        let service = service_fn(move |request| {
+        let service = service_fn(|request| {
             let response: Response<Full<Bytes>> = self.answer(&request, local);
             async move { Ok::<_, Infallible>(response) }
         });
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(tcp), service)
-            .await;
+        let mut serving = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(tcp), service)
+        );
+        let served = tokio::select! {
+            served = serving.as_mut() => served,
+            () = self.leaving.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
         if let Err(error) = served {
             tracing::debug!(%error, "admin connection ended");
         }

@@ -13,7 +13,7 @@ use crate::limits::{Limits, Reported, name_of};
 use crate::reply::{DENIED_BY_POLICY, Reason};
 use postern_policies::{Choice, Live, PolicySet, Problems, Status, Subject};
 use postern_wire::token::TokenKey;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,20 +103,9 @@ impl Policies {
 
     /// For people, with the limits as they are for everybody.
     pub fn report(&self, limits: &Limits) -> Value {
-        let status = self.live.status();
-        let mut problems: Vec<String> = status.problems.iter().map(ToString::to_string).collect();
-        if status.more_problems > 0 {
-            problems.push(format!("and {} more problems", status.more_problems));
-        }
-        json!({
-            "directory": status.directory,
-            "generation": status.generation,
-            "fingerprint": status.fingerprint,
-            "age_seconds": status.age.as_secs_f64(),
-            "problems": problems,
-            "bad_for_seconds": status.bad_for.map(|time| time.as_secs_f64()),
-            "limits": limits.effective(),
-        })
+        let mut page = self.live.status().page();
+        page["limits"] = limits.effective();
+        page
     }
 
     /// Reads the files again whenever they change, until `stop`, and tells `limits` of each set that is in force then.

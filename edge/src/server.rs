@@ -248,6 +248,7 @@ pub fn run(config: Config, upgrade_from: Option<&Path>) -> anyhow::Result<Ended>
             () = second(&mut signals, signalled, &shared.handle) => Ended::Interrupted(shared.streams.under_way()),
             ended = drained => ended,
         };
+        admin.finish().await;
         exporting.cancel();
         if let (Some(keeper), Ended::Drained | Ended::Cut(_)) = (keeper, &ended) {
             // It has a deadline of its own.

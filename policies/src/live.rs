@@ -80,6 +80,25 @@ pub struct Status {
     pub bad_for: Option<Duration>,
 }
 
+impl Status {
+    /// As `GET /policies` of every program shows it: `directory`, `generation`, `fingerprint`, `age_seconds`, `problems`
+    /// (a text each), `bad_for_seconds` (`null`: they are in force).
+    pub fn page(&self) -> serde_json::Value {
+        let mut problems: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
+        if self.more_problems > 0 {
+            problems.push(format!("and {} more problems", self.more_problems));
+        }
+        serde_json::json!({
+            "directory": self.directory,
+            "generation": self.generation,
+            "fingerprint": self.fingerprint,
+            "age_seconds": self.age.as_secs_f64(),
+            "problems": problems,
+            "bad_for_seconds": self.bad_for.map(|time| time.as_secs_f64()),
+        })
+    }
+}
+
 impl Live {
     /// Reads the directory. Blocking; at start, when a problem is an error. `None`: no policies ever.
     ///

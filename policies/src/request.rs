@@ -11,6 +11,7 @@ mod tests;
 use crate::{Request, Resource};
 pub use judge::Judged;
 use path::Path;
+pub(crate) use path::is_readable;
 
 impl<'a> Request<'a> {
     /// The attributes of a request, without its caller. `path` is as it came, percent-encoded, without the query, and from

@@ -14,7 +14,7 @@ struct ControlPlane {
 }
 
 /// The kubeconfig that the agent uses.
-pub(super) fn kubeconfig() -> PathBuf {
+pub(crate) fn kubeconfig() -> PathBuf {
     static ONE: OnceLock<ControlPlane> = OnceLock::new();
     ONE.get_or_init(start).kubeconfig.clone()
 }

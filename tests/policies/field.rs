@@ -41,6 +41,11 @@ const LOOK: Duration = Duration::from_millis(3);
 const WATCHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 /// The agent that nobody but those who look at brokers asks for.
 const WATCHED: i64 = 1;
+/// The agent that nobody but whoever looks at the edge asks for.
+const WATCHED_AT_EDGE: i64 = WATCHED + 1;
+/// Tunnels of [`WATCHED`]. An edit may cut one at each broker, and who was cut rests a while before the next; with few
+/// tunnels the looks would wait for that, and the edit would seem late.
+const WATCHED_TUNNELS: usize = 16;
 
 /// Where something is decided.
 pub(crate) const PROCESSES: [&str; 1 + BROKERS] = ["edge", "broker 0", "broker 1", "broker 2"];
@@ -67,6 +72,8 @@ struct Seen {
 
 /// All of it, running.
 pub(crate) struct Field {
+    /// First, so that they end before what they look at.
+    _watchers: JoinSet<()>,
     pub(crate) agents: Agents,
     _watched: Agents,
     _edge: Process,
@@ -75,7 +82,6 @@ pub(crate) struct Field {
     policies: tempfile::TempDir,
     /// Where each process tells of itself.
     told: Vec<SocketAddr>,
-    _watchers: JoinSet<()>,
     seen: Vec<watch::Receiver<Seen>>,
     entrance: String,
 }
@@ -118,19 +124,19 @@ impl Field {
         let habits = Habits { tunnels: TUNNELS, aged: false };
         // Requests to the watched one are cut when an edit denies them, so its tunnels do not count.
         let (one, others) = brokers.identities.split_at(WATCHED as usize);
-        let watched = Agents::start(&[edge_address], one, habits);
+        let watched = Agents::start(&[edge_address], one, Habits { tunnels: WATCHED_TUNNELS, ..habits });
         let agents = Agents::start(&[edge_address], others, habits);
         watched.stand().await;
         agents.stand().await;
         let (_, entrance) = brokers.entrance(0);
         let mut field = Self {
+            _watchers: JoinSet::new(),
             agents,
             _watched: watched,
             _edge: edge,
             edge_address,
             policies,
             told: brokers.all.iter().map(|broker| broker.probes).collect(),
-            _watchers: JoinSet::new(),
             seen: Vec::new(),
             entrance,
             _brokers: brokers,
@@ -147,8 +153,7 @@ impl Field {
         addresses.extend(self._brokers.all.iter().map(|broker| broker.kubernetes));
         for (process, address) in addresses.into_iter().enumerate() {
             let (tell, told) = watch::channel(Seen { word: None, since: Instant::now(), looks: 0, first: 0 });
-            // What brokers deny must not be taken for the edge's no.
-            let agent = if process == 0 { WATCHED + 1 } else { WATCHED };
+            let agent = if process == 0 { WATCHED_AT_EDGE } else { WATCHED };
             let bearer = format!("Bearer postern:{agent}:{}", self.entrance);
             self.seen.push(told);
             self._watchers.spawn(look(process, address, bearer, tell));
@@ -218,7 +223,7 @@ impl Field {
         }
     }
 
-    /// Callers that no policy means: [`RATE`] requests a second through the edge, to all agents in turn.
+    /// Callers that no policy means: [`RATE`] requests a second through the edge, to all agents that nobody looks at.
     pub(crate) fn load(&self) -> Load {
         let (stop, mut lanes) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
         for lane in 0..LANES {
@@ -229,11 +234,12 @@ impl Field {
                 // What was late is made up for: the rate is that of all of the time.
                 pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 let mut caller = Caller { kept: None, from: None, address };
-                let mut agent = i64::from(lane);
+                let first = WATCHED_AT_EDGE + 1;
+                let mut agents = (first..=AGENTS as i64).cycle().skip(lane as usize);
                 while !stop.load(Ordering::Relaxed) {
                     pace.tick().await;
-                    agent = agent % (AGENTS as i64 - 1) + 1;
-                    let bearer = format!("Bearer postern:{}:{entrance}", agent + 1);
+                    let agent = agents.next().expect("there are agents");
+                    let bearer = format!("Bearer postern:{agent}:{entrance}");
                     let outcome = match caller.ask("/k8s-proxy/version", &bearer).await {
                         Ok((status, _)) => status.to_string(),
                         Err(error) => error,
@@ -270,16 +276,16 @@ impl Load {
     }
 }
 
-/// One file, made beside and renamed over: at the edge how much an address may send, at brokers what may be read at an agent, and
-/// of other kinds what is in force without anybody meeting it soon.
+/// One file, made beside and renamed over: at the edge how much an address may send, at brokers what may be read at an
+/// agent, and of other kinds what is in force without anybody meeting it soon.
 fn write(folder: &Path, word: Word) {
-    let (rate, effect, age, period, idle) = match word {
+    let (bytes, effect, age, period, idle) = match word {
         Word::Open => ("0", "allow", "1h", "20s", 100),
         Word::Shut => ("10", "deny", "2h", "30s", 200),
     };
     let text = format!(
         "apiVersion: postern/v1\nkind: LimitPolicy\nmetadata: {{name: watcher}}\nmatch: {{clientCidrs: [{WATCHER}/32]}}\n\
-         spec: {{bodyBytes: {rate}}}\n---\n\
+         spec: {{bodyBytes: {bytes}}}\n---\n\
          apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: watched}}\nmatch: {{agentIds: [{WATCHED}]}}\n\
          spec: {{kubernetesApi: {{otherwise: {effect}}}}}\n---\n\
          apiVersion: postern/v1\nkind: ConnectionPolicy\nmetadata: {{name: ages}}\nspec: {{maxAge: {age}}}\n---\n\

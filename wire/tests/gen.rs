@@ -9,6 +9,8 @@ const SERVED: &[&str] = &[
     "gitaly/shared.proto",
     "gitaly/smarthttp.proto",
     "google/rpc/status.proto",
+    "hubble/flow.proto",
+    "hubble/observer.proto",
     "internal/module/agent_configuration/rpc/rpc.proto",
     "internal/module/agent_registrar/rpc/rpc.proto",
     "internal/module/agent_tracker/agent_tracker.proto",

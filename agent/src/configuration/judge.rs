@@ -2,6 +2,7 @@
 //! Before it: `configuration.rs`. It changes nothing and asks nobody; what it says names keys and never secrets.
 
 use crate::{
+    alerts,
     gitops::{plan, settings::Settings},
     kubernetes_api::limits,
     report,
@@ -58,26 +59,8 @@ fn gitops(configuration: &AgentConfiguration) -> Vec<Problem> {
 }
 
 fn cilium(configuration: &AgentConfiguration) -> Vec<Problem> {
-    let Some(cilium) = &configuration.cilium else { return Vec::new() };
-    let address = &cilium.hubble_relay_address;
-    if is_address(address) {
-        return Vec::new();
-    }
-    // What is not an address may be anything, a secret among it.
-    let text =
-        "is not an address; it is written host:port, as in hubble-relay.kube-system.svc.cluster.local:80";
-    vec![problem("cilium.hubble_relay_address", text)]
-}
-
-/// A host, mostly with a port; what gRPC programs write before it is let pass.
-fn is_address(text: &str) -> bool {
-    let prefix =
-        ["dns:///", "passthrough:///", "http://"].iter().find_map(|prefix| text.strip_prefix(prefix));
-    let text = prefix.unwrap_or(text).trim_end_matches('/');
-    let Ok(authority) = text.parse::<http::uri::Authority>() else { return false };
-    let plain = text.starts_with('[') || text.matches(':').count() <= 1;
-    let port = authority.port_u16().map_or(authority.host() == text, |port| port != 0);
-    plain && port && !authority.host().is_empty() && !text.contains('@')
+    let bad = alerts::Settings::of(configuration).err();
+    bad.into_iter().map(|error| problem("cilium.hubble_relay_address", error)).collect()
 }
 
 fn views(configuration: &AgentConfiguration) -> Vec<Problem> {
@@ -182,13 +165,13 @@ mod tests {
 
     #[test]
     fn relays_are_addressed_by_host_and_port() {
-        for good in
-            ["relay:80", "relay", "10.0.0.1:4245", "[::1]:80", "[::1]", "dns:///relay.kube-system.svc:80"]
-        {
+        for good in ["relay:80", "10.0.0.1:4245", "[::1]:80", "dns:///relay.kube-system.svc:80"] {
             assert_eq!(judge(&cilium(good)), [], "{good}");
         }
         for bad in [
             "",
+            "relay",
+            "[::1]",
             ":80",
             "relay:",
             "relay:0",

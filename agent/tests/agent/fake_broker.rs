@@ -3,14 +3,15 @@
 
 use crate::harness::soon;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use postern_certs::{CertFiles, server::ServerIdentity};
 use postern_wire::{
-    order::{ConnectRequestOrder, ResponseOrder},
+    http::{request_target, response_header},
+    order::{ConnectRequestOrder, RequestOrder, ResponseOrder},
     proto::gitlab::agent::{
         agent_configuration::rpc::{
             ConfigurationRequest, ConfigurationResponse,
@@ -20,13 +21,17 @@ use postern_wire::{
             RegisterRequest, RegisterResponse,
             agent_registrar_server::{AgentRegistrar, AgentRegistrarServer},
         },
+        gitlab_access::rpc::{
+            HeaderExtra,
+            gitlab_access_server::{GitlabAccess, GitlabAccessServer},
+        },
         gitops::rpc::{
             ObjectsToSynchronizeRequest, ObjectsToSynchronizeResponse,
             gitops_server::{Gitops, GitopsServer},
             objects_to_synchronize_response::{self as objects, Header, Object},
         },
         grpctool::{HttpRequest, HttpResponse, http_request, http_response},
-        kubernetes_api::rpc::{HeaderExtra, ImpersonationConfig},
+        kubernetes_api::rpc::{self as kubernetes_api, ImpersonationConfig},
         prototool::{self, Values},
         reverse_tunnel::rpc::{
             CloseSend, ConnectRequest, ConnectResponse, Message, RequestInfo, connect_request,
@@ -43,7 +48,7 @@ use postern_wire::{
 };
 use prost::Message as _;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -104,6 +109,22 @@ pub(crate) struct State {
     pub(crate) metadata: Mutex<Vec<HeaderMap>>,
     /// Headers of WebSocket upgrades.
     pub(crate) upgrades: Mutex<Vec<HeaderMap>>,
+    /// What the agent asked of GitLab.
+    pub(crate) asked_gitlab: watch::Sender<Vec<AskedGitlab>>,
+    /// What GitLab answers to the next requests, in turn; 200 once there is none left.
+    pub(crate) gitlab_answers: Mutex<VecDeque<u16>>,
+}
+
+/// A request of the agent's own to GitLab.
+#[derive(Clone, Debug)]
+pub(crate) struct AskedGitlab {
+    pub(crate) module: String,
+    pub(crate) method: String,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) content_type: String,
+    pub(crate) content_length: Option<i64>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// One reverse tunnel, from kas' side.
@@ -242,7 +263,8 @@ where
     let routes = Routes::new(ReverseTunnelServer::new(service.clone()))
         .add_service(AgentConfigurationServer::new(service.clone()))
         .add_service(AgentReportsServer::new(service.clone()))
-        .add_service(GitopsServer::new(service.clone()));
+        .add_service(GitopsServer::new(service.clone()))
+        .add_service(GitlabAccessServer::new(service.clone()));
     let routes = match service.state.old.load(Ordering::Relaxed) {
         true => routes,
         false => routes.add_service(AgentRegistrarServer::new(service.clone())),
@@ -344,6 +366,62 @@ impl Gitops for Service {
 }
 
 #[tonic::async_trait]
+impl GitlabAccess for Service {
+    type MakeRequestStream = ReceiverStream<Result<HttpResponse, Status>>;
+
+    async fn make_request(
+        &self,
+        request: Request<Streaming<HttpRequest>>,
+    ) -> Result<Response<Self::MakeRequestStream>, Status> {
+        self.admit(&request)?;
+        let asked = asked_gitlab(request.into_inner()).await?;
+        self.state.asked_gitlab.send_modify(|all| all.push(asked));
+        let answer = self.state.gitlab_answers.lock().expect("no panic holds the lock").pop_front();
+        let status = StatusCode::from_u16(answer.unwrap_or(200)).expect("a status");
+        let (sender, stream) = mpsc::channel(4);
+        let data = http_response::Message::Data(http_response::Data { data: Bytes::from_static(b"null") });
+        let trailer = http_response::Message::Trailer(http_response::Trailer {});
+        let rest = [data, trailer].map(|message| HttpResponse { message: Some(message) });
+        for message in std::iter::once(response_header(status, &HeaderMap::new())).chain(rest) {
+            let _ = sender.send(Ok(message)).await;
+        }
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// A whole request, which must be as a broker wants it.
+async fn asked_gitlab(mut messages: Streaming<HttpRequest>) -> Result<AskedGitlab, Status> {
+    let mut order = RequestOrder::new();
+    let (mut head, mut body) = (None, Vec::new());
+    while let Some(message) = messages.message().await? {
+        order.accept(&message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match message.message {
+            Some(http_request::Message::Header(header)) => head = Some(header),
+            Some(http_request::Message::Data(data)) => {
+                assert!(data.data.len() <= 32 * 1024, "{} bytes in one message", data.data.len());
+                body.extend_from_slice(&data.data);
+            }
+            _ => {}
+        }
+    }
+    order.finish().map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let head = head.expect("the order begins with a header");
+    let extra = head.extra.expect("a module is named");
+    assert_eq!(extra.type_url, "type.googleapis.com/gitlab.agent.gitlab_access.rpc.HeaderExtra");
+    let extra = HeaderExtra::decode(extra.value.as_slice()).expect("an extra");
+    let request = head.request.expect("a request");
+    let content_type = request.header.get("Content-Type").and_then(|values| values.value.first());
+    Ok(AskedGitlab {
+        module: extra.module_name,
+        target: request_target(&request).expect("a path"),
+        content_type: content_type.cloned().unwrap_or_default(),
+        method: request.method,
+        content_length: head.content_length,
+        body,
+    })
+}
+
+#[tonic::async_trait]
 impl AgentRegistrar for Service {
     async fn register(
         &self,
@@ -379,7 +457,7 @@ pub(crate) fn impersonating(mut request: HttpRequest, config: ImpersonationConfi
     let Some(http_request::Message::Header(header)) = &mut request.message else { panic!("not a header") };
     header.extra = Some(prost_types::Any {
         type_url: "type.googleapis.com/gitlab.agent.kubernetes_api.rpc.HeaderExtra".into(),
-        value: HeaderExtra { imp_config: Some(config) }.encode_to_vec(),
+        value: kubernetes_api::HeaderExtra { imp_config: Some(config) }.encode_to_vec(),
     });
     request
 }

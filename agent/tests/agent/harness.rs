@@ -72,6 +72,11 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
+/// Lines are kept from now on; a test that starts no agent says so itself.
+pub(crate) fn keep_log() {
+    start_log();
+}
+
 fn start_log() -> &'static Log {
     LOG.get_or_init(|| {
         // At `trace`, libraries included: what must not be in a log must not be in this one.
@@ -137,8 +142,18 @@ pub(crate) async fn try_start(
     more: &[&str],
     env: &[(&str, &str)],
 ) -> anyhow::Result<Running> {
+    try_start_at(address, api.url(), more, env).await
+}
+
+/// The same, with whatever Kubernetes API is at this URL.
+pub(crate) async fn try_start_at(
+    address: &str,
+    api: &str,
+    more: &[&str],
+    env: &[(&str, &str)],
+) -> anyhow::Result<Running> {
     start_log();
-    let server = format!("--server={}", api.url());
+    let server = format!("--server={api}");
     let address = format!("--kas-address={address}");
     let mut line = vec!["agentk", &address, &server, "--observability-listen-address=127.0.0.1:0"];
     line.extend(more);

@@ -5,6 +5,8 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// Network policies, flows and what GitLab hears of them.
+mod alerts;
 /// Which documents are put in force, and what the broker hears of it.
 mod configuration;
 /// Manifests of configured projects: whole commits or nothing.

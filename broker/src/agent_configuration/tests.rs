@@ -157,6 +157,16 @@ async fn a_file_that_its_owner_must_mend_ends_the_stream_with_the_reason() {
 }
 
 #[tokio::test]
+async fn limits_and_views_are_passed_on() {
+    let field = Field::start().await;
+    field.commit("kubernetes_api: {max_concurrent_requests: 5}\nviews: {nodes: true, namespaces: [a]}\n");
+    let told = next(&mut field.ask("").await).await.unwrap().unwrap().configuration.unwrap();
+    assert_eq!(told.kubernetes_api.unwrap().max_concurrent_requests, 5);
+    let views = told.views.unwrap();
+    assert_eq!((views.nodes, views.events, views.namespaces), (true, false, vec!["a".to_owned()]));
+}
+
+#[tokio::test]
 async fn a_missing_file_is_an_empty_configuration() {
     let field = Field::start().await;
     let repository = field.folder.path().join("@hashed/10.git");

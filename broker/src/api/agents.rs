@@ -66,7 +66,7 @@ async fn answer(
 }
 
 /// In pieces, so that the seat is taken for as long as much of it is unread.
-fn whole(document: Vec<u8>, seat: OwnedSemaphorePermit) -> Body {
+pub(super) fn whole(document: Vec<u8>, seat: OwnedSemaphorePermit) -> Body {
     let pieces = stream::unfold((Bytes::from(document), seat), async |(mut rest, seat)| {
         let piece = rest.split_to(PIECE.min(rest.len()));
         (!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), (rest, seat)))
@@ -74,7 +74,7 @@ fn whole(document: Vec<u8>, seat: OwnedSemaphorePermit) -> Body {
     Body::new(axum::body::Body::from_stream(pieces))
 }
 
-fn refusal(status: StatusCode, words: &str) -> Response<Body> {
+pub(super) fn refusal(status: StatusCode, words: &str) -> Response<Body> {
     let mut response = Response::new(Body::new(words.to_owned()));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -238,7 +238,7 @@ fn since(at: Timestamp) -> String {
 }
 
 /// In UTC, with milliseconds at the most.
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     // Panics outside the years that can be written; what comes from elsewhere is not to be trusted with that.
     let Ok(since) = at.duration_since(SystemTime::UNIX_EPOCH) else { return String::new() };
     let millis = i128::try_from(since.as_millis()).unwrap_or(i128::MAX);

@@ -3,6 +3,7 @@
 
 mod agents;
 mod connections;
+mod known;
 mod listings;
 
 use super::*;
@@ -71,6 +72,7 @@ struct With {
     beside: Option<Beside>,
     fleet: Option<Arc<dyn Fleet>>,
     remembers: Option<LastSeen>,
+    known: Known,
     tls: Option<postern_certs::CertFiles>,
 }
 
@@ -97,6 +99,8 @@ impl Field {
         let api = Api {
             secret: secret(&config).unwrap(),
             roster,
+            known: with.known,
+            metrics: KnownMetrics::default(),
             gitaly: with.gitaly,
             on_push: Arc::new(move |event| sink.lock().unwrap().push(event.project.unwrap().full_path)),
             program: PROGRAM,

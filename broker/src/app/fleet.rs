@@ -4,6 +4,12 @@
 
 use super::{PROGRAM, Stops, Tasks};
 use crate::{
+    agent_reports::{
+        board::{Board, Last},
+        known::{self, Pages},
+        rpc::{self, KnowledgeService},
+        views::{Summary, Views},
+    },
     agent_tracker::Tracker,
     config::{Config, PrivateApiConfig, interface_addresses},
     drain::Others,
@@ -25,7 +31,10 @@ use futures::{FutureExt, future::BoxFuture};
 use postern_certs::client::ClientTrust;
 use postern_wire::{
     ids::AgentId,
-    proto::postern::fleet::{ConnectedRequest, roster_server::RosterServer},
+    proto::postern::fleet::{
+        ConnectedRequest, FollowRequest, agent_knowledge_server::AgentKnowledgeServer,
+        roster_server::RosterServer,
+    },
 };
 use std::sync::Arc;
 use tonic::{Status, service::Routes};
@@ -46,12 +55,20 @@ impl Door {
     }
 }
 
+/// What this broker has, and others ask for.
+pub(super) struct Local<'a> {
+    pub(super) registry: &'a Arc<Registry>,
+    pub(super) tracker: &'a Tracker,
+    pub(super) board: &'a Board,
+    pub(super) views: &'a Views,
+}
+
 /// Starts everything that makes a fleet of brokers; `None` for one that is alone.
 pub(super) fn start(
     config: &Config,
     door: Option<Door>,
     redis: Option<&Arc<Redis>>,
-    (registry, tracker): (&Arc<Registry>, &Tracker),
+    local: Local<'_>,
     stop: &Stops,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Fleet>> {
@@ -59,6 +76,7 @@ pub(super) fn start(
     else {
         return Ok(None);
     };
+    let Local { registry, tracker, board, views } = local;
     let secret = ServiceSecret::load_of(section.authentication_secret_file.clone(), SecretLength::Any);
     let secret = Arc::new(secret.context("private_api.listen.authentication_secret_file")?);
     let trust = ClientTrust::load(section.ca_certificate_file.clone());
@@ -72,7 +90,10 @@ pub(super) fn start(
         program: PROGRAM,
         running: tasks.requests.clone(),
     };
-    let beside = Routes::new(RosterServer::new(RosterService { tracker: tracker.clone() }));
+    let knowledge =
+        KnowledgeService { board: board.clone(), views: views.clone(), stop: stop.gateway.clone() };
+    let beside = Routes::new(RosterServer::new(RosterService { tracker: tracker.clone() }))
+        .add_service(AgentKnowledgeServer::new(knowledge));
     let ends = (stop.gateway.clone(), stop.gateway.clone());
     gateway::serve(listener, gateway, beside, section.max_connection_age, ends, &tasks.connections);
     let peers = Arc::new(Peers::new(PeersConfig {
@@ -134,5 +155,27 @@ impl roster::Fleet for Fleet {
 
     fn ask(&self, peer: &PeerUrl, request: ConnectedRequest) -> BoxFuture<'static, Result<Answer, Status>> {
         roster::ask(self.peers.channel(peer), request).boxed()
+    }
+}
+
+impl known::Others for Fleet {
+    fn own(&self) -> PeerUrl {
+        self.directory.own().clone()
+    }
+
+    fn peers(&self) -> Vec<PeerUrl> {
+        self.directory.alive()
+    }
+
+    fn views(&self, peer: &PeerUrl, agent: AgentId) -> BoxFuture<'static, Result<Vec<Summary>, Status>> {
+        rpc::views(self.peers.channel(peer), agent).boxed()
+    }
+
+    fn reports(&self, peer: &PeerUrl, agent: AgentId) -> BoxFuture<'static, Result<Vec<Last>, Status>> {
+        rpc::reports(self.peers.channel(peer), agent).boxed()
+    }
+
+    fn follow(&self, peer: &PeerUrl, request: FollowRequest) -> BoxFuture<'static, Result<Pages, Status>> {
+        rpc::follow(self.peers.channel(peer), request).boxed()
     }
 }

@@ -3,6 +3,11 @@
 
 use super::{PROGRAM, Stops, Tasks, providers::GitLab};
 use crate::{
+    agent_reports::{
+        cable::Cable,
+        known::Known,
+        views::{Limits, Views},
+    },
     agent_tracker::{Change, Tracker},
     api::{self, Api, Beside, OnPush},
     config::ApiConfig,
@@ -12,7 +17,7 @@ use crate::{
         router::Fleet,
     },
     listeners::socket::Listener,
-    observability::Metrics,
+    observability::{KnownMetrics, Metrics},
     repositories::Repositories,
     tunnel::registry::{Presence, Registry},
     usage::{self, Usage},
@@ -35,7 +40,7 @@ const EVENTS_PATH: &str = "/api/v1/events";
 const READERS: usize = 256;
 /// Pushes that are being told to the other brokers at a time.
 const PUSHES: usize = 256;
-/// How often replicas that are gone are looked for.
+/// How often replicas and views that are gone are looked for.
 const EXPIRY: Duration = Duration::from_secs(5);
 
 /// A tracker whose changes are events, and which forgets who is gone.
@@ -79,15 +84,31 @@ pub(super) fn roster(tracker: &Tracker, registry: &Arc<Registry>, fleet: Option<
     }
 }
 
-/// Publishes to Rails' cable if the config wants it.
+/// Views that are forgotten some time after their streams ended.
+pub(super) fn views(metrics: &Metrics, stop: &Stops, tasks: &Tasks) -> Views {
+    let views = Views::new(Limits::default(), metrics.known());
+    let (expiring, stop) = (views.clone(), stop.background.clone());
+    tasks.background.spawn(stop.run_until_cancelled_owned(async move {
+        let mut ticks = tokio::time::interval(EXPIRY);
+        loop {
+            ticks.tick().await;
+            expiring.expire();
+        }
+    }));
+    views
+}
+
+/// Publishes events and views to Rails' cable if the config wants it.
 pub(super) fn cable(
     config: Option<&events::Config>,
-    events: &Events,
+    (events, views): (&Events, &Views),
     metrics: &Metrics,
     stop: &Stops,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     if let Some(cable) = config.and_then(|config| config.action_cable.clone()) {
+        let of_views = Cable::open(cable.clone(), views.clone()).context("events.action_cable")?;
+        tasks.background.spawn(of_views.run(stop.background.clone()));
         let broadcaster =
             Broadcaster::open(cable, metrics.events_dropped()).context("events.action_cable")?;
         tasks.background.spawn(broadcaster.run(events.subscribe(), stop.background.clone()));
@@ -155,7 +176,7 @@ pub(super) fn pushes(
 /// Answers what Rails asks, and serves events beside it if the config wants that.
 pub(super) fn serve_api(
     (listener, section): (Arc<Listener>, &ApiConfig),
-    roster: Roster,
+    (roster, known, metrics): (Roster, Known, KnownMetrics),
     gitlab: Option<&GitLab>,
     on_push: OnPush,
     server_sent_events: Option<&Arc<Events>>,
@@ -166,6 +187,8 @@ pub(super) fn serve_api(
     let api = Api {
         secret,
         roster,
+        known,
+        metrics,
         gitaly: gitlab.map(|gitlab| Arc::clone(&gitlab.gitaly)),
         on_push,
         program: PROGRAM,

@@ -137,7 +137,7 @@ async fn next(events: &mut Receiver<Arc<Published>>) -> (Vec<Arc<Published>>, u6
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::{Event, EventKind, Events};
     use super::*;
     use crate::redis::Servers;
@@ -154,10 +154,10 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     /// What Rails does, in bare RESP: subscribes to a channel and reads what is published there.
-    struct Subscriber(BufReader<UnixStream>);
+    pub(crate) struct Subscriber(BufReader<UnixStream>);
 
     impl Subscriber {
-        async fn to(server: &RedisServer, channel: &str) -> Self {
+        pub(crate) async fn to(server: &RedisServer, channel: &str) -> Self {
             let mut io = UnixStream::connect(server.socket()).await.unwrap();
             io.write_all(format!("SUBSCRIBE {channel}\r\n").as_bytes()).await.unwrap();
             let mut subscriber = Self(BufReader::new(io));
@@ -182,7 +182,7 @@ mod tests {
             String::from_utf8(bytes).unwrap()
         }
 
-        async fn message(&mut self) -> serde_json::Value {
+        pub(crate) async fn message(&mut self) -> serde_json::Value {
             assert_eq!(self.line().await, "*3");
             assert_eq!(self.text().await, "message");
             self.text().await;

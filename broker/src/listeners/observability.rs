@@ -6,7 +6,6 @@ use crate::{
     fleet::directory::Directory,
     listeners::socket::Listener,
     observability::{Metrics, Readiness},
-    policies,
     tunnel::registry::Registry,
 };
 use bytes::Bytes;
@@ -89,7 +88,7 @@ impl Probes {
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response
         } else if path == POLICIES_PATH {
-            let mut response = text(StatusCode::OK, policies::report(&self.policies.status()).to_string());
+            let mut response = text(StatusCode::OK, self.policies.status().page().to_string());
             let kind = HeaderValue::from_static("application/json");
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response

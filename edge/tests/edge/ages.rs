@@ -2,7 +2,7 @@
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
 use crate::frames::{PREFACE, SETTINGS, frame};
-use crate::harness::{DEADLINE, Edge, Setup, get, token};
+use crate::harness::{DEADLINE, Edge, Setup, get, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -66,13 +66,7 @@ async fn started(agents: &Agents, api: &KubernetesApi, more: &'static str) -> Ed
 
 /// Waits for the Close.
 async fn closed(read: &Mutex<Vec<u8>>) {
-    let closed = async {
-        while !read.lock().unwrap().ends_with(GOING_AWAY) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let tail = || read.lock().unwrap().iter().rev().take(40).rev().copied().collect::<Vec<_>>();
-    tokio::time::timeout(DEADLINE, closed).await.unwrap_or_else(|_| panic!("no Close 1001: {:?}", tail()));
+    until("Close 1001", async || read.lock().unwrap().ends_with(GOING_AWAY).then_some(())).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Handover: listening sockets from the edge before and from systemd.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls};
-use crate::harness::{DEADLINE, Edge, Setup, token};
+use crate::harness::{Edge, Setup, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;
@@ -10,7 +10,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -45,12 +44,7 @@ fn dialling(address: SocketAddr, done: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>
 }
 
 async fn reaches(done: &AtomicUsize, count: usize) {
-    let reached = async {
-        while done.load(Ordering::Relaxed) < count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, reached).await.expect("nobody is served");
+    until("so many are served", async || (done.load(Ordering::Relaxed) >= count).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

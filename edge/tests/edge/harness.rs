@@ -158,32 +158,21 @@ impl Edge {
 
     /// Waits until the admin listener gives this status; returns the body that came with it.
     pub(crate) async fn probe(&self, path: &str, status: u16) -> String {
-        let asked = tokio::time::timeout(DEADLINE, async {
-            loop {
-                let (got, body) = get(self.admin, path).await;
-                if got == status {
-                    return body;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        asked.await.unwrap_or_else(|_| panic!("{path} never gave {status}"))
+        until(&format!("{path} gives {status}"), async || {
+            let (got, body) = get(self.admin, path).await;
+            (got == status).then_some(body)
+        })
+        .await
     }
 
     /// Waits until no client is connected.
     pub(crate) async fn idle(&self) {
-        let idle = tokio::time::timeout(DEADLINE, async {
-            loop {
-                let metrics = get(self.admin, "/metrics").await.1;
-                let open =
-                    |line: &&str| line.starts_with("postern_edge_connections{") && !line.ends_with(" 0");
-                if !metrics.lines().any(|line| open(&line)) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        idle.await.expect("connections stay open");
+        until("no client is connected", async || {
+            let metrics = get(self.admin, "/metrics").await.1;
+            let open = |line: &&str| line.starts_with("postern_edge_connections{") && !line.ends_with(" 0");
+            (!metrics.lines().any(|line| open(&line))).then_some(())
+        })
+        .await;
     }
 
     /// The process.
@@ -275,6 +264,29 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let answer = exchange(address, request.as_bytes()).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     (status(head), body.to_owned())
+}
+
+/// Waits for what something else brings about, and looks at it every few milliseconds.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut pace = tokio::time::interval(Duration::from_millis(10));
+    let found = tokio::time::timeout(DEADLINE, async {
+        loop {
+            pace.tick().await;
+            if let Some(found) = look().await {
+                return found;
+            }
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Away from the turn of a minute, at which fleet-wide counts begin anew.
+pub(crate) async fn within_a_minute() {
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 60;
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    while now() > 40 {
+        pace.tick().await;
+    }
 }
 
 /// Sends bytes and reads until the other side closes.

@@ -1,7 +1,7 @@
 //! Life: drain, certificate reload, readiness, metrics, `--check`.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
-use crate::harness::{DEADLINE, Edge, Setup, check, exchange, token};
+use crate::harness::{Edge, Setup, check, exchange, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use bytes::Bytes;
 use postern_certs::dev::Ca;
@@ -84,16 +84,11 @@ async fn a_new_certificate_serves_new_connections_and_old_streams_go_on() {
     let old = tls(&edge, &[]).await.get_ref().1.peer_certificates().unwrap()[0].clone();
 
     edge.ca.issue(&["localhost"]).write(edge.directory.path()).unwrap();
-    let renewed = async {
-        loop {
-            let now = tls(&edge, &[]).await.get_ref().1.peer_certificates().unwrap()[0].clone();
-            if now != old {
-                return now;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let renewed = tokio::time::timeout(DEADLINE, renewed).await.expect("the old certificate is still served");
+    let renewed = until("the new certificate is served", async || {
+        let now = tls(&edge, &[]).await.get_ref().1.peer_certificates().unwrap()[0].clone();
+        (now != old).then_some(now)
+    })
+    .await;
     before.send(b"x").await;
     assert_eq!(before.read(1).await, b"x");
 
@@ -161,12 +156,10 @@ async fn after_a_storm_of_every_kind_all_descriptors_are_back() {
     let before = edge.descriptors();
     round().await;
     edge.idle().await;
-    let back = tokio::time::timeout(DEADLINE, async {
-        while edge.descriptors() > before {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    back.await.unwrap_or_else(|_| panic!("{} descriptors, before {before}", edge.descriptors()));
+    until(&format!("there are {before} descriptors again"), async || {
+        (edge.descriptors() <= before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -182,4 +175,9 @@ async fn check_says_everything_that_is_wrong_and_starts_nothing() {
     let (ok, said) = check(directory.path(), &format!("{good}limit: 5\n")).await;
     assert!(!ok && said.contains("`limit`") && said.contains("line 3"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
+    let policies = directory.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(policies.join("a.yaml"), "apiVersion: postern/v1\nkind: LimitPolicyy\n").unwrap();
+    let (ok, said) = check(directory.path(), &format!("{good}policies: {{directory: policies}}\n")).await;
+    assert!(!ok && said.contains("a.yaml:2:") && said.contains("LimitPolicyy"), "{said}");
 }

@@ -1,7 +1,7 @@
 //! Limits: each in both languages with its hints, tokens that nobody knows, several edges with one Redis.
 
 use crate::clients::{Call, call, echo, grpc, h2, tcp};
-use crate::harness::{Edge, Setup, exchange, status, token};
+use crate::harness::{Edge, Setup, exchange, status, token, within_a_minute};
 use crate::upstreams::{Agents, KubernetesApi, read_head};
 use base64::Engine;
 use bytes::Bytes;
@@ -320,14 +320,6 @@ fn fleet(redis: &RedisServer, more: &str) -> String {
         "{{requests_per_token_per_minute: 100, per_token: {{scope: fleet}}, redis: {{address: 'unix:{}'}}{more}}}",
         socket.display()
     )
-}
-
-/// Away from the turn of a minute, at which everything begins anew.
-async fn within_a_minute() {
-    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 60;
-    while now() > 40 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 async fn admitted(edge: &Edge, calls: usize) -> usize {

@@ -2,7 +2,7 @@
 
 use crate::ages::Tap;
 use crate::clients::{Call, call, echo, grpc, h2, tls, websocket};
-use crate::harness::{DEADLINE, Edge, Setup, exchange, get, status, token};
+use crate::harness::{DEADLINE, Edge, Setup, exchange, get, status, token, until, within_a_minute};
 use crate::upstreams::{Agents, KubernetesApi, read_head};
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -11,7 +11,7 @@ use stand_ins::redis::{Options, RedisServer};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -63,12 +63,8 @@ impl Field {
     }
 
     async fn metric(&self, line: &str) {
-        let shown = async {
-            while !get(self.edge.admin, "/metrics").await.1.contains(line) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, shown).await.unwrap_or_else(|_| panic!("no {line}"));
+        let metrics = || get(self.edge.admin, "/metrics");
+        until(&format!("metrics say {line}"), async || metrics().await.1.contains(line).then_some(())).await;
     }
 }
 
@@ -217,9 +213,7 @@ async fn a_client_that_is_denied_from_now_on_is_closed_with_a_reason_and_others_
 
     field.write(&clients("allow: [127.0.0.0/8], deny: [127.0.0.2]")).await;
     let closed = async {
-        while !read.lock().unwrap().ends_with(DENIED) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("Close 1008", async || read.lock().unwrap().ends_with(DENIED).then_some(())).await;
         let mut rest = Vec::new();
         // A reset is an end as well.
         let _ = watch.read_to_end(&mut rest).await;
@@ -348,12 +342,4 @@ async fn a_limit_of_the_fleet_is_the_policys_and_what_was_counted_stays_counted(
     }
     let sum = sum + admitted(&edges[0], 30).await + admitted(&edges[1], 30).await;
     assert!((39..=43).contains(&sum), "{sum}");
-}
-
-/// Away from the turn of a minute, at which everything begins anew.
-async fn within_a_minute() {
-    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 60;
-    while now() > 40 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }

@@ -6,11 +6,10 @@ mod protocol;
 mod source;
 
 use crate::clients::{call, echo, grpc, h2, tcp};
-use crate::harness::{DEADLINE, Edge, exchange, token};
+use crate::harness::{DEADLINE, Edge, exchange, token, until};
 use crate::upstreams::{Agents, KubernetesApi, read_head};
 use bytes::Bytes;
 use std::net::SocketAddr;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -19,16 +18,6 @@ async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
-}
-
-/// Waits for what something else brings about.
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let waited = tokio::time::timeout(DEADLINE, async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    waited.await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// What a broker's readiness says: a status, or nothing at all.
@@ -192,7 +181,7 @@ async fn streams_beyond_what_a_broker_may_have_are_refused_with_a_hint() {
     edge.access(|line| line["grpc_status"] == 0).await;
     until("a place is free", async || {
         let stream = call(&client, grpc("/trailers-only", Some(&token))).await;
-        stream.status().await.0 == 5
+        (stream.status().await.0 == 5).then_some(())
     })
     .await;
 }

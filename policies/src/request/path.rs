@@ -94,6 +94,11 @@ pub(super) fn decoded(text: &str) -> impl Iterator<Item = Option<u8>> {
     })
 }
 
+/// Whether each `%` in a text has its two digits.
+pub(crate) fn is_readable(text: &str) -> bool {
+    decoded(text).all(|byte| byte.is_some())
+}
+
 /// Whether a text is a word once it is decoded.
 pub(super) fn is(text: &str, word: &str) -> bool {
     decoded(text).eq(word.bytes().map(Some))
@@ -105,12 +110,11 @@ pub(super) fn asks_to_watch(query: Option<&str>) -> bool {
         let lower = || decoded(value).flatten().map(|byte| byte.to_ascii_lowercase());
         lower().eq(*b"false") || lower().eq(*b"0")
     };
-    let readable = |text: &str| decoded(text).all(|byte| byte.is_some());
     query
         .unwrap_or_default()
         .split('&')
         // Servers leave out what they cannot read.
-        .filter(|pair| !pair.contains(';') && readable(pair))
+        .filter(|pair| !pair.contains(';') && is_readable(pair))
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
         .find(|(key, _)| is(key, "watch"))
         .is_some_and(|(_, value)| !is_no(value))

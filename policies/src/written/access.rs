@@ -1,7 +1,7 @@
 //! `AccessPolicy`: which addresses may connect, and what callers may do. Under `written`.
 
 use super::{Id, Match, Network, Several, is_label};
-use crate::Effect;
+use crate::{Effect, request::is_readable};
 use postern_yaml::{Cursor, Node, Read, Value, Words, WordsOf, section, words};
 
 /// Each request goes through them in their order.
@@ -168,7 +168,7 @@ impl Read for Namespace {
     }
 }
 
-/// `/healthz`, `/version*`.
+/// `/healthz`, `/version*`; percent-encoded as in requests.
 #[derive(Debug)]
 pub(crate) struct UrlPattern(pub(crate) String);
 
@@ -179,6 +179,9 @@ impl Read for UrlPattern {
         if !text.starts_with('/') || !star || text.contains(['?', '#', ' ']) {
             let wanted = "a path that begins with a slash, without a query and with a * at its end only,";
             return cursor.mismatch(node, wanted);
+        }
+        if !is_readable(&text) {
+            return cursor.mismatch(node, "a path with two hexadecimal digits behind each %,");
         }
         Some(Self(text))
     }

@@ -321,6 +321,13 @@ fn access() -> Vec<(&'static str, Files)> {
             ),
         ),
         (
+            "path with a broken percent-encoding",
+            document!(
+                "AccessPolicy",
+                "spec:\n  kubernetesApi:\n    rules:\n    - {effect: deny, paths: [/a%2]}\n    otherwise: allow\n"
+            ),
+        ),
+        (
             "too many rules",
             Made(|directory| {
                 let head = "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata:\n  name: a\n";

@@ -4,6 +4,7 @@
 
 pub mod git;
 pub mod gitaly;
+pub mod hubble;
 pub mod kube_api;
 pub mod otlp;
 pub mod rails;

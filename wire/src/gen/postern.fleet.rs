@@ -38,6 +38,95 @@ pub struct ConnectedPage {
     #[prost(bool, tag = "2")]
     pub truncated: bool,
 }
+/// Whose views, or whose reports.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KnownRequest {
+    #[prost(int64, tag = "1")]
+    pub agent_id: i64,
+}
+/// A view that the answerer keeps.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KnownView {
+    #[prost(string, tag = "1")]
+    pub view: ::prost::alloc::string::String,
+    /// The stream that it came over has ended.
+    #[prost(bool, tag = "2")]
+    pub stale: bool,
+    /// There is more in the cluster than the view holds.
+    #[prost(bool, tag = "3")]
+    pub truncated: bool,
+    #[prost(uint32, tag = "4")]
+    pub entries: u32,
+    /// Since anything was heard of it, by the answerer's own clock.
+    #[prost(uint64, tag = "5")]
+    pub heard_ms_ago: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KnownViews {
+    #[prost(message, repeated, tag = "1")]
+    pub views: ::prost::alloc::vec::Vec<KnownView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowRequest {
+    #[prost(int64, tag = "1")]
+    pub agent_id: i64,
+    #[prost(string, tag = "2")]
+    pub view: ::prost::alloc::string::String,
+    /// Also what changes later; else the stream ends with the whole.
+    #[prost(bool, tag = "3")]
+    pub follow: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowedEntry {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// JSON, as it was checked and written anew by the answerer.
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// A part of what a view holds, then of what changes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FollowedPage {
+    /// What was sent before is void. First page only.
+    #[prost(bool, tag = "1")]
+    pub whole: bool,
+    /// More of the same state follows at once.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub entries: ::prost::alloc::vec::Vec<FollowedEntry>,
+    /// Gone before what `entries` says.
+    #[prost(string, repeated, tag = "4")]
+    pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "5")]
+    pub stale: bool,
+    #[prost(bool, tag = "6")]
+    pub truncated: bool,
+    /// Of the answerer's copy of the view: revisions of one epoch can be compared.
+    #[prost(uint64, tag = "7")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "8")]
+    pub revision: u64,
+    #[prost(uint64, tag = "9")]
+    pub heard_ms_ago: u64,
+}
+/// The last report about one thing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KnownReport {
+    /// Empty: about the agent's configuration.
+    #[prost(string, tag = "1")]
+    pub project: ::prost::alloc::string::String,
+    /// JSON, as it was checked and written by the answerer.
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub heard_ms_ago: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KnownReports {
+    #[prost(message, repeated, tag = "1")]
+    pub reports: ::prost::alloc::vec::Vec<KnownReport>,
+}
 /// Generated client implementations.
 pub mod roster_client {
     #![allow(
@@ -327,6 +416,449 @@ pub mod roster_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "postern.fleet.Roster";
     impl<T> tonic::server::NamedService for RosterServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod agent_knowledge_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct AgentKnowledgeClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> AgentKnowledgeClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AgentKnowledgeClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AgentKnowledgeClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn views(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KnownRequest>,
+        ) -> std::result::Result<tonic::Response<super::KnownViews>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postern.fleet.AgentKnowledge/Views",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postern.fleet.AgentKnowledge", "Views"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// NOT_FOUND: the answerer does not keep it.
+        pub async fn follow(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FollowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FollowedPage>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postern.fleet.AgentKnowledge/Follow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postern.fleet.AgentKnowledge", "Follow"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        pub async fn reports(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KnownRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::KnownReports>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postern.fleet.AgentKnowledge/Reports",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postern.fleet.AgentKnowledge", "Reports"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod agent_knowledge_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AgentKnowledgeServer.
+    #[async_trait]
+    pub trait AgentKnowledge: std::marker::Send + std::marker::Sync + 'static {
+        async fn views(
+            &self,
+            request: tonic::Request<super::KnownRequest>,
+        ) -> std::result::Result<tonic::Response<super::KnownViews>, tonic::Status>;
+        /// Server streaming response type for the Follow method.
+        type FollowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FollowedPage, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// NOT_FOUND: the answerer does not keep it.
+        async fn follow(
+            &self,
+            request: tonic::Request<super::FollowRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FollowStream>, tonic::Status>;
+        /// Server streaming response type for the Reports method.
+        type ReportsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::KnownReports, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn reports(
+            &self,
+            request: tonic::Request<super::KnownRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReportsStream>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct AgentKnowledgeServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AgentKnowledgeServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for AgentKnowledgeServer<T>
+    where
+        T: AgentKnowledge,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/postern.fleet.AgentKnowledge/Views" => {
+                    #[allow(non_camel_case_types)]
+                    struct ViewsSvc<T: AgentKnowledge>(pub Arc<T>);
+                    impl<
+                        T: AgentKnowledge,
+                    > tonic::server::UnaryService<super::KnownRequest> for ViewsSvc<T> {
+                        type Response = super::KnownViews;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KnownRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentKnowledge>::views(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ViewsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postern.fleet.AgentKnowledge/Follow" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowSvc<T: AgentKnowledge>(pub Arc<T>);
+                    impl<
+                        T: AgentKnowledge,
+                    > tonic::server::ServerStreamingService<super::FollowRequest>
+                    for FollowSvc<T> {
+                        type Response = super::FollowedPage;
+                        type ResponseStream = T::FollowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FollowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentKnowledge>::follow(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postern.fleet.AgentKnowledge/Reports" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportsSvc<T: AgentKnowledge>(pub Arc<T>);
+                    impl<
+                        T: AgentKnowledge,
+                    > tonic::server::ServerStreamingService<super::KnownRequest>
+                    for ReportsSvc<T> {
+                        type Response = super::KnownReports;
+                        type ResponseStream = T::ReportsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KnownRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentKnowledge>::reports(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AgentKnowledgeServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "postern.fleet.AgentKnowledge";
+    impl<T> tonic::server::NamedService for AgentKnowledgeServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -47,6 +47,8 @@ remote_development:
   network_policy: {enabled: false, egress: [{allow: 0.0.0.0/0, except: [10.0.0.0/8]}]}
   workspaces_quota: 5
 flux: {webhook_receiver_url: 'http://x'}
+kubernetes_api: {max_concurrent_requests: 100, max_concurrent_requests_per_caller: 10}
+views: {nodes: true, workloads: true, events: false, namespaces: [default, apps]}
 ";
 
 #[test]
@@ -63,6 +65,15 @@ fn agents_get_the_sections_of_both_generations() {
     let access_as = access.groups[0].access_as.as_ref().unwrap();
     assert!(matches!(access_as.r#as, Some(wire::ci_access_as_cf::As::CiJob(_))));
     assert_eq!(file.remote_development.unwrap().network_policy.unwrap().enabled, Some(false));
+    let limits = file.kubernetes_api.unwrap();
+    assert_eq!((limits.max_concurrent_requests, limits.max_concurrent_requests_per_caller), (100, 10));
+    let views = wire::ViewsCf {
+        nodes: true,
+        workloads: true,
+        namespaces: vec!["default".to_owned(), "apps".to_owned()],
+        ..wire::ViewsCf::default()
+    };
+    assert_eq!(file.views, Some(views));
 }
 
 #[test]
@@ -113,10 +124,33 @@ fn rails_gets_what_was_written_without_defaults_and_nulls() {
             "workspaces_quota": 5,
         },
         "flux": {"webhook_receiver_url": "http://x"},
+        "kubernetes_api": {"max_concurrent_requests": 100, "max_concurrent_requests_per_caller": 10},
+        "views": {"nodes": true, "workloads": true, "namespaces": ["default", "apps"]},
     });
     assert_eq!(parse(ALL.as_bytes()).unwrap().document, wanted);
     let info = parse(b"observability: {logging: {level: info}}").unwrap().document;
     assert_eq!(info, json!({"observability": {"logging": {}}}));
+}
+
+#[test]
+fn what_is_written_of_limits_and_views_is_sent_as_it_is() {
+    let file = |text: &str| parse(text.as_bytes()).unwrap();
+    let none = file("kubernetes_api: {max_concurrent_requests: 0}\nviews: {}\n");
+    assert_eq!(none.file.kubernetes_api, Some(wire::KubernetesApiCf::default()));
+    assert_eq!(none.file.views, Some(wire::ViewsCf::default()));
+    assert_eq!(none.document, json!({"kubernetes_api": {}, "views": {}}));
+    assert_eq!((file("").file.kubernetes_api, file("").file.views), (None, None));
+    for (text, words) in [
+        ("views: {node: true}", "views.node: unknown key; did you mean `nodes`?"),
+        ("views: {nodes: 1}", "views.nodes"),
+        ("views: {namespaces: default}", "views.namespaces"),
+        ("kubernetes_api: {max_concurrent_requests: -1}", "kubernetes_api.max_concurrent_requests"),
+        ("kubernetes_api: {max_concurrent_requests: 5000000000}", "kubernetes_api.max_concurrent_requests"),
+        ("kubernetes_api: {max_concurrent_request: 1}", "did you mean `max_concurrent_requests`?"),
+    ] {
+        let said = problems(text);
+        assert!(said.starts_with("line 1 ") && said.contains(words), "{text}: {said}");
+    }
 }
 
 #[test]

@@ -3,22 +3,19 @@
 
 use crate::gitlab::{JobToken, ProxyAccess};
 use http::{HeaderMap, header};
-use percent_encoding::percent_decode_str;
 use postern_wire::{
+    caller,
     ids::AgentId,
     token::{TokenKey, bearer},
 };
 use std::sync::Arc;
-use url::form_urlencoded;
 
-/// The session that GitLab gives a browser for us.
-const COOKIE: &str = "_gitlab_kas";
 /// Names the agent for requests with a cookie.
-pub const AGENT_ID: &str = "gitlab-agent-id";
+pub const AGENT_ID: &str = caller::AGENT_ID;
 /// Belongs to the cookie.
 pub const CSRF_TOKEN: &str = "x-csrf-token";
 /// [`AGENT_ID`] for a browser's WebSockets, which cannot have headers.
-pub const AGENT_ID_QUERY: &str = "gitlab-agent-id";
+pub const AGENT_ID_QUERY: &str = caller::AGENT_ID;
 /// [`CSRF_TOKEN`] likewise.
 pub const CSRF_TOKEN_QUERY: &str = "gitlab-csrf-token";
 /// Bytes of a secret. GitLab's are shorter, those that are JWTs and encrypted cookies included.
@@ -123,7 +120,7 @@ impl Credential {
             }
             return Self::of_token(issuer, bearer(value).ok_or(Illegible::NoBearer)?);
         }
-        match cookie(headers) {
+        match caller::session_cookie(headers) {
             Some(value) if issuer == Issuer::GitLab => Self::of_cookie(value, headers, query.unwrap_or("")),
             _ => Err(Illegible::Missing),
         }
@@ -162,17 +159,12 @@ impl Credential {
             Kind::CiJob => Proof::Job(JobToken::new(token).map_err(|_| Illegible::Characters)?),
             _ => Proof::User(Arc::new(ProxyAccess::PersonalAccessToken { key: token.to_owned() })),
         };
-        Ok(Self { agent, token: TokenKey::of(format!("{word}:{agent}:{token}").as_bytes()), proof })
+        Ok(Self { agent, token: caller::token_key(word, agent, token), proof })
     }
 
     fn of_cookie(value: &str, headers: &HeaderMap, query: &str) -> Result<Self, Illegible> {
-        // As Go reads it: the value may be quoted, and a plus sign is a space.
-        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-        let value = bounded(value, "_gitlab_kas cookie")?.replace('+', " ");
-        let key = percent_decode_str(&value).decode_utf8().map_err(|_| Illegible::Cookie)?.into_owned();
-        if key.is_empty() {
-            return Err(Illegible::Cookie);
-        }
+        let value = bounded(value, "_gitlab_kas cookie")?;
+        let key = caller::session(value).ok_or(Illegible::Cookie)?;
         let agent = one(headers, AGENT_ID, "Gitlab-Agent-Id header")?;
         let agent = match agent {
             Some(agent) => agent_id(&agent, "Gitlab-Agent-Id header")?,
@@ -185,7 +177,7 @@ impl Credential {
             Some(token) => token,
             None => one_of_query(query, CSRF_TOKEN_QUERY, "gitlab-csrf-token query parameter")?,
         };
-        let token = TokenKey::of(format!("{agent} {key}").as_bytes());
+        let token = caller::session_key(agent, &key);
         Ok(Self {
             agent,
             token,
@@ -195,18 +187,11 @@ impl Credential {
 }
 
 fn agent_id(text: &str, what: &'static str) -> Result<AgentId, Illegible> {
-    let id: Option<AgentId> = text.parse().ok();
-    id.filter(|id| id.0 > 0).ok_or(Illegible::AgentId(what))
+    caller::agent_id(text).ok_or(Illegible::AgentId(what))
 }
 
 fn bounded<'a>(text: &'a str, what: &'static str) -> Result<&'a str, Illegible> {
     if text.len() <= MAX_SECRET { Ok(text) } else { Err(Illegible::TooLong(what)) }
-}
-
-fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let lines = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
 }
 
 /// The only value of a header, if it is there at all.
@@ -223,11 +208,9 @@ fn one(headers: &HeaderMap, name: &str, what: &'static str) -> Result<Option<Str
 }
 
 fn one_of_query(query: &str, name: &str, what: &'static str) -> Result<String, Illegible> {
-    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
-    match (values.next(), values.next()) {
-        (Some((_, value)), None) if !value.is_empty() => Ok(bounded(&value, what)?.to_owned()),
-        _ => Err(Illegible::NotOne(what)),
-    }
+    let value = caller::parameter(query, name).ok_or(Illegible::NotOne(what))?;
+    bounded(&value, what)?;
+    Ok(value)
 }
 
 #[cfg(test)]

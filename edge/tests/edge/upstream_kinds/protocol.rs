@@ -1,8 +1,8 @@
 //! Brokers behind TLS with a private CA, behind a WebSocket, and behind both.
 
-use super::{listener, until};
+use super::listener;
 use crate::clients::{Wire, call, echo, grpc, h2, tcp};
-use crate::harness::{Edge, exchange, token};
+use crate::harness::{Edge, exchange, token, until};
 use crate::upstreams::{read_head, send_all};
 use http::{HeaderMap, Response};
 use postern_certs::dev::Ca;
@@ -131,7 +131,7 @@ async fn brokers_behind_tls_are_reached_with_a_private_ca_and_a_certificate_that
     private.ca.issue(&["edge"]).write(private.directory.path()).unwrap();
     until("another certificate is shown", async || {
         let shown = shown.lock().unwrap();
-        *shown.last().unwrap() != before
+        (*shown.last().unwrap() != before).then_some(())
     })
     .await;
     echo(&client, &token("agent")).await;

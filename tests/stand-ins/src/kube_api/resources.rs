@@ -41,7 +41,7 @@ const fn core(
 const STATUS: &[&str] = &["status"];
 
 /// Every kind, in discovery order. The store keys objects by the position in this table.
-pub(super) static RESOURCES: [Resource; 11] = [
+pub(super) static RESOURCES: [Resource; 12] = [
     Resource {
         namespaced: false,
         subresources: STATUS,
@@ -71,6 +71,12 @@ pub(super) static RESOURCES: [Resource; 11] = [
         ..core("replicasets", "replicaset", "ReplicaSet", &["rs"])
     },
     Resource { group: "coordination.k8s.io", ..core("leases", "lease", "Lease", &[]) },
+    // As if its definition were installed.
+    Resource {
+        group: "cilium.io",
+        version: "v2",
+        ..core("ciliumnetworkpolicies", "ciliumnetworkpolicy", "CiliumNetworkPolicy", &["cnp"])
+    },
 ];
 
 /// The kind of namespaces; always in the table.
@@ -160,8 +166,8 @@ pub(super) fn groups() -> Value {
 
 /// `GET /apis/<name>`; `None` for a group without kinds.
 pub(super) fn group(name: &str) -> Option<Value> {
-    RESOURCES.iter().find(|r| r.group == name && !name.is_empty())?;
-    let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
+    let version = RESOURCES.iter().find(|r| r.group == name && !name.is_empty())?.version;
+    let version = json!({"groupVersion": format!("{name}/{version}"), "version": version});
     Some(
         json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version}),
     )
