@@ -4,9 +4,11 @@
 
 pub mod collect;
 pub mod object;
+pub mod order;
 mod pace;
 pub mod plan;
 mod project;
+pub mod read;
 mod stream;
 
 use crate::{broker::Road, configuration::Latest, error, observability::Metrics};

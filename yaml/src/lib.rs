@@ -6,7 +6,8 @@
 //! code, keeps its state on the heap instead of the stack, bounds nesting and lookahead, and takes a panic or a hang
 //! for a security flaw. What documents may cost beyond that is bounded in `parse.rs`: aliases and merged mappings
 //! share their target and are paid for at its full size. Plain scalars mean what YAML 1.2's core schema says, so
-//! `yes` and `on` are text, except where a boolean is wanted; `<<` merges, since kas' parser does it too.
+//! `yes` and `on` are text, except where a boolean is wanted, or in another [`Dialect`]; `<<` merges, since kas' parser
+//! does it too.
 
 pub mod hostile;
 mod kinds;
@@ -15,7 +16,7 @@ mod read;
 mod suggest;
 
 pub use kinds::{Positive, Span, UrlPath, Words, WordsOf, duration};
-pub use parse::{parse, parse_part};
+pub use parse::{Dialect, parse, parse_as, parse_part};
 pub use read::{Bare, Cursor, Given, Place, Read, Section};
 use std::{fmt, rc::Rc};
 
@@ -162,6 +163,8 @@ pub struct Node {
     pub value: Value,
     /// How many values it is with all aliases written out.
     weight: usize,
+    /// How many collections are within each other, this one included, with all aliases written out.
+    depth: usize,
 }
 
 #[derive(Debug)]

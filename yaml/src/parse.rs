@@ -16,6 +16,24 @@ const MAX_WEIGHT: usize = 200_000;
 /// In bytes.
 const TEXT_UNIT: usize = 16;
 
+/// How a document is read and what it may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialect {
+    /// What a plain scalar means.
+    pub plain: fn(&str) -> Value,
+    /// Whether a plain key is what such a value is, written as `plain` writes it: `on` is the key `true` then.
+    pub plain_keys: bool,
+    /// Collections within each other, with all aliases written out.
+    pub nesting: usize,
+    /// Values and text in units of 16 bytes, with all aliases written out.
+    pub weight: usize,
+}
+
+impl Dialect {
+    /// YAML 1.2's core schema, in files of ours.
+    pub const CORE: Self = Self { plain: core, plain_keys: false, nesting: MAX_NESTING, weight: MAX_WEIGHT };
+}
+
 /// Mappings with so many keys remember them in a map.
 const MANY_KEYS: usize = 16;
 
@@ -26,17 +44,27 @@ pub fn parse(text: &str, problems: &mut Problems) -> Option<Rc<Node>> {
 
 /// The only document of a part of a file, with so many lines before it.
 pub fn parse_part(text: &str, lines_before: usize, problems: &mut Problems) -> Option<Rc<Node>> {
+    parse_as(Dialect::CORE, text, lines_before, problems)
+}
+
+/// [`parse_part`] of a document in this dialect.
+pub fn parse_as(
+    dialect: Dialect,
+    text: &str,
+    lines_before: usize,
+    problems: &mut Problems,
+) -> Option<Rc<Node>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = granit_parser::options! {
-        flow_nesting_limit: MAX_NESTING,
-        block_nesting_limit: MAX_NESTING,
+        flow_nesting_limit: dialect.nesting,
+        block_nesting_limit: dialect.nesting,
     };
     let position = |marker: &granit_parser::Marker| Position {
         line: lines_before + marker.line().max(1),
         column: marker.col() + 1,
     };
-    let mut builder =
-        Builder { problems, open: Vec::new(), anchors: HashMap::new(), spent: 0, root: None, documents: 0 };
+    let (open, anchors) = (Vec::new(), HashMap::new());
+    let mut builder = Builder { dialect, problems, open, anchors, spent: 0, root: None, documents: 0 };
     for event in Parser::new_from_str_with_options(text, options) {
         match event {
             Ok((event, span)) => builder.event(event, position(&span.start))?,
@@ -49,11 +77,17 @@ pub fn parse_part(text: &str, lines_before: usize, problems: &mut Problems) -> O
         }
     }
     Some(builder.root.unwrap_or_else(|| {
-        Rc::new(Node { at: Position { line: lines_before + 1, column: 1 }, value: Value::Null, weight: 1 })
+        Rc::new(Node {
+            at: Position { line: lines_before + 1, column: 1 },
+            value: Value::Null,
+            weight: 1,
+            depth: 0,
+        })
     }))
 }
 
 struct Builder<'a> {
+    dialect: Dialect,
     problems: &'a mut Problems,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
@@ -67,6 +101,7 @@ struct Open {
     at: Position,
     anchor: usize,
     weight: usize,
+    depth: usize,
     kind: Kind,
 }
 
@@ -100,11 +135,24 @@ impl Builder<'_> {
                 let merge = plain && tag.is_none() && text == "<<";
                 let weight = 1 + text.len() / TEXT_UNIT;
                 self.spend(weight, at)?;
-                self.place(Rc::new(Node { at, value, weight }), anchor, Some((&text, merge)));
+                let node = Rc::new(Node { at, value, weight, depth: 0 });
+                let word = match &node.value {
+                    _ if merge || !(plain && self.dialect.plain_keys) => Some(&*text),
+                    Value::Bool(value) => Some(if *value { "true" } else { "false" }),
+                    Value::Number(text) | Value::Text(text) => Some(&**text),
+                    _ => None,
+                };
+                self.place(Rc::clone(&node), anchor, word.map(|word| (word, merge)));
             }
             Event::Alias(id) => match self.anchors.get(&id).cloned() {
                 Some(node) => {
                     self.spend(node.weight, at)?;
+                    // Whoever walks through a tree, or drops it, does so by recursion.
+                    if self.open.len() + node.depth > self.dialect.nesting {
+                        let found = "too deeply nested with all aliases written out";
+                        self.problems.add(at, "", found, "fewer aliases within anchors are wanted");
+                        return None;
+                    }
                     let word = match &node.value {
                         Value::Text(text) | Value::Number(text) => Some(text.clone()),
                         _ => None,
@@ -131,12 +179,12 @@ impl Builder<'_> {
                 self.begin(at, anchor, kind)?;
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                let Open { at, anchor, weight, kind } = self.open.pop()?;
+                let Open { at, anchor, weight, depth, kind } = self.open.pop()?;
                 let value = match kind {
                     Kind::List(items) => Value::List(items),
                     Kind::Mapping { entries, merged, .. } => Value::Mapping(merge(entries, &merged)),
                 };
-                self.place(Rc::new(Node { at, value, weight }), anchor, None);
+                self.place(Rc::new(Node { at, value, weight, depth: depth + 1 }), anchor, None);
             }
             _ => {}
         }
@@ -145,16 +193,21 @@ impl Builder<'_> {
 
     fn spend(&mut self, weight: usize, at: Position) -> Option<()> {
         self.spent = self.spent.saturating_add(weight);
-        if self.spent > MAX_WEIGHT {
+        if self.spent > self.dialect.weight {
             let found = "too much content with all aliases written out";
-            self.problems.add(at, "", found, "fewer aliases of large anchors are wanted");
+            self.problems.add(
+                at,
+                "",
+                found,
+                "a smaller document or fewer aliases of large anchors are wanted",
+            );
             return None;
         }
         Some(())
     }
 
     fn begin(&mut self, at: Position, anchor: usize, kind: Kind) -> Option<()> {
-        self.open.push(Open { at, anchor, weight: 1, kind });
+        self.open.push(Open { at, anchor, weight: 1, depth: 0, kind });
         self.spend(1, at)
     }
 
@@ -168,6 +221,7 @@ impl Builder<'_> {
             return;
         };
         open.weight = open.weight.saturating_add(node.weight);
+        open.depth = open.depth.max(node.depth);
         match &mut open.kind {
             Kind::List(items) => items.push(node),
             Kind::Mapping { entries, seen, merged, key } => match std::mem::replace(key, Key::Wanted) {
@@ -228,10 +282,10 @@ impl Builder<'_> {
 
     fn scalar(&mut self, text: &str, plain: bool, tag: Option<&Tag>, at: Position) -> Value {
         match tag.map(|tag| (tag.core_suffix(), tag.suffix())) {
-            None if plain => core(text),
+            None if plain => (self.dialect.plain)(text),
             // `!` alone: text, whatever it looks like.
             None | Some((Some("str"), _)) | Some((None, "!" | "")) => Value::Text(text.to_owned()),
-            Some((Some("null" | "bool" | "int" | "float"), _)) => core(text),
+            Some((Some("null" | "bool" | "int" | "float"), _)) => (self.dialect.plain)(text),
             Some(_) => {
                 self.tagged(tag, "str", at);
                 Value::Text(text.to_owned())

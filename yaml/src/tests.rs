@@ -70,6 +70,43 @@ fn aliases_and_merges_are_followed() {
 }
 
 #[test]
+fn a_dialect_says_what_plain_scalars_mean_and_plain_keys_too() {
+    let plain = |text: &str| match text {
+        "on" => Value::Bool(true),
+        "~" => Value::Null,
+        "0x10" => Value::Number("16".to_owned()),
+        _ => Value::Text(text.to_owned()),
+    };
+    let dialect = Dialect { plain, plain_keys: true, ..Dialect::CORE };
+    for (text, wanted) in [
+        ("[on, 'on', off, 0x10]", Ok("[true \"on\" \"off\" 16]")),
+        ("on: 1\n'on': 2\n0x10: 3\noff: 4", Ok("{true=\"1\" on=\"2\" 16=\"3\" off=\"4\"}")),
+        ("a: &a {b: on}\nc: {<<: *a}", Ok("{a={b=true} c={b=true}}")),
+        (
+            "on: 1\n\"true\": 2",
+            Err("line 2 column 1: true: written twice, first in line 1; every key once is wanted"),
+        ),
+        ("~: 1", Err("line 1 column 1: nothing as a key; a word is wanted")),
+    ] {
+        let mut problems = Problems::default();
+        let node = parse_as(dialect, text, 0, &mut problems).unwrap();
+        let shown = if problems.is_empty() { Ok(show(&node)) } else { Err(problems.to_string()) };
+        assert_eq!(shown, wanted.map(str::to_owned).map_err(str::to_owned), "{text:?}");
+    }
+}
+
+#[test]
+fn aliases_nest_no_deeper_than_what_is_written_out() {
+    let chain = |links: usize| {
+        let links = (1..links).map(|at| format!("- &a{at} [*a{}]\n", at - 1));
+        format!("- &a0 []\n{}", links.collect::<String>())
+    };
+    assert!(tree(&chain(49)).is_ok());
+    let wanted = "line 50 column 9: too deeply nested with all aliases written out; fewer aliases within anchors are wanted";
+    assert_eq!(tree(&chain(50)).map(|_| ()), Err(wanted.to_owned()));
+}
+
+#[test]
 fn what_a_tree_cannot_hold_is_reported_where_it_stands() {
     for (text, wanted) in [
         ("a: 1\nb: 2\na: 3", "line 3 column 1: a: written twice, first in line 1; every key once is wanted"),

@@ -122,7 +122,8 @@ fn feed(value: &Value, hasher: &mut DefaultHasher) {
     match value {
         Value::Null => 0_u8.hash(hasher),
         Value::Bool(value) => (1_u8, value).hash(hasher),
-        Value::Number(number) => (2_u8, number).hash(hasher),
+        // A number's own hash is the same for -1 and the largest one.
+        Value::Number(number) => (2_u8, number.is_f64(), number.is_i64(), number).hash(hasher),
         Value::String(text) => (3_u8, text).hash(hasher),
         Value::Array(items) => {
             (4_u8, items.len()).hash(hasher);
@@ -222,6 +223,9 @@ mod tests {
             json!(true),
             json!(0),
             json!(1),
+            json!(-1),
+            json!(u64::MAX),
+            json!(0.5),
             json!("1"),
             json!(""),
             json!([]),
