@@ -121,6 +121,8 @@ pub(crate) struct Running {
     pub(crate) observability: String,
     pub(crate) configuration: postern_agent::configuration::Latest,
     pub(crate) manifests: postern_agent::gitops::Manifests,
+    pub(crate) cluster: postern_agent::cluster::Cluster,
+    pub(crate) leads: watch::Receiver<bool>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -166,6 +168,8 @@ pub(crate) async fn try_start_at(
         observability: agent.observability_address().to_owned(),
         configuration: agent.configuration(),
         manifests: agent.manifests(),
+        cluster: agent.cluster(),
+        leads: agent.leads(),
         stop: Some(stop),
         task: tokio::spawn(agent.run(async move {
             let _ = stopped.await;

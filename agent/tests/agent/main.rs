@@ -11,6 +11,8 @@ mod alerts;
 mod configuration;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
+/// Which replica does what only one may do.
+mod leading;
 /// Connections, tokens, configuration, draining.
 mod lifecycle;
 /// How much callers may ask at once, by the agent's configuration.

@@ -37,7 +37,7 @@ fn only_an_agent_with_work_for_one_replica_wants_a_lease() {
     assert_eq!(leader::wanted(&nothing), None);
     let access = AgentConfiguration { ci_access: Some(CiAccessCf::default()), ..nothing.clone() };
     assert_eq!(leader::wanted(&access), None);
-    let projects = GitopsCf { manifest_projects: vec![ManifestProjectCf::default()], ..Default::default() };
+    let projects = GitopsCf { manifest_projects: vec![ManifestProjectCf::default()] };
     let gitops = AgentConfiguration { gitops: Some(projects), ..nothing.clone() };
     assert_eq!(leader::wanted(&gitops).as_deref(), Some("agent-7-lock"));
     let views = AgentConfiguration { views: Some(ViewsCf::default()), ..nothing };
