@@ -2,7 +2,7 @@
 //! Before it: `gitops.rs`, which receives commits. After it: `cluster.rs`. What is known is forgotten when leadership is
 //! lost; whoever leads next finds the inventory in the cluster.
 //!
-//! A commit goes its way in `engine/task.rs`; how far each object is, is in `engine/objects.rs`.
+//! A commit goes its way in `engine/task.rs`; how far each object is, in `engine/objects.rs`.
 
 pub mod api;
 
@@ -11,6 +11,7 @@ mod desired;
 mod likeness;
 mod needs;
 mod objects;
+mod progress;
 mod record;
 mod remove;
 mod results;

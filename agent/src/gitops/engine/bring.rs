@@ -7,8 +7,8 @@ use crate::{
     gitops::{
         engine::{
             api::Api,
-            likeness::Seen,
-            objects::{Known, Mark},
+            likeness::{Seen, holds},
+            progress::{Known, Mark},
         },
         inventory::{self, Policy},
         object::{Manifest, ObjectId},
@@ -51,8 +51,10 @@ pub(crate) enum Did {
         seen: Seen,
         took: Duration,
     },
-    /// A dry run that sends nothing stopped here.
-    Would,
+    /// A dry run that sends nothing stopped here. `same`: as far as can be told, nothing would have changed.
+    Would {
+        same: bool,
+    },
     /// It may be applied once the inventory lists it.
     Uncovered,
 }
@@ -88,8 +90,10 @@ impl<A: Api> Errand<A> {
 
     async fn bring(&mut self) -> Result<Did, Failure> {
         let id = &self.manifest.id;
+        let mut same = false;
         if let Known::Unknown = self.known {
             let live = self.api.get(&self.kind, &id.namespace, &id.name).await?;
+            same = live.as_ref().is_some_and(|live| holds(live, &self.manifest.value));
             self.known = live.map_or(Known::Absent, |live| Known::Present(Seen::of(&live)));
         }
         let seen = match &self.known {
@@ -105,7 +109,7 @@ impl<A: Api> Errand<A> {
         inventory::may_apply(self.policy, seen.map(|seen| &seen.outline), &self.owner)
             .map_err(|text| Failure { text, passes: false, lost: false, sent: false })?;
         if self.dry_run == DryRun::Client {
-            return Ok(Did::Would);
+            return Ok(Did::Would { same });
         }
         if !self.covered {
             return Ok(Did::Uncovered);

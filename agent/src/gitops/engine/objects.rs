@@ -5,14 +5,10 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{
-    backoff::Backoff,
-    cluster::Kind,
-    gitops::{
-        engine::likeness::Seen,
-        object::{Manifest, ObjectId},
-        status::Status,
-    },
+use crate::gitops::{
+    engine::progress::{Known, Object, State, Wanted},
+    object::ObjectId,
+    status::Status,
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,155 +21,6 @@ use tokio::time::Instant;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Trouble that passes by itself holds pruning back for this long.
 const PASSING: Duration = Duration::from_secs(60);
-/// Somebody who changes an object again sooner than this after it was put right is fought with growing delays.
-const FIGHT: Duration = Duration::from_secs(5);
-
-/// An object that a commit wants.
-#[derive(Clone, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) manifest: Manifest,
-    pub(crate) kind: Kind,
-    /// The definition in the same commit that brings its kind.
-    pub(crate) definition: Option<ObjectId>,
-    /// Smaller ones go first.
-    pub(crate) rank: usize,
-    /// Objects of the same commit that must be ready before.
-    pub(crate) needs: Vec<ObjectId>,
-}
-
-/// What the engine knows about the live object.
-#[derive(Clone, Debug)]
-pub(crate) enum Known {
-    Unknown,
-    Absent,
-    Present(Seen),
-}
-
-/// What was applied last, and what came of it.
-#[derive(Clone, Debug)]
-pub(crate) struct Mark {
-    /// The manifest's.
-    pub(crate) digest: u128,
-    /// The live object's since then.
-    pub(crate) print: u128,
-    pub(crate) at: Instant,
-}
-
-/// What keeps an object from being as wanted.
-#[derive(Clone, Debug)]
-pub(crate) struct Trouble {
-    pub(crate) text: String,
-    pub(crate) passes: bool,
-    pub(crate) since: Instant,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// To be looked at as soon as there is room.
-    Wanted,
-    /// Until something else changes.
-    Blocked {
-        why: String,
-        /// By something that passes soon, not by another object.
-        soon: bool,
-    },
-    /// Again at this time.
-    Later(Instant),
-    /// A request is on its way.
-    Flying,
-    /// Nothing is to be done.
-    Rest,
-}
-
-/// What was done about an object for this commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deed {
-    Applied,
-    Unchanged,
-    /// Put back as the commit wants it.
-    Corrected,
-}
-
-impl Deed {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Unchanged => "unchanged",
-            Self::Corrected => "corrected",
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Object {
-    pub(crate) wanted: Wanted,
-    pub(crate) state: State,
-    pub(crate) known: Known,
-    pub(crate) mark: Option<Mark>,
-    pub(crate) trouble: Option<Trouble>,
-    pub(crate) deed: Option<Deed>,
-    /// Whether somebody else has changed or deleted it since it was applied.
-    pub(crate) disturbed: bool,
-    /// Whether anything was ever sent, so that it may be there.
-    pub(crate) sent: bool,
-    quick: Backoff,
-    slow: Backoff,
-    fight: Backoff,
-    /// When it was put right last, and how long it is left alone since then.
-    fought: Option<(Instant, Duration)>,
-}
-
-impl Object {
-    fn new(wanted: Wanted) -> Self {
-        Self {
-            wanted,
-            state: State::Wanted,
-            known: Known::Unknown,
-            mark: None,
-            trouble: None,
-            deed: None,
-            disturbed: false,
-            sent: false,
-            quick: Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 2.0),
-            slow: Backoff::new(Duration::from_secs(10), Duration::from_secs(60), 2.0),
-            fight: Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 2.0),
-            fought: None,
-        }
-    }
-
-    pub(crate) fn id(&self) -> &ObjectId {
-        &self.wanted.manifest.id
-    }
-
-    /// Whether the live object is what this manifest made of it.
-    pub(crate) fn in_force(&self) -> bool {
-        self.mark.as_ref().is_some_and(|mark| mark.digest == self.wanted.manifest.digest)
-    }
-
-    /// Of the live object.
-    pub(crate) fn uid(&self) -> Option<&str> {
-        match &self.known {
-            Known::Present(seen) => Some(&seen.uid),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn status(&self) -> Status {
-        match &self.known {
-            Known::Present(seen) if self.in_force() => seen.status.clone(),
-            _ => Status::InProgress("not applied yet".to_owned()),
-        }
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.in_force() && matches!(&self.known, Known::Present(seen) if seen.status == Status::Current)
-    }
-
-    pub(crate) fn is_definition(&self) -> bool {
-        self.id().kind == "CustomResourceDefinition"
-    }
-}
-
 /// How waiting for readiness goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -213,7 +60,7 @@ impl Objects {
             let id = wanted.manifest.id.clone();
             let object = match olds.remove(&id) {
                 None => Object::new(wanted),
-                Some(old) => renewed(old, wanted),
+                Some(old) => old.renewed(wanted),
             };
             self.index.insert(id, place);
             self.list.push(object);
@@ -368,26 +215,14 @@ impl Objects {
     pub(crate) fn disturb(&mut self, place: usize, now: Instant) -> Duration {
         let object = &mut self.list[place];
         object.disturbed = true;
-        let delay = match (&object.state, &object.fought) {
-            (State::Flying | State::Wanted | State::Blocked { .. }, _) => return Duration::ZERO,
+        let delay = match &object.state {
+            State::Flying | State::Wanted | State::Blocked { .. } => return Duration::ZERO,
             // It is tried again anyway.
-            (State::Later(at), _) => return at.saturating_duration_since(now),
-            (State::Rest, None) => Duration::ZERO,
-            (State::Rest, Some((last, delay))) => {
-                if now.duration_since(*last) > *delay * 5 + FIGHT {
-                    object.fight.reset();
-                }
-                (*last + *delay).saturating_duration_since(now)
-            }
+            State::Later(at) => return at.saturating_duration_since(now),
+            State::Rest => object.truce(now),
         };
         self.set(place, if delay.is_zero() { State::Wanted } else { State::Later(now + delay) });
         delay
-    }
-
-    /// It was put right.
-    pub(crate) fn fought(&mut self, place: usize, now: Instant) {
-        let object = &mut self.list[place];
-        object.fought = Some((now, object.fight.step()));
     }
 
     /// It went wrong and is tried again later; returns when, and whether this is news.
@@ -398,12 +233,7 @@ impl Objects {
         passes: bool,
         now: Instant,
     ) -> (Duration, bool) {
-        let object = &mut self.list[place];
-        let known = object.trouble.take();
-        let news = known.as_ref().is_none_or(|known| known.text != text);
-        let since = known.filter(|known| known.passes == passes).map_or(now, |known| known.since);
-        object.trouble = Some(Trouble { text, passes, since });
-        let delay = if passes { object.quick.step() } else { object.slow.step() };
+        let (delay, news) = self.list[place].failed(text, passes, now);
         self.set(place, State::Later(now + delay));
         self.wake_dependents(place);
         (delay, news)
@@ -411,10 +241,7 @@ impl Objects {
 
     /// It went well.
     pub(crate) fn succeeded(&mut self, place: usize) {
-        let object = &mut self.list[place];
-        object.trouble = None;
-        object.quick.reset();
-        object.slow.reset();
+        self.list[place].succeeded();
         self.set(place, State::Rest);
         self.wake_dependents(place);
     }
@@ -460,34 +287,4 @@ impl Objects {
         }
         if settled { Settled::Yes } else { Settled::No(again) }
     }
-}
-
-/// An object that the commit before had too.
-fn renewed(mut old: Object, wanted: Wanted) -> Object {
-    let same = old.wanted.manifest.digest == wanted.manifest.digest && old.wanted.kind == wanted.kind;
-    if old.wanted.kind != wanted.kind {
-        // Another version of its API shows it in another way.
-        old.known = Known::Unknown;
-        old.mark = None;
-    }
-    old.wanted = wanted;
-    old.deed = None;
-    if same {
-        if old.state == State::Rest {
-            old.deed = Some(Deed::Unchanged);
-        }
-        // Trouble is retried when its time has come, unless what it waited for may have changed.
-        if matches!(old.state, State::Blocked { .. }) {
-            old.state = State::Wanted;
-        }
-        return old;
-    }
-    if old.state != State::Flying {
-        old.state = State::Wanted;
-    }
-    old.disturbed = false;
-    old.trouble = None;
-    old.quick.reset();
-    old.slow.reset();
-    old
 }

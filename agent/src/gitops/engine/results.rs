@@ -6,7 +6,7 @@ use crate::{
     gitops::{
         engine::{
             api::Api,
-            objects::{Deed, Object},
+            progress::{Deed, Object},
             remove::Fate,
         },
         object::{Manifest, ObjectId},
@@ -211,9 +211,9 @@ impl Results {
     fn say(&mut self, state: &'static str, report: &GitopsReport, now: Instant) {
         let Self { project, commit_id, dry_run, .. } = &*self;
         let GitopsReport { objects, applied, unchanged, pruned, failed, ready, .. } = report;
-        let took = self.began.map(|began| now.duration_since(began));
-        match state {
-            "synchronized" => {
+        match (state, self.began) {
+            ("synchronized", Some(began)) => {
+                let took = now.duration_since(began);
                 info!(
                     project,
                     commit_id,
@@ -226,13 +226,15 @@ impl Results {
                     ?took,
                     "synchronized"
                 );
-                if let Some(took) = took {
-                    self.metrics.gitops_synchronization_seconds.observe(took);
-                }
+                self.metrics.gitops_synchronization_seconds.observe(took);
                 // What follows is no part of the commit's way.
                 self.began = None;
             }
-            "degraded" => warn!(
+            ("synchronized", None) if self.state == "synchronizing" => {
+                debug!(project, commit_id, "synchronized again");
+            }
+            ("synchronized", None) => info!(project, commit_id, objects, ready, "synchronized again"),
+            ("degraded", _) => warn!(
                 project,
                 commit_id,
                 objects,

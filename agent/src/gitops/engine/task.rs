@@ -1,8 +1,9 @@
 //! One project's task: it takes the newest commit, works on objects eight at a time, and listens to what becomes of them
 //! in the cluster. Before it: `engine.rs`, which starts and drops it. Stages of a commit are in `task/stages.rs`, what the
-//! cluster tells in `task/changes.rs`. Dropping it ends all it does; it keeps nothing on disk.
+//! cluster tells in `task/changes.rs`, how far all is in `task/report.rs`. Dropping it ends all it does; it keeps nothing on disk.
 
 mod changes;
+mod report;
 mod stages;
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
             api::Api,
             bring::{Brought, Errand},
             desired::{self, DesireError, Desired},
-            objects::{Known, Object, Objects, Patience},
+            objects::{Objects, Patience},
+            progress::{Known, Object},
             record::RecordError,
             remove::{AT_A_TIME, Fate},
             results::Results,
@@ -67,7 +69,7 @@ enum Stage {
 
 /// What one job of a stage came to.
 enum Done {
-    Read(Result<(Desired, Kinds, Stored), DesireError>),
+    Read(Result<Box<(Desired, Kinds, Stored)>, DesireError>),
     Recorded(Result<Stored, RecordError>),
     Removed(BTreeMap<ObjectId, Fate>),
 }
@@ -242,7 +244,8 @@ impl<A: Api> Task<A> {
         // Both are taken back when it is done; should it be dropped, they are asked for again.
         let (kinds, stored) = (self.kinds.clone(), self.stored.clone());
         self.job = Some(Box::pin(async move {
-            Done::Read(desired::desire(&api, kinds, stored, commit, &settings, agent_id).await)
+            let desired = desired::desire(&api, kinds, stored, commit, &settings, agent_id).await;
+            Done::Read(desired.map(Box::new))
         }));
     }
 

@@ -1,5 +1,14 @@
 use super::*;
-use crate::gitops::object::digest;
+use crate::{
+    cluster::Kind,
+    gitops::{
+        engine::{
+            likeness::Seen,
+            progress::{Deed, Mark},
+        },
+        object::{Manifest, digest},
+    },
+};
 use serde_json::json;
 
 fn id(name: &str) -> ObjectId {
@@ -86,14 +95,14 @@ async fn dependents_of_a_failed_object_wait_and_others_do_not() {
     let mut objects = Objects::default();
     objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])]);
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
-    assert_eq!(objects.failed(0, "no".to_owned(), false, now).1, true);
+    assert!(objects.failed(0, "no".to_owned(), false, now).1);
     assert_eq!(next(&mut objects, now).as_deref(), Some("free"));
     assert_eq!(next(&mut objects, now), None);
     assert_eq!(why(&objects, "b"), "waits for apps/Deployment a/a, which failed: no");
     applied(&mut objects, "free", Status::Current, now);
     // Nothing more can be done for now, although it will be tried again.
     assert_eq!(objects.settled(now, patience()), Settled::Yes);
-    assert_eq!(objects.failed(0, "no".to_owned(), false, now).1, false);
+    assert!(!objects.failed(0, "no".to_owned(), false, now).1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,7 +160,7 @@ async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_l
         now += delay;
         objects.tick(now);
         assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
-        objects.fought(0, now);
+        objects.at_mut(0).fought(now);
         applied(&mut objects, "a", Status::Current, now);
     }
     assert_eq!(delays[0], 0);

@@ -8,7 +8,7 @@ use crate::{
             api::Api,
             bring::{Brought, Did, Failure},
             likeness::{Seen, holds, id_of},
-            objects::{Deed, Known, Mark, Object, State},
+            progress::{Deed, Known, Mark, Object, State},
             record,
             scopes::Scope,
             task::Task,
@@ -64,9 +64,10 @@ impl<A: Api> Task<A> {
                 self.objects.set(place, State::Blocked { why, soon: true });
                 self.uncovered = true;
             }
-            Ok(Did::Would) => {
+            Ok(Did::Would { same }) => {
                 object.mark = Some(Mark { digest, print: 0, at: now });
-                self.done(place, digest, Some(Deed::Applied), None);
+                let deed = if same { Deed::Unchanged } else { Deed::Applied };
+                self.done(place, digest, Some(deed), None);
             }
             Ok(Did::Nothing) => {
                 object.known = newer(before, &object.known);
@@ -97,7 +98,7 @@ impl<A: Api> Task<A> {
                     object.known = Known::Present(seen);
                 }
                 if disturbed {
-                    self.objects.fought(place, now);
+                    self.objects.at_mut(place).fought(now);
                 }
                 self.done(place, digest, deed, Some(took));
                 if raced {

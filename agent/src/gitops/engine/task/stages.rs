@@ -7,20 +7,17 @@ use crate::{
         engine::{
             api::Api,
             desired::{DesireError, Desired},
-            objects::{Object, Settled, State},
+            objects::Settled,
+            progress::Object,
             record::{self, RecordError},
             remove::{Fate, Removal},
-            results,
             scopes::covering,
             task::{Done, GRACE, Kinds, Rest, Stage, Task},
         },
         inventory::{self, InUse, Outcome, Stored},
         object::ObjectId,
-        status::Status,
     },
-    report::RESULTS,
 };
-use postern_wire::proto::postern::agent::{GitopsReport, Problem};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -97,7 +94,10 @@ impl<A: Api> Task<A> {
     pub(super) fn ended(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Read(Ok((desired, kinds, stored))) => self.install(desired, kinds, stored, now),
+            Done::Read(Ok(read)) => {
+                let (desired, kinds, stored) = *read;
+                self.install(desired, kinds, stored, now);
+            }
             Done::Read(Err(error)) => {
                 // What was applied before stays looked after.
                 let passes = error.passes();
@@ -347,86 +347,5 @@ impl<A: Api> Task<A> {
         }
         // Scopes that only what has gone was in.
         self.follow(now);
-    }
-
-    /// How things are, and when that changes by itself.
-    fn report(&self, now: Instant) -> (GitopsReport, Option<Instant>) {
-        let mut report = GitopsReport::default();
-        let (mut bad, mut waiting, mut good) = (Vec::new(), Vec::new(), Vec::new());
-        let mut changes: Option<Instant> = None;
-        let mut awaited = false;
-        let mut count = |deed: Option<&str>| match deed {
-            Some("applied") => report.applied += 1,
-            Some("unchanged") => report.unchanged += 1,
-            Some("corrected") => report.corrected += 1,
-            _ => {}
-        };
-        let mut ready = 0;
-        for object in self.objects.iter() {
-            count(object.deed.map(|deed| deed.as_str()));
-            let manifest = Some(&object.wanted.manifest);
-            if let Some(trouble) = &object.trouble {
-                bad.push(results::line(object.id(), "failed", trouble.text.clone(), manifest));
-                continue;
-            }
-            if let State::Blocked { why, .. } = &object.state {
-                waiting.push(results::line(object.id(), "waiting", why.clone(), manifest));
-                continue;
-            }
-            match object.status() {
-                _ if self.settings.dry_run.is_dry() => {}
-                Status::Current => ready += 1,
-                Status::Failed(why) => bad.push(results::line(object.id(), "failed", why, manifest)),
-                status => {
-                    let limit = object.mark.as_ref().map(|mark| mark.at + self.settings.reconcile_timeout);
-                    match limit {
-                        Some(limit) if limit <= now => {}
-                        limit => {
-                            awaited = true;
-                            changes = [changes, limit].into_iter().flatten().min();
-                        }
-                    }
-                    waiting.push(results::line(object.id(), "waiting", status.to_string(), manifest));
-                }
-            }
-        }
-        let rejected = self.rest.rejected.iter().chain(&self.rest.unknown);
-        bad.extend(
-            rejected
-                .map(|(manifest, why)| results::line(&manifest.id, "failed", why.clone(), Some(manifest))),
-        );
-        let mut pruned = 0;
-        for (id, fate) in &self.fates {
-            match fate {
-                Fate::Pruned => {
-                    pruned += 1;
-                    good.push(results::line(id, "pruned", String::new(), None));
-                }
-                Fate::Absent => {}
-                Fate::Kept(keep) => good.push(results::line(id, "kept", keep.to_string(), None)),
-                Fate::Failed { text, .. } => bad.push(results::line(id, "failed", text.clone(), None)),
-            }
-        }
-        report.pruned = pruned;
-        report.ready = ready;
-        report.objects =
-            results::number(self.objects.len() + self.rest.rejected.len() + self.rest.unknown.len());
-        report.failed = results::number(bad.len());
-        let hindered = self.hindrance.is_some();
-        let late = !waiting.is_empty() && !awaited;
-        let poor = !bad.is_empty() || !self.rest.problems.is_empty() || late;
-        report.state = match self.stage {
-            _ if hindered => "failed",
-            Stage::Steady if poor => "degraded",
-            Stage::Steady if waiting.is_empty() => "synchronized",
-            _ => "synchronizing",
-        }
-        .to_owned();
-        report.problems = self.rest.problems.iter().map(results::problem).collect();
-        if let Some(why) = &self.hindrance {
-            report.problems.insert(0, Problem { text: why.clone(), ..Problem::default() });
-        }
-        report.results = bad.into_iter().chain(waiting).chain(good).take(RESULTS).collect();
-        (report, changes)
     }
 }
