@@ -3,7 +3,7 @@
 
 pub(crate) mod field;
 
-use crate::harness::{PATIENCE, until, within};
+use crate::harness::{until, within};
 use field::{Gitops, MAPS, NAMESPACES, api, apply, config_map};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -293,7 +293,9 @@ async fn an_inventory_of_cli_utils_is_adopted_under_each_policy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
-    const COMMITS: usize = 1000;
+    // A thousand take twenty seconds, which is the soak as CI has it; `POSTERN_SOAK_SECONDS=3600` makes it an hour.
+    let soak = std::env::var("POSTERN_SOAK_SECONDS").map_or(20, |text| text.parse().expect("seconds"));
+    let commits: usize = soak * 50;
     let gitops = Gitops::start("", "").await;
     let namespace = gitops.prefix.clone();
     gitops.write("a.yaml", &config_map(&namespace, "a", "first"));
@@ -308,7 +310,7 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
         .unwrap();
     let mut input = import.stdin.take().unwrap();
     let mut pace = tokio::time::interval(Duration::from_millis(20));
-    for number in 0..COMMITS {
+    for number in 0..commits {
         pace.tick().await;
         let text = config_map(&namespace, "a", &number.to_string());
         let from = if number == 0 { "from refs/heads/main^0\n" } else { "" };
@@ -326,15 +328,14 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
     let took = begin.elapsed();
     gitops.reaches(&gitops.head(), "synchronized").await;
     let maps = gitops.config_maps(&namespace).await;
-    assert_eq!(maps["a"].data["data"]["value"], (COMMITS - 1).to_string());
+    assert_eq!(maps["a"].data["data"]["value"], (commits - 1).to_string());
     let applied = gitops.applied(None).await - before;
     println!(
-        "{COMMITS} commits in {took:.1?}, {applied} applied; {} -> {} KiB resident",
+        "{commits} commits in {took:.1?}, {applied} applied; {} -> {} KiB resident",
         resident,
         gitops.field.agent.resident()
     );
     // The broker looks once a second, so the agent hears of some; it is not behind with any of those.
-    assert!(applied >= 1.0 && applied < COMMITS as f64 / 4.0, "{applied}");
+    assert!(applied >= 1.0 && applied < commits as f64 / 4.0, "{applied}");
     assert!(gitops.field.agent.resident() < resident + 16 * 1024, "memory grew");
-    assert!(took < PATIENCE * 4);
 }
