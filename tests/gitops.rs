@@ -120,7 +120,7 @@ async fn a_broken_manifest_is_told_with_its_line_and_everything_else_applies_and
     gitops.write(
         "c.yaml",
         &format!(
-            "{}---\napiVersion: v1\nkind: Nothing\nmetadata: {{name: n}}\n",
+            "{}---\napiVersion: v1\nkind: Nothing\nmetadata: {{name: none}}\n",
             config_map(&namespace, "c", "new")
         ),
     );
