@@ -6,13 +6,51 @@ use crate::{
     broker::proxy::Proxies,
     kubernetes_api::{Overrides, Settings},
 };
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use http::Uri;
 use std::path::PathBuf;
 
 /// What `--version` prints.
 pub fn version() -> String {
     format!("agentk version {VERSION}, commit: {COMMIT}, built: {BUILT}")
+}
+
+/// The whole command line: flags alone run the agent.
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub struct CommandLine {
+    #[command(flatten)]
+    pub flags: Flags,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else there is to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Says step by step what keeps the agent from its broker and its cluster, and what to do about it
+    #[command(about = CHECK, long_about = CHECK_LONG)]
+    Check(CheckFlags),
+}
+
+const CHECK: &str =
+    "Say step by step what keeps the agent from its broker and its cluster, and how to mend it";
+const CHECK_LONG: &str = "Say step by step what keeps the agent from its broker and its cluster, and how to mend it.
+
+Takes the agent's own flags and environment, changes nothing, and does not disturb an agent that runs. The exit code is \
+0, or 10 and the index of the first step that failed: dns 10, tcp 11, proxy 12, tls 13, upgrade or alpn or h2c 14, \
+token 15, tunnel 16, kubernetes 17.";
+
+/// `agentk check`.
+#[derive(Args)]
+pub struct CheckFlags {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 /// Serves the Kubernetes API of this cluster to a broker (kas) that the agent dials itself.
