@@ -155,7 +155,7 @@ fn judge(server: String, missing: &[(&Feature, Vec<Right>)]) -> Found<()> {
         finding.push_str(&format!("; {} lacks {}", feature.name, named.join(", ")));
     }
     for (feature, _) in &noted {
-        finding.push_str(&format!("; not allowed and not configured: {}", feature.name));
+        finding.push_str(&format!("; {} are not allowed", feature.name));
     }
     if warned.is_empty() {
         return Found::new((), finding);

@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn impersonation_is_a_matter_of_those_who_have_configured_it() {
-        let warns = |configuration| features(configuration, "")[1].warns;
+        let warns = |configuration: Option<&AgentConfiguration>| features(configuration, "")[1].warns;
         assert!(!warns(None) && !warns(Some(&AgentConfiguration::default())));
         let access_as = CiAccessAsCf { r#as: Some(ci_access_as_cf::As::CiJob(CiAccessAsCiJobCf {})) };
         let project = CiAccessProjectCf { access_as: Some(access_as), ..CiAccessProjectCf::default() };

@@ -17,7 +17,12 @@ pub fn version() -> String {
 
 /// The whole command line: flags alone run the agent.
 #[derive(Parser)]
-#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(
+    name = "agentk",
+    args_override_self = true,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub struct CommandLine {
     #[command(flatten)]
     pub flags: Flags,
@@ -30,7 +35,7 @@ pub struct CommandLine {
 #[derive(Subcommand)]
 pub enum Command {
     /// Says step by step what keeps the agent from its broker and its cluster, and what to do about it
-    #[command(about = CHECK, long_about = CHECK_LONG)]
+    #[command(about = CHECK, long_about = CHECK_LONG, args_override_self = true)]
     Check(CheckFlags),
 }
 
