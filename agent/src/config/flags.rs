@@ -15,7 +15,10 @@ pub fn version() -> String {
     format!("agentk version {VERSION}, commit: {COMMIT}, built: {BUILT}")
 }
 
-/// The whole command line: flags alone run the agent.
+/// Serves the Kubernetes API of this cluster to a broker (kas) that the agent dials itself.
+///
+/// AGENTK_TOKEN may hold the token instead of --token-file. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured.
+/// POSTERN_LOG sets the log level ("debug", "info,postern_agent=trace"). POD_NAMESPACE and POD_NAME name the pod.
 #[derive(Parser)]
 #[command(
     name = "agentk",
@@ -58,10 +61,7 @@ pub struct CheckFlags {
     pub flags: Flags,
 }
 
-/// Serves the Kubernetes API of this cluster to a broker (kas) that the agent dials itself.
-///
-/// AGENTK_TOKEN may hold the token instead of --token-file. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured.
-/// POSTERN_LOG sets the log level ("debug", "info,postern_agent=trace"). POD_NAMESPACE and POD_NAME name the pod.
+/// What the agent is told at start, and its check likewise.
 #[derive(Parser)]
 #[command(name = "agentk", disable_version_flag = true, args_override_self = true)]
 pub struct Flags {

@@ -5,6 +5,8 @@ mod fake_api;
 mod fake_broker;
 mod harness;
 
+/// `agentk check`: which step fails of what, and what it advises.
+mod check;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Connections, tokens, configuration, draining.
