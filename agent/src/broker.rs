@@ -3,6 +3,7 @@
 //! the moment. It opens no stream itself.
 
 pub mod address;
+pub mod advice;
 pub mod connection;
 pub mod dial;
 pub mod frames;
@@ -13,8 +14,9 @@ pub mod token;
 
 use crate::{backoff::Backoff, error, observability::Metrics};
 use address::Address;
-use connection::{Connection, OpenError, Opened};
-use dial::{DialError, Dialler};
+use advice::Failure;
+use connection::{Connection, Opened};
+use dial::Dialler;
 use frames::Seen;
 use gate::{Gate, Refusal};
 use http::HeaderValue;
@@ -55,15 +57,6 @@ pub struct Keeper {
     wanted: watch::Receiver<usize>,
     gate: Arc<Gate>,
     metrics: Metrics,
-}
-
-/// Why there is no connection right now.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error(transparent)]
-    Open(#[from] OpenError),
 }
 
 /// A road, and the keeper that must run for it to lead anywhere. `token_place` is what a refused token's line names.
@@ -221,7 +214,7 @@ impl Keeper {
                 Err(failure) => {
                     let delay = backoff.step();
                     self.metrics.dial_failures.inc();
-                    warn!(error = %error::chain(&failure), retry_in = ?delay, "dial failed");
+                    warn!(error = %failure.line(), retry_in = ?delay, "dial failed");
                     delay
                 }
             };

@@ -5,7 +5,7 @@ mod flags;
 #[cfg(test)]
 mod tests;
 
-pub use flags::{Flags, version};
+pub use flags::{CheckFlags, Command, CommandLine, Flags, version};
 
 use crate::{
     broker::{address::Address, proxy::Proxies, token::TokenSource},

@@ -2,13 +2,15 @@
 //!
 //! A request comes in by [`tunnel`], is routed by [`services`] to [`kubernetes_api`] and answered along the same way;
 //! [`broker`] keeps the road open, [`configuration`], [`gitops`], [`alerts`] and [`registrar`] use it too, [`cluster`] is
-//! what the agent does in its cluster of its own accord, and [`app`] wires everything up.
+//! what the agent does in its cluster of its own accord, [`check`] says why all this does not work, and [`app`] wires
+//! everything up.
 //! Deliberately absent: listeners other than [`observability`]'s, policy, Redis, anything that reads a request's body.
 
 pub mod alerts;
 pub mod app;
 pub mod backoff;
 pub mod broker;
+pub mod check;
 pub mod cluster;
 pub mod config;
 pub mod configuration;

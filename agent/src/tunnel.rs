@@ -213,6 +213,23 @@ async fn carry(
     result
 }
 
+/// Carries the request whose first message came, for one who has opened a tunnel without a pool.
+pub(crate) async fn answer(
+    services: &Services,
+    first: ConnectResponse,
+    incoming: &mut Streaming<ConnectResponse>,
+    outgoing: mpsc::Sender<ConnectRequest>,
+) -> Result<(), Status> {
+    let mut order = ConnectResponseOrder::new();
+    order.accept(&first).map_err(|error| out_of_order(&error))?;
+    match first.msg {
+        Some(connect_response::Msg::RequestInfo(info)) => {
+            carry(services, &info.method_name, incoming, order, outgoing).await
+        }
+        _ => Err(Status::internal("the broker's first message is not a request")),
+    }
+}
+
 /// Moves the caller's messages until the tunnel ends, which is always too early: the service is still at work.
 async fn receive(
     incoming: &mut Streaming<ConnectResponse>,

@@ -41,6 +41,10 @@ const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// Bytes a tunnel may have in flight towards the broker.
 const SEND_BUFFER: usize = 128 * 1024;
 
+/// What answers in place of HTTP/2 and is known.
+pub(super) const HTTP1: &str = "HTTP/1.1";
+pub(super) const TLS: &str = "TLS";
+
 /// A connection that streams can be opened on. Clones share it.
 #[derive(Clone)]
 pub struct Connection {
@@ -71,24 +75,20 @@ pub struct Opened {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// HTTP/2 did not come to be.
-    #[error("{address} ended the connection instead of speaking HTTP/2{advice}")]
+    #[error("{address} ended the connection instead of speaking HTTP/2")]
     Ended {
         /// The broker.
         address: Address,
-        /// Begins with `; ` or is empty.
-        advice: &'static str,
         #[source]
         source: Option<hyper::Error>,
     },
     /// It is something else.
-    #[error("{address} speaks {protocol}, not HTTP/2{advice}")]
+    #[error("{address} speaks {protocol}, not HTTP/2")]
     OtherProtocol {
         /// The broker.
         address: Address,
         /// What it looks like.
         protocol: &'static str,
-        /// Begins with `; ` or is empty.
-        advice: &'static str,
     },
     /// Nothing came.
     #[error("{address} accepted the connection but sent no HTTP/2 within {FIRST_FRAME:?}")]
@@ -107,8 +107,7 @@ pub async fn open(
 ) -> Result<Opened, OpenError> {
     let Dialled { io, address } = dialled;
     let (io, mut seen) = Watched::new(io);
-    let ended =
-        |source| OpenError::Ended { address: address.clone(), advice: ended_advice(&address), source };
+    let ended = |source| OpenError::Ended { address: address.clone(), source };
     let (sender, driver) = handshake(io).await.map_err(|source| ended(Some(source)))?;
     let gone = CancellationToken::new();
     let mut driver = AbortOnDropHandle::new(tokio::spawn({
@@ -169,22 +168,14 @@ fn metadata(
 }
 
 fn other_protocol(address: &Address, first: &[u8]) -> OpenError {
-    let (protocol, advice) = if first.starts_with(b"HTTP") {
-        ("HTTP/1.1", "; is it a TLS port (grpcs://), one for WebSockets (ws://), or a web server?")
+    let protocol = if first.starts_with(b"HTTP") {
+        HTTP1
     } else if first.starts_with(&[0x15, 0x03]) || first.starts_with(&[0x16, 0x03]) {
-        ("TLS", "; use grpcs:// or wss://")
+        TLS
     } else {
-        ("something else", "")
+        "something else"
     };
-    OpenError::OtherProtocol { address: address.clone(), protocol, advice }
-}
-
-fn ended_advice(address: &Address) -> &'static str {
-    if address.scheme().websocket() || address.scheme().tls() {
-        ""
-    } else {
-        "; is it a TLS port (grpcs://), or one for WebSockets (ws://)?"
-    }
+    OpenError::OtherProtocol { address: address.clone(), protocol }
 }
 
 impl Connection {

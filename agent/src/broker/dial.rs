@@ -3,18 +3,20 @@
 
 use crate::broker::{
     address::{Address, BadAddress, Scheme},
-    proxy::{Proxies, ProxyError},
+    proxy::{Proxies, Proxy, ProxyError},
     tls::{Tls, TlsError},
 };
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::HeaderMap;
 use postern_wire::ws;
+use rustls::ProtocolVersion;
 use std::{collections::VecDeque, future::Future, io, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::timeout,
 };
+use tokio_rustls::client::TlsStream;
 
 /// Name and TCP together; a broker that takes longer is not there.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -93,7 +95,7 @@ pub enum DialError {
         what: &'static str,
     },
     /// The upgrade was answered with something else.
-    #[error("{address} answered the WebSocket upgrade with HTTP {status}{reason}{advice}")]
+    #[error("{address} answered the WebSocket upgrade with HTTP {status}{reason}")]
     Upgrade {
         /// What was asked.
         address: Address,
@@ -101,8 +103,6 @@ pub enum DialError {
         status: u16,
         /// The first characters of the body, in parentheses, or empty.
         reason: String,
-        /// Begins with `; ` or is empty.
-        advice: &'static str,
     },
     /// The answer to the upgrade is not a proper one.
     #[error("{address} does not speak ws-tunnel")]
@@ -113,9 +113,7 @@ pub enum DialError {
         source: ws::DialError,
     },
     /// One redirect is followed; two are a loop or a login page.
-    #[error(
-        "{from} redirects to {to}, which redirects again (HTTP {status}); give the final address to --kas-address"
-    )]
+    #[error("{from} redirects to {to}, which redirects again (HTTP {status})")]
     RedirectedTwice {
         /// As configured.
         from: Address,
@@ -147,8 +145,14 @@ pub enum DialError {
 impl Dialler {
     /// Dials, following one redirect.
     pub async fn dial(&self) -> Result<Dialled, DialError> {
+        let dial = self.dial_once(&self.address).await?;
+        self.arrive(dial).await
+    }
+
+    /// Where a dial to the configured address led, after one redirect at most.
+    pub(crate) async fn arrive(&self, dial: Dial) -> Result<Dialled, DialError> {
         let from = &self.address;
-        let (status, location) = match self.dial_once(from).await? {
+        let (status, location) = match dial {
             Dial::Done(io) => return Ok(Dialled { io, address: from.clone() }),
             Dial::Redirected { status, location } => (status, location),
         };
@@ -169,22 +173,10 @@ impl Dialler {
     }
 
     async fn dial_once(&self, address: &Address) -> Result<Dial, DialError> {
-        let io = self.reach(address).await?;
-        let io: Box<dyn Io> = match address.scheme() {
-            Scheme::Grpc | Scheme::Ws => io,
-            Scheme::Wss => {
-                let name = self.server_name(address);
-                Box::new(self.tls.connect(io, &address.authority(), &name, &[b"http/1.1"]).await?)
-            }
-            Scheme::Grpcs => {
-                let (target, name) = (address.authority(), self.server_name(address));
-                let stream = self.tls.connect(io, &target, &name, &[b"h2"]).await?;
-                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-                    return Err(TlsError::NotHttp2 { host: target }.into());
-                }
-                Box::new(stream)
-            }
-        };
+        let mut io = self.reach(address).await?;
+        if address.scheme().tls() {
+            io = self.secure(io, address).await?.into_io(address)?;
+        }
         if !address.scheme().websocket() {
             return Ok(Dial::Done(io));
         }
@@ -199,6 +191,17 @@ impl Dialler {
         proxy.check()?;
         let (host, port) = proxy.host_and_port();
         let io = tcp(host, port).await?;
+        self.through(&proxy, io, address).await
+    }
+
+    /// From a connection to the proxy to one to the broker.
+    pub(crate) async fn through(
+        &self,
+        proxy: &Proxy,
+        io: TcpStream,
+        address: &Address,
+    ) -> Result<Box<dyn Io>, DialError> {
+        let (host, _) = proxy.host_and_port();
         let mut io: Box<dyn Io> = match proxy.tls() {
             true => Box::new(self.tls.connect(io, &proxy.to_string(), host, &[b"http/1.1"]).await?),
             false => Box::new(io),
@@ -207,7 +210,15 @@ impl Dialler {
         Ok(io)
     }
 
-    async fn upgrade(&self, io: Box<dyn Io>, address: &Address) -> Result<Dial, DialError> {
+    /// TLS to the broker, with the protocol offered that the scheme needs.
+    pub(crate) async fn secure(&self, io: Box<dyn Io>, address: &Address) -> Result<Secured, DialError> {
+        let alpn: &[u8] = if address.scheme().websocket() { b"http/1.1" } else { b"h2" };
+        let (target, name) = (address.authority(), self.server_name(address));
+        Ok(Secured(self.tls.connect(io, &target, &name, &[alpn]).await?))
+    }
+
+    /// From bytes that reach the broker to a WebSocket.
+    pub(crate) async fn upgrade(&self, io: Box<dyn Io>, address: &Address) -> Result<Dial, DialError> {
         // Such headers are often secrets (cookies, access proxies' tokens), meant for the host that was configured.
         let none = HeaderMap::new();
         let headers = if address.same_host(&self.address) { &self.headers } else { &none };
@@ -227,7 +238,6 @@ impl Dialler {
                 address: address.clone(),
                 status: status.as_u16(),
                 reason: if reason.is_empty() { reason } else { format!(" ({reason})") },
-                advice: advice(status.as_u16()),
             }),
             Err(source) => Err(DialError::WebSocket { address: address.clone(), source }),
         }
@@ -241,44 +251,64 @@ impl Dialler {
     }
 }
 
-enum Dial {
+/// What became of dialling one address.
+pub(crate) enum Dial {
     Done(Box<dyn Io>),
     Redirected { status: u16, location: String },
+}
+
+/// TLS to the broker.
+pub(crate) struct Secured(TlsStream<Box<dyn Io>>);
+
+impl Secured {
+    /// The version that was agreed on.
+    pub(crate) fn version(&self) -> &'static str {
+        match self.0.get_ref().1.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            _ => "TLS",
+        }
+    }
+
+    /// The stream, if what was agreed on is enough for the scheme.
+    pub(crate) fn into_io(self, address: &Address) -> Result<Box<dyn Io>, DialError> {
+        let chosen = self.0.get_ref().1.alpn_protocol();
+        if address.scheme() == Scheme::Grpcs && chosen != Some(b"h2") {
+            return Err(TlsError::NotHttp2 { host: address.authority() }.into());
+        }
+        Ok(Box::new(self.0))
+    }
 }
 
 async fn answered<T>(target: &str, what: &'static str, ask: impl Future<Output = T>) -> Result<T, DialError> {
     timeout(ANSWER, ask).await.map_err(|_| DialError::Silent { target: target.to_owned(), what })
 }
 
-fn advice(status: u16) -> &'static str {
-    match status {
-        200 => "; that is a web page: is the path of --kas-address right, and does a proxy drop the upgrade?",
-        400 | 426 => "; does a proxy on the way drop the Upgrade header?",
-        401 | 403 | 407 => "; something before the broker wants credentials: see --kas-header",
-        404 => "; is the path of --kas-address right, as in wss://gitlab.example.com/-/kubernetes-agent/?",
-        429 => "; too many connections from here",
-        500..=599 => "; the broker behind it is not there",
-        _ => "",
-    }
+/// Resolves and connects, both within one deadline.
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, DialError> {
+    let connecting = async { connect(host, port, resolve(host, port).await?).await };
+    let slow = |_| DialError::ConnectSlow { target: target(host, port) };
+    timeout(CONNECT, connecting).await.map_err(slow)?
 }
 
-/// Resolves and connects. Addresses are tried in order, each a little after the one before, until one answers.
-pub async fn tcp(host: &str, port: u16) -> Result<TcpStream, DialError> {
-    let target = || if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let until = Instant::now() + CONNECT;
-    let slow = |_| DialError::ConnectSlow { target: target() };
-    let resolving = tokio::net::lookup_host((host, port));
-    let resolve = |source| DialError::Resolve { host: host.to_owned(), source };
-    let found = tokio::time::timeout_at(until, resolving).await.map_err(slow)?.map_err(resolve)?;
-    let connecting = tokio::time::timeout_at(until, race(found.collect()));
-    match connecting.await.map_err(slow)? {
-        Ok(stream) => {
-            // Failing to set these costs latency or the detection of dead peers, not the connection.
-            let _ = stream.set_nodelay(true);
-            Ok(keep_alive(stream))
-        }
-        Err(source) => Err(DialError::Connect { target: target(), source }),
-    }
+/// The addresses of a name.
+pub(crate) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    let failed = |source| DialError::Resolve { host: host.to_owned(), source };
+    Ok(tokio::net::lookup_host((host, port)).await.map_err(failed)?.collect())
+}
+
+/// Connects to one of the addresses of a name. They are tried in order, each a little after the one before, until one
+/// answers.
+pub(crate) async fn connect(host: &str, port: u16, found: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
+    let failed = |source| DialError::Connect { target: target(host, port), source };
+    let stream = race(found.into()).await.map_err(failed)?;
+    // Failing to set these costs latency or the detection of dead peers, not the connection.
+    let _ = stream.set_nodelay(true);
+    Ok(keep_alive(stream))
+}
+
+fn target(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 async fn race(mut addresses: VecDeque<SocketAddr>) -> io::Result<TcpStream> {

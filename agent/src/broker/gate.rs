@@ -50,23 +50,6 @@ impl Refusal {
             _ => None,
         }
     }
-
-    /// What to do about it.
-    pub fn advice(self) -> &'static str {
-        match self {
-            Self::Unauthenticated => {
-                "the broker does not know the token: is it complete, not revoked, of this server?"
-            }
-            Self::Forbidden => {
-                "the broker knows the token but does not admit it: is the agent or its project blocked?"
-            }
-            Self::NotFound => {
-                "the agent this token belongs to does not exist any more: register it and replace the token"
-            }
-            Self::Limited => "the token's limit is used up: are other agents using the same token?",
-            Self::Later => "the broker cannot serve right now and has said when to come again",
-        }
-    }
 }
 
 /// After how long the broker wants to be asked again, where it says so.

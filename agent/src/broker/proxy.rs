@@ -32,7 +32,7 @@ pub enum ProxyError {
         proxy: String,
     },
     /// The proxy answered, and the answer is no.
-    #[error("proxy {proxy} refused CONNECT {target}: {status}{advice}")]
+    #[error("proxy {proxy} refused CONNECT {target}: {status}")]
     Refused {
         /// The proxy, without credentials.
         proxy: String,
@@ -40,8 +40,6 @@ pub enum ProxyError {
         target: String,
         /// Code and reason.
         status: String,
-        /// What to do about it; begins with `; ` or is empty.
-        advice: &'static str,
     },
     /// What answered does not speak HTTP.
     #[error("proxy {proxy} answered CONNECT with something that is not HTTP")]
@@ -179,13 +177,8 @@ impl Proxy {
         if status.starts_with('2') {
             return Ok(());
         }
-        let advice = match status.get(..3) {
-            Some("407") => "; the proxy wants a user name and password in HTTPS_PROXY",
-            Some("403") => "; allow the broker's host in the proxy, or name it in NO_PROXY",
-            _ => "",
-        };
         let status = status.chars().filter(|c| !c.is_control()).take(100).collect();
-        Err(ProxyError::Refused { proxy: self.to_string(), target: target.to_owned(), status, advice })
+        Err(ProxyError::Refused { proxy: self.to_string(), target: target.to_owned(), status })
     }
 }
 

@@ -34,8 +34,10 @@ pub enum TlsError {
     Explained {
         /// `host:port` of the server.
         host: String,
-        /// One line with advice.
+        /// One line.
         why: String,
+        /// What to do about it, or empty.
+        fix: String,
     },
     /// The handshake failed in some other way.
     #[error("TLS to {host} failed")]
@@ -46,15 +48,13 @@ pub enum TlsError {
         source: io::Error,
     },
     /// Nothing came back.
-    #[error("TLS to {host} did not finish within {HANDSHAKE:?}; is it a TLS port?")]
+    #[error("TLS to {host} did not finish within {HANDSHAKE:?}")]
     Slow {
         /// Who stayed silent.
         host: String,
     },
     /// gRPC over TLS needs HTTP/2, and the server did not choose it.
-    #[error(
-        "{host} did not negotiate HTTP/2 (ALPN h2); is it a WebSocket address, wss:// instead of grpcs://?"
-    )]
+    #[error("{host} did not negotiate HTTP/2 (ALPN h2)")]
     NotHttp2 {
         /// Who it was.
         host: String,
@@ -79,10 +79,7 @@ impl Tls {
         match tokio::time::timeout(HANDSHAKE, connector.connect(server, io)).await {
             Err(_) => Err(TlsError::Slow { host: host() }),
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(source)) => Err(match client::explain(&source, self.trust.ca_given()) {
-                Some(why) => TlsError::Explained { host: host(), why },
-                None => TlsError::Handshake { host: host(), source },
-            }),
+            Ok(Err(source)) => Err(failure(host(), alpn, source, self.trust.ca_given())),
         }
     }
 
@@ -99,6 +96,22 @@ impl Tls {
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
+    }
+}
+
+fn failure(host: String, alpn: &[&[u8]], source: io::Error, ca_given: bool) -> TlsError {
+    use rustls::{AlertDescription::NoApplicationProtocol, Error::AlertReceived};
+    let cause = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if alpn == [b"h2"] && matches!(cause, Some(AlertReceived(NoApplicationProtocol))) {
+        return TlsError::NotHttp2 { host };
+    }
+    match client::explain(&source, ca_given) {
+        Some(line) => {
+            // What happened, and mostly what to do.
+            let (why, fix) = line.split_once("; ").unwrap_or((&line, ""));
+            TlsError::Explained { host, why: why.to_owned(), fix: fix.to_owned() }
+        }
+        None => TlsError::Handshake { host, source },
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     broker::proxy::Proxies,
     kubernetes_api::{Overrides, Settings},
 };
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use http::Uri;
 use std::path::PathBuf;
 
@@ -19,6 +19,49 @@ pub fn version() -> String {
 ///
 /// AGENTK_TOKEN may hold the token instead of --token-file. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured.
 /// POSTERN_LOG sets the log level ("debug", "info,postern_agent=trace"). POD_NAMESPACE and POD_NAME name the pod.
+#[derive(Parser)]
+#[command(
+    name = "agentk",
+    args_override_self = true,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+pub struct CommandLine {
+    #[command(flatten)]
+    pub flags: Flags,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else there is to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Says step by step what keeps the agent from its broker and its cluster, and what to do about it
+    #[command(about = CHECK, long_about = CHECK_LONG, args_override_self = true)]
+    Check(CheckFlags),
+}
+
+const CHECK: &str =
+    "Say step by step what keeps the agent from its broker and its cluster, and how to mend it";
+const CHECK_LONG: &str = "Say step by step what keeps the agent from its broker and its cluster, and how to mend it.
+
+Takes the agent's own flags and environment, changes nothing, and does not disturb an agent that runs. The exit code is \
+0, or 10 and the index of the first step that failed: dns 10, tcp 11, proxy 12, tls 13, upgrade or alpn or h2c 14, \
+token 15, tunnel 16, kubernetes 17.";
+
+/// `agentk check`.
+#[derive(Args)]
+pub struct CheckFlags {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What the agent is told at start, and its check likewise.
 #[derive(Parser)]
 #[command(name = "agentk", disable_version_flag = true, args_override_self = true)]
 pub struct Flags {

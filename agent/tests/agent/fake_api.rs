@@ -33,6 +33,7 @@ struct State {
     pieces_read: watch::Sender<usize>,
     /// The one Lease there may be; whoever asks for it last has it.
     lease: Mutex<Option<Bytes>>,
+    denied: Mutex<Vec<&'static str>>,
 }
 
 impl FakeApi {
@@ -45,6 +46,7 @@ impl FakeApi {
             watchers: watch::Sender::new(0),
             pieces_read: watch::Sender::new(0),
             lease: Mutex::default(),
+            denied: Mutex::default(),
         });
         tokio::spawn(accept(listener, state.clone()));
         Self { url, state, heads }
@@ -57,6 +59,11 @@ impl FakeApi {
     /// The head of the next request, as it arrived.
     pub(crate) async fn head(&mut self) -> Parts {
         self.heads.recv().await.expect("the fake keeps its sender")
+    }
+
+    /// Answers that nothing may be done with this resource.
+    pub(crate) fn deny(&self, resource: &'static str) {
+        self.state.denied.lock().expect("no panic holds the lock").push(resource);
     }
 
     /// How many `/watch` answers are open.
@@ -147,6 +154,18 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>) -> Answer {
             switching.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().expect("legal"));
             switching.headers_mut().insert(header::CONNECTION, "Upgrade".parse().expect("legal"));
             switching
+        }
+        "/version" => text("{\"gitVersion\":\"v1.34.1\"}"),
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews" => {
+            text("{\"status\":{\"userInfo\":{\"username\":\"system:serviceaccount:postern:agentk\"}}}")
+        }
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
+            let asked = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let asked = String::from_utf8_lossy(&asked).into_owned();
+            let denied = state.denied.lock().expect("no panic holds the lock");
+            let allowed =
+                !denied.iter().any(|resource| asked.contains(&format!("\"resource\":\"{resource}\"")));
+            text(&format!("{{\"status\":{{\"allowed\":{allowed}}}}}"))
         }
         _ => {
             let collected =

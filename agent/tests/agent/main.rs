@@ -9,6 +9,8 @@ mod harness;
 mod alerts;
 /// Which documents are put in force, and what the broker hears of it.
 mod configuration;
+/// `agentk check`: which step fails of what, and what it advises.
+mod check;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Which replica does what only one may do.

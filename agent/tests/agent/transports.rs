@@ -12,10 +12,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-struct Pki {
+pub(crate) struct Pki {
     _directory: TempDir,
-    ca: String,
-    files: CertFiles,
+    pub(crate) ca: String,
+    pub(crate) files: CertFiles,
 }
 
 fn pki(issue: impl Fn(&Ca) -> postern_certs::dev::Issued) -> Pki {
@@ -26,16 +26,16 @@ fn pki(issue: impl Fn(&Ca) -> postern_certs::dev::Issued) -> Pki {
     Pki { ca: format!("--ca-cert-file={}", path.display()), files, _directory: directory }
 }
 
-fn localhost() -> Pki {
+pub(crate) fn localhost() -> Pki {
     pki(|ca| ca.issue(&["localhost", "127.0.0.1"]))
 }
 
-fn port(at: &str) -> &str {
+pub(crate) fn port(at: &str) -> &str {
     at.rsplit(':').next().expect("host:port")
 }
 
 /// A server that answers every connection with these bytes, after reading a head.
-async fn answers(answer: impl Fn(&str) -> String + Send + 'static) -> String {
+pub(crate) async fn answers(answer: impl Fn(&str) -> String + Send + 'static) -> String {
     answers_over(None, answer).await
 }
 
