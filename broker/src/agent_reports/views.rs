@@ -237,6 +237,13 @@ impl Views {
         self.settle(state);
     }
 
+    /// [`Views::changed`] says this one again.
+    pub fn mark(&self, agent: AgentId, kind: Kind) {
+        let mut state = self.lock();
+        state.mark(agent, kind);
+        self.settle(state);
+    }
+
     /// Waits for changes; of which views, each once however much changed in it.
     pub async fn changed(&self) -> Vec<(AgentId, Kind)> {
         loop {
