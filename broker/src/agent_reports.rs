@@ -55,6 +55,9 @@ const REPORTS_READ: usize = 2;
 const REPORTS: (u32, Duration) = (200, Duration::from_millis(50));
 /// Messages about views of one agent at once, and how often in the long run: five views, ten times a second each, twice.
 const UPDATES: (u32, Duration) = (500, Duration::from_millis(10));
+/// Bytes of those messages, in KiB, at once and in the long run: all that an agent may have in views and a quarter more,
+/// then 2 MiB a second. Each byte is parsed and written anew.
+const KIB: (u32, Duration) = (20 << 10, Duration::from_nanos(1_000_000_000 / (2 << 10)));
 
 /// The service. Clones share everything.
 #[derive(Clone)]
@@ -70,6 +73,7 @@ pub struct ReportsService {
     reading: PerAgent,
     reports: Arc<Paces>,
     updates: Arc<Paces>,
+    kib: Arc<Paces>,
 }
 
 impl ReportsService {
@@ -93,6 +97,7 @@ impl ReportsService {
             reading: PerAgent::new(REPORTS_READ),
             reports: Arc::new(Paces::new(REPORTS)),
             updates: Arc::new(Paces::new(UPDATES)),
+            kib: Arc::new(Paces::new(KIB)),
         }
     }
 
@@ -174,7 +179,9 @@ impl ReportsService {
             loop {
                 // Before it is read: what waits fills the agent's own window only.
                 self.updates.turn(agent).await;
+                self.kib.turn(agent).await;
                 let Some(update) = self.next(&mut updates).await? else { return Ok::<_, Status>(()) };
+                self.kib.spend(agent, u32::try_from(update.bytes >> 10).unwrap_or(u32::MAX));
                 push.apply(update.message).inspect_err(|error| {
                     self.metrics.refused.inc();
                     tracing::warn!(agent_id = %agent, %error, "views of an agent are not taken");

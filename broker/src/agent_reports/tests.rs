@@ -275,6 +275,25 @@ async fn views_are_kept_under_the_agent_whose_token_it_is() {
 }
 
 #[tokio::test]
+async fn large_messages_about_views_are_read_as_slowly_as_many() {
+    let field = Field::lasting().await;
+    let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(8_000));
+    let keys: Vec<_> = (0..60).map(|at| format!("n{at:02}")).collect();
+    let entries: Vec<_> = keys.iter().map(|key| (key.as_str(), json.as_str())).collect();
+    let (pushing, begin) = (field.push(TOKEN_A), Instant::now());
+    // 24 MiB, of which four take two seconds.
+    for _ in 0..52 {
+        pushing.send(whole("nodes", &entries)).await;
+    }
+    pushing.send(whole("events", &[])).await;
+    let other = field.push(TOKEN_B);
+    other.send(whole("nodes", &[])).await;
+    until(async || field.views.summaries(B).len() == 1).await;
+    until(async || field.views.summaries(A).len() == 2).await;
+    assert!(begin.elapsed() > Duration::from_millis(1_500), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
 async fn an_agent_has_so_many_streams_of_views() {
     let field = Field::lasting().await;
     let streams: Vec<_> = (0..STREAMS_PER_AGENT).map(|_| field.push(TOKEN_A)).collect();
