@@ -174,6 +174,7 @@ impl ReportsService {
         let mut life = self.ages.begin(permit.who());
         let stay = self.departures.stay(agent);
         let mut push = self.views.begin(agent);
+        let evicted = push.evicted();
         let mut updates = request.into_inner();
         let pushed = async {
             loop {
@@ -194,6 +195,7 @@ impl ReportsService {
             status = permit.withdrawn() => return Err(status),
             () = life.over() => {}
             goodbye = stay.stream_over() => set_retry_pushback(response.metadata_mut(), goodbye.pause),
+            refused = evicted => return Err(refused.into()),
             pushed = pushed => pushed?,
         }
         Ok(response)
