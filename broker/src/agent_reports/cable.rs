@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 const ROUND: Duration = Duration::from_millis(50);
 /// Between two attempts while that Redis is away.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Pages that go in one round trip; of some 64 KiB each.
+/// Pages of a view that go in one round trip, of some 64 KiB each; then it is the turn of others.
 const TOGETHER: usize = 8;
 
 /// Publishes views.
@@ -79,24 +79,23 @@ impl Cable {
     async fn publish(&mut self, away: &mut bool) -> RedisError {
         loop {
             for (agent, kind) in self.views.changed().await {
-                loop {
-                    let (messages, over) = self.messages(agent, kind);
-                    if !messages.is_empty() {
-                        let mut pipeline = ::redis::pipe();
-                        for message in messages {
-                            let channel = format!("{}kas_agent_views:{agent}", self.prefix);
-                            pipeline.cmd("PUBLISH").arg(channel).arg(message).ignore();
-                        }
-                        if let Err(error) = self.redis.pipeline::<()>(&pipeline).await {
-                            return error;
-                        }
-                        if std::mem::take(away) {
-                            tracing::info!("rails' cable redis takes views again");
-                        }
+                let (messages, over) = self.messages(agent, kind);
+                if !messages.is_empty() {
+                    let mut pipeline = ::redis::pipe();
+                    for message in messages {
+                        let channel = format!("{}kas_agent_views:{agent}", self.prefix);
+                        pipeline.cmd("PUBLISH").arg(channel).arg(message).ignore();
                     }
-                    if over {
-                        break;
+                    if let Err(error) = self.redis.pipeline::<()>(&pipeline).await {
+                        return error;
                     }
+                    if std::mem::take(away) {
+                        tracing::info!("rails' cable redis takes views again");
+                    }
+                }
+                // One that changes faster than it is published must not be all that is.
+                if !over {
+                    self.views.mark(agent, kind);
                 }
             }
             sleep(ROUND).await;
@@ -224,5 +223,30 @@ mod tests {
         }
         assert_eq!(seen, 1_000);
         assert!(pages > TOGETHER, "{pages}");
+    }
+
+    #[tokio::test]
+    async fn large_views_take_turns() {
+        let server = RedisServer::start(Options::default()).await.unwrap();
+        let (views, stop) = (Views::default(), CancellationToken::new());
+        let _stop = stop.clone().drop_guard();
+        let mut subscriber = Subscriber::to(&server, "kas_agent_views:7").await;
+        let keys: Vec<_> = (0..1_000).map(|at| format!("n{at:04}")).collect();
+        let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(1_000));
+        let entries: Vec<_> = keys.iter().map(|key| (key.as_str(), json.as_str())).collect();
+        let mut stream = views.begin(AgentId(7));
+        for kind in Kind::ALL {
+            stream.apply(whole(kind.name(), &entries)).unwrap();
+        }
+        run(&server, "", &views, &stop);
+        let mut pages = HashMap::new();
+        for _ in 0..TOGETHER * Kind::ALL.len() {
+            let view = subscriber.message().await["view"].as_str().unwrap().to_owned();
+            *pages.entry(view).or_insert(0) += 1;
+        }
+        assert!(
+            pages.len() == Kind::ALL.len() && pages.values().all(|count| *count == TOGETHER),
+            "{pages:?}"
+        );
     }
 }

@@ -26,6 +26,17 @@ impl Paces {
 
     /// A turn, if there is one; else how long until then.
     pub(super) fn take(&self, agent: AgentId) -> Result<(), Duration> {
+        self.add(agent, 1, self.ahead)
+    }
+
+    /// More turns, of which only now is known how many; whether there are so many or not, the next one waits for them.
+    pub(super) fn spend(&self, agent: AgentId, turns: u32) {
+        // Nobody owes as much as that.
+        let _ = self.add(agent, turns, Duration::MAX);
+    }
+
+    /// If no more than `most` is owed; else how much more that is.
+    fn add(&self, agent: AgentId, turns: u32, most: Duration) -> Result<(), Duration> {
         let now = Instant::now();
         let mut agents = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever comes anew sweeps, but not over all of them each time.
@@ -34,10 +45,10 @@ impl Paces {
         }
         let full_at = agents.entry(agent).or_insert(now);
         let owed = full_at.saturating_duration_since(now);
-        if owed > self.ahead {
-            return Err(owed - self.ahead);
+        if owed > most {
+            return Err(owed - most);
         }
-        *full_at = now + owed + self.interval;
+        *full_at = now + owed + self.interval * turns;
         Ok(())
     }
 
@@ -66,6 +77,10 @@ mod tests {
             paces.turn(a).await;
         }
         assert_eq!(begin.elapsed(), Duration::from_secs(1));
+        paces.spend(a, 20);
+        paces.turn(a).await;
+        assert_eq!(begin.elapsed(), Duration::from_millis(3_100), "what was spent is waited for");
+        assert_eq!(paces.take(b), Ok(()));
         tokio::time::advance(Duration::from_secs(10)).await;
         for agent in 0..10_000 {
             tokio::time::advance(Duration::from_secs(1)).await;

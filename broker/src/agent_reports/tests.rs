@@ -1,6 +1,7 @@
 //! Over real sockets: agents' gRPC clients, a stand-in GitLab that says who they are, and two brokers that ask each other.
 
 use super::{
+    codec::Counted,
     known::{Known, Others, Pages},
     rpc::KnowledgeService,
     views::{Kind, Limits, Page, Summary},
@@ -18,8 +19,8 @@ use postern_wire::{
     metadata::RETRY_PUSHBACK,
     proto::postern::{
         agent::{
-            ConfigurationReport, GitopsReport, ViewEntry, agent_reports_client::AgentReportsClient,
-            report_request::About,
+            ConfigurationReport, GitopsReport, ObjectReport, ViewEntry,
+            agent_reports_client::AgentReportsClient, report_request::About,
         },
         fleet::{FollowRequest, agent_knowledge_server::AgentKnowledgeServer},
     },
@@ -33,13 +34,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, service::Routes, transport::Channel};
+use tonic::{client::Grpc, codec::CompressionEncoding, service::Routes, transport::Channel};
 
 const SOON: Duration = Duration::from_secs(20);
 const A: AgentId = AgentId(1);
 const B: AgentId = AgentId(2);
 
 struct Field {
+    channel: Channel,
     agent: AgentReportsClient<Channel>,
     board: Board,
     views: Views,
@@ -63,8 +65,8 @@ impl Field {
             departures.clone(),
         );
         let channel = serve(Routes::new(stage.admission.guard(service.server())), &stage.stop).await;
-        let agent = AgentReportsClient::new(channel);
-        Self { agent, board, views, events: heard, departures, _stage: stage }
+        let agent = AgentReportsClient::new(channel.clone());
+        Self { channel, agent, board, views, events: heard, departures, _stage: stage }
     }
 
     async fn lasting() -> Self {
@@ -74,6 +76,25 @@ impl Field {
     async fn report(&self, token: &str, about: About) -> Result<(), Status> {
         let request = ReportRequest { pod_name: "agent-0".to_owned(), about: Some(about) };
         self.agent.clone().report(call_as(token, request)).await.map(|_| ())
+    }
+
+    /// Tells, and does not end the call.
+    fn hold(
+        &self,
+        token: &str,
+        about: About,
+    ) -> (mpsc::Sender<ReportRequest>, JoinHandle<Result<(), Status>>) {
+        let (reports, receiver) = mpsc::channel(1);
+        reports.try_send(ReportRequest { pod_name: String::new(), about: Some(about) }).unwrap();
+        let call = call_as(token, ReceiverStream::new(receiver));
+        let (path, channel) = ("/postern.agent.AgentReports/Report".parse().unwrap(), self.channel.clone());
+        let ended = tokio::spawn(async move {
+            let mut grpc = Grpc::new(channel);
+            grpc.ready().await.unwrap();
+            let codec = Counted::<ReportResponse, ReportRequest>::new(codec::REPORT);
+            grpc.client_streaming(call, path, codec).await.map(|_| ())
+        });
+        (reports, ended)
     }
 
     fn push(&self, token: &str) -> Pushing {
@@ -176,6 +197,62 @@ async fn reports_of_strangers_and_nonsense_and_floods_are_refused() {
 }
 
 #[tokio::test]
+async fn what_takes_much_more_than_its_bytes_is_not_read() {
+    let field = Field::lasting().await;
+    let report = |results| {
+        About::Gitops(GitopsReport {
+            project: "p".to_owned(),
+            state: "degraded".to_owned(),
+            results,
+            ..GitopsReport::default()
+        })
+    };
+    let long = ObjectReport { text: "x".repeat(300 << 10), ..ObjectReport::default() };
+    for results in [vec![ObjectReport::default(); 100_000], vec![long]] {
+        let refused = field.report(TOKEN_A, report(results)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    }
+    let mut compresses = field.agent.clone().send_compressed(CompressionEncoding::Gzip);
+    let request = ReportRequest { pod_name: String::new(), about: Some(report(vec![])) };
+    let refused = compresses.report(call_as(TOKEN_A, request)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(field.board.of(A).is_empty());
+    let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(600 << 10));
+    let many = ViewUpdate { entries: vec![ViewEntry::default(); 100_000], ..whole("nodes", &[]) };
+    for update in [many, whole("nodes", &[("a", &long)])] {
+        let pushing = field.push(TOKEN_A);
+        pushing.send(update).await;
+        assert_eq!(pushing.ended().await.unwrap_err().code(), Code::OutOfRange);
+    }
+}
+
+#[tokio::test]
+async fn reports_whose_calls_do_not_end_keep_others_of_their_agent_only_waiting_and_unread() {
+    let field = Field::lasting().await;
+    let (first, first_ended) = field.hold(TOKEN_A, gitops("p1", "failed", ""));
+    let (_second, _) = field.hold(TOKEN_A, gitops("p2", "failed", ""));
+    until(async || field.board.of(A).len() == 2).await;
+    let third = field.report(TOKEN_A, gitops("p3", "failed", ""));
+    tokio::pin!(third);
+    tokio::select! {
+        answer = &mut third => panic!("it does not wait: {answer:?}"),
+        other = field.report(TOKEN_B, gitops("p", "failed", "")) => other.expect("another agent is not touched"),
+    }
+    assert_eq!(field.board.of(A).len(), 2);
+    drop(first);
+    timeout(SOON, first_ended).await.unwrap().unwrap().expect("it is taken");
+    timeout(SOON, third).await.unwrap().expect("it is its turn");
+    let (twice, ended) = field.hold(TOKEN_B, gitops("p", "failed", ""));
+    twice.send(ReportRequest::default()).await.unwrap();
+    let refused = timeout(SOON, ended).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    let held = (0..=CALLS).map(|_| field.hold(TOKEN_B, gitops("p", "failed", "")));
+    let (_open, ended): (Vec<_>, Vec<_>) = held.unzip();
+    let (refused, ..) = timeout(SOON, futures::future::select_all(ended)).await.unwrap();
+    assert_eq!(refused.unwrap().unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
 async fn views_are_kept_under_the_agent_whose_token_it_is() {
     let field = Field::lasting().await;
     let (a, b) = (field.push(TOKEN_A), field.push(TOKEN_B));
@@ -195,6 +272,25 @@ async fn views_are_kept_under_the_agent_whose_token_it_is() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("view nodes, entry m"), "{refused:?}");
     until(async || field.views.summaries(B)[0].stale).await;
+}
+
+#[tokio::test]
+async fn large_messages_about_views_are_read_as_slowly_as_many() {
+    let field = Field::lasting().await;
+    let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(8_000));
+    let keys: Vec<_> = (0..60).map(|at| format!("n{at:02}")).collect();
+    let entries: Vec<_> = keys.iter().map(|key| (key.as_str(), json.as_str())).collect();
+    let (pushing, begin) = (field.push(TOKEN_A), Instant::now());
+    // 24 MiB, of which four take two seconds.
+    for _ in 0..52 {
+        pushing.send(whole("nodes", &entries)).await;
+    }
+    pushing.send(whole("events", &[])).await;
+    let other = field.push(TOKEN_B);
+    other.send(whole("nodes", &[])).await;
+    until(async || field.views.summaries(B).len() == 1).await;
+    until(async || field.views.summaries(A).len() == 2).await;
+    assert!(begin.elapsed() > Duration::from_millis(1_500), "{:?}", begin.elapsed());
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 use view::View;
 
 /// A view that an agent may keep.
@@ -72,7 +73,7 @@ pub struct Limits {
     pub value: usize,
     /// Bytes of all views of an agent; as many again may be on their way to replace them.
     pub per_agent: usize,
-    /// Bytes of all views of all agents.
+    /// Bytes of all views of all agents; beyond it, agents that have less than their share push out those that have most.
     pub in_all: usize,
     /// How long a view is kept whose stream has ended.
     pub stale: Duration,
@@ -131,6 +132,8 @@ struct State {
     views: usize,
     /// Of the last stream.
     stream: u64,
+    /// Streams that are open.
+    streams: HashMap<u64, Stream>,
     /// Views that changed, if anybody wants to know of all.
     marked: Option<HashSet<(AgentId, Kind)>>,
 }
@@ -142,6 +145,16 @@ struct Agent {
     bytes: usize,
     /// Of what is on its way to replace them.
     staged: usize,
+}
+
+/// An agent's, while it is open.
+#[derive(Debug)]
+struct Stream {
+    agent: AgentId,
+    /// Of what it sent to replace views.
+    staged: usize,
+    /// The agent had to make room. What is staged is on its way out.
+    evicted: CancellationToken,
 }
 
 impl State {
@@ -175,6 +188,45 @@ impl State {
         self.mark(agent, kind);
     }
 
+    /// Bytes of each agent, and of all, without what is on its way out.
+    fn held(&self) -> (HashMap<AgentId, usize>, usize) {
+        let mut held: HashMap<_, _> =
+            self.agents.iter().map(|(id, agent)| (*id, agent.bytes + agent.staged)).collect();
+        let mut all = self.bytes;
+        for stream in self.streams.values().filter(|stream| stream.evicted.is_cancelled()) {
+            all -= stream.staged;
+            if let Some(held) = held.get_mut(&stream.agent) {
+                *held -= stream.staged;
+            }
+        }
+        (held, all)
+    }
+
+    /// Makes room for `agent`, as long as it has no more than its fair share. Who then has to go are those who have most,
+    /// and so more than theirs; their streams end. Whether there is room.
+    fn make_room(&mut self, agent: AgentId, limit: usize) -> bool {
+        loop {
+            let (held, all) = self.held();
+            if all <= limit {
+                return true;
+            }
+            let share = limit / held.len().max(1);
+            if held.get(&agent).is_none_or(|held| *held > share) {
+                return false;
+            }
+            let Some((largest, bytes)) = held.into_iter().max_by_key(|(_, bytes)| *bytes) else {
+                return false;
+            };
+            tracing::warn!(agent_id = %largest, bytes, limit, "views of the agent that has most of them make room");
+            for stream in self.streams.values().filter(|stream| stream.agent == largest) {
+                stream.evicted.cancel();
+            }
+            for kind in Kind::ALL {
+                self.remove(largest, kind);
+            }
+        }
+    }
+
     /// Removes all whose stream ended and that `matches`.
     fn remove_stale(&mut self, matches: impl Fn(Instant) -> bool) {
         let of_agent = |(agent, known): (&AgentId, &Agent)| {
@@ -199,10 +251,11 @@ impl Views {
     pub fn begin(&self, agent: AgentId) -> Push {
         let mut state = self.lock();
         state.stream += 1;
-        let stream = state.stream;
+        let (stream, evicted) = (state.stream, CancellationToken::new());
+        state.streams.insert(stream, Stream { agent, staged: 0, evicted: evicted.clone() });
         drop(state);
         self.0.metrics.streams.inc();
-        Push::new(self.clone(), agent, stream)
+        Push::new(self.clone(), agent, stream, evicted)
     }
 
     /// Follows a view from what it holds now; `None`: it is not kept here.
@@ -237,6 +290,13 @@ impl Views {
         self.settle(state);
     }
 
+    /// [`Views::changed`] says this one again.
+    pub fn mark(&self, agent: AgentId, kind: Kind) {
+        let mut state = self.lock();
+        state.mark(agent, kind);
+        self.settle(state);
+    }
+
     /// Waits for changes; of which views, each once however much changed in it.
     pub async fn changed(&self) -> Vec<(AgentId, Kind)> {
         loop {
@@ -253,15 +313,15 @@ impl Views {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what is stale if there is too much in all.
-    fn room(&self, mut state: MutexGuard<'_, State>, kind: Kind) -> Result<(), Refused> {
+    /// If there is too much in all, forgets what is stale, and then what is not `agent`'s to fill.
+    fn room(&self, mut state: MutexGuard<'_, State>, agent: AgentId, kind: Kind) -> Result<(), Refused> {
         let limit = self.0.limits.in_all;
         if state.bytes > limit {
             state.remove_stale(|_| true);
         }
-        let is_full = state.bytes > limit;
+        let has_room = state.bytes <= limit || state.make_room(agent, limit);
         self.settle(state);
-        if is_full { Err(Refused::Full { view: kind.name(), limit }) } else { Ok(()) }
+        if has_room { Ok(()) } else { Err(Refused::Full { view: kind.name(), limit }) }
     }
 
     /// Tells metrics, and whoever waits for any change, what is there now.

@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// Why a stream is ended.
@@ -71,6 +72,15 @@ pub enum Refused {
         /// In bytes.
         limit: usize,
     },
+    /// Others had less, and needed room.
+    #[error(
+        "this broker keeps {limit} bytes of views, and this agent's, which were the most, made room for others; \
+         try another one, or later"
+    )]
+    Evicted {
+        /// In bytes.
+        limit: usize,
+    },
     /// Another stream of the agent pushes it now.
     #[error("view {view}: another replica of this agent pushes it now")]
     Superseded {
@@ -86,9 +96,10 @@ impl From<Refused> for Status {
             Refused::Key { .. } | Refused::Value { .. } | Refused::NoWhole { .. } => {
                 Self::invalid_argument(text)
             }
-            Refused::Entries { .. } | Refused::Agent { .. } | Refused::Full { .. } => {
-                Self::resource_exhausted(text)
-            }
+            Refused::Entries { .. }
+            | Refused::Agent { .. }
+            | Refused::Full { .. }
+            | Refused::Evicted { .. } => Self::resource_exhausted(text),
             Refused::Superseded { .. } => Self::aborted(text),
         }
     }
@@ -100,6 +111,7 @@ pub struct Push {
     views: Views,
     agent: AgentId,
     stream: u64,
+    evicted: CancellationToken,
     /// Views that this stream has sent whole.
     sent: HashSet<Kind>,
     /// Views of which more is to come before they are whole.
@@ -115,8 +127,17 @@ struct Staged {
 type Entries = Vec<(Arc<str>, Arc<str>)>;
 
 impl Push {
-    pub(super) fn new(views: Views, agent: AgentId, stream: u64) -> Self {
-        Self { views, agent, stream, sent: HashSet::new(), staged: HashMap::new() }
+    pub(super) fn new(views: Views, agent: AgentId, stream: u64, evicted: CancellationToken) -> Self {
+        Self { views, agent, stream, evicted, sent: HashSet::new(), staged: HashMap::new() }
+    }
+
+    /// Waits until the agent's views had to make room for those of others: the stream has to end.
+    pub fn evicted(&self) -> impl Future<Output = Refused> + Send + use<> {
+        let (evicted, limit) = (self.evicted.clone(), self.views.0.limits.in_all);
+        async move {
+            evicted.cancelled().await;
+            Refused::Evicted { limit }
+        }
     }
 
     /// Takes one message.
@@ -133,6 +154,9 @@ impl Push {
         }
         let ViewUpdate { whole, more, entries, gone, truncated, .. } = update;
         let limits = self.views.0.limits;
+        if self.evicted.is_cancelled() {
+            return Err(Refused::Evicted { limit: limits.in_all });
+        }
         if entries.len() > limits.entries || gone.len() > limits.entries {
             return Err(Refused::Entries { view: kind.name(), limit: limits.entries });
         }
@@ -171,6 +195,9 @@ impl Push {
         let entries = staged.entries.len();
         let mut state = self.views.lock();
         state.bytes += more;
+        if let Some(stream) = state.streams.get_mut(&self.stream) {
+            stream.staged += more;
+        }
         let of_agent = state.agents.entry(self.agent).or_default();
         of_agent.staged += more;
         if entries > limits.entries {
@@ -179,7 +206,7 @@ impl Push {
         if of_agent.staged > limits.per_agent {
             return Err(Refused::Agent { view: kind.name(), limit: limits.per_agent });
         }
-        self.views.room(state, kind)
+        self.views.room(state, self.agent, kind)
     }
 
     /// Lets go of what was to replace the view.
@@ -187,6 +214,9 @@ impl Push {
         let staged = self.staged.remove(&kind)?;
         let mut state = self.views.lock();
         state.bytes -= staged.bytes;
+        if let Some(stream) = state.streams.get_mut(&self.stream) {
+            stream.staged -= staged.bytes;
+        }
         if let Some(of_agent) = state.agents.get_mut(&self.agent) {
             of_agent.staged -= staged.bytes;
             if of_agent.views.is_empty() && of_agent.staged == 0 {
@@ -261,7 +291,7 @@ impl Push {
         if bytes > limits.per_agent {
             return Err(Refused::Agent { view: kind.name(), limit: limits.per_agent });
         }
-        self.views.room(guard, kind)
+        self.views.room(guard, self.agent, kind)
     }
 }
 
@@ -272,6 +302,7 @@ impl Drop for Push {
         }
         let mut guard = self.views.lock();
         let state: &mut State = &mut guard;
+        state.streams.remove(&self.stream);
         let views = state.agents.get_mut(&self.agent).map(|agent| &mut agent.views);
         let mut stale = Vec::new();
         for (kind, view) in views.into_iter().flatten().filter(|(_, view)| view.owner == self.stream) {

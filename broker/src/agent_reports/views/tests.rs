@@ -1,6 +1,7 @@
 //! Views without a network: what agents push, what followers see of it, and where the bounds are.
 
 use super::*;
+use futures::FutureExt as _;
 use postern_wire::proto::postern::agent::{ViewEntry, ViewUpdate};
 use tonic::{Code, Status};
 
@@ -289,6 +290,63 @@ fn what_is_stale_makes_room_for_what_is_not() {
     assert_eq!(refused, Refused::Full { view: "nodes", limit: 45_000 });
     assert_eq!(Status::from(refused).code(), Code::ResourceExhausted);
     assert_eq!((views.summaries(AgentId(1)).len(), views.summaries(AgentId(3)).len()), (1, 1));
+}
+
+/// As many agents as `in_all` has room for, 15 kB each, of which none says more.
+fn full(in_all: usize) -> (Views, Vec<Push>) {
+    let views = Views::new(Limits { in_all, ..Limits::default() }, KnownMetrics::default());
+    let large = |agent| {
+        let mut push = views.begin(AgentId(agent));
+        push.apply(ViewUpdate { entries: many(0..3, 5_000), ..whole(&[]) }).map(|()| push).unwrap()
+    };
+    let pushes = (1..=i64::try_from(in_all / 16_000).unwrap()).map(large).collect();
+    (views, pushes)
+}
+
+#[tokio::test]
+async fn agents_that_fill_a_broker_make_room_for_those_that_have_less() {
+    let (views, mut pushes) = full(4 * 16_000);
+    // Of one of the large ones more is on its way.
+    pushes[1].apply(ViewUpdate { more: true, entries: many(0..1, 10), ..whole(&[]) }).unwrap();
+    let mut small = views.begin(AgentId(9));
+    small.apply(ViewUpdate { entries: many(0..1, 5_000), ..whole(&[]) }).unwrap();
+    assert_eq!(views.summaries(AgentId(9)).len(), 1);
+    let refused = pushes[1].evicted().await;
+    assert_eq!(refused, Refused::Evicted { limit: 64_000 });
+    assert_eq!(pushes[1].apply(update(&[], &[])).unwrap_err(), refused);
+    assert_eq!(Status::from(refused).code(), Code::ResourceExhausted);
+    let left: Vec<_> = (1..=4).filter(|agent| !views.summaries(AgentId(*agent)).is_empty()).collect();
+    assert_eq!(left, [1, 3, 4], "no more of them than it takes");
+    // The one that had to go comes back: beyond its share it is the one that is refused.
+    drop(pushes.remove(1));
+    let mut again = views.begin(AgentId(2));
+    let refused = again.apply(ViewUpdate { entries: many(0..3, 5_000), ..whole(&[]) }).unwrap_err();
+    assert_eq!(refused, Refused::Full { view: "nodes", limit: 64_000 });
+    drop(again);
+    drop((pushes, small));
+    views.lock().remove_stale(|_| true);
+    let state = views.lock();
+    assert_eq!((state.bytes, state.views, state.agents.len(), state.streams.len()), (0, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_out_makes_nobody_else_go() {
+    let views = Views::new(Limits { in_all: 64_000, ..Limits::default() }, KnownMetrics::default());
+    let mut idle: Vec<_> = (1..=4).map(|agent| views.begin(AgentId(agent))).collect();
+    for push in &mut idle {
+        push.apply(ViewUpdate { more: true, entries: many(0..3, 5_000), ..whole(&[]) }).unwrap();
+    }
+    let mut small = views.begin(AgentId(9));
+    for at in 0..5 {
+        small.apply(ViewUpdate { whole: at == 0, entries: many(at..at + 1, 1_000), ..whole(&[]) }).unwrap();
+    }
+    assert_eq!(idle.iter().filter(|push| push.evicted().now_or_never().is_some()).count(), 1);
+    let (held, all) = views.lock().held();
+    assert!(all <= 64_000 && held.values().sum::<usize>() == all, "{held:?}");
+    drop((idle, small));
+    views.lock().remove_stale(|_| true);
+    let state = views.lock();
+    assert_eq!((state.bytes, state.agents.len()), (0, 0));
 }
 
 #[test]
