@@ -177,11 +177,12 @@ impl Reader {
                 return self.problem(file, place.find(&["items".to_owned()]), text);
             }
         };
+        let places = place.items("items");
         for (at, mut item) in items.into_iter().enumerate() {
             if let Value::Object(item) = &mut item {
                 inherit(item, &object);
             }
-            self.object(file, place.item("items", at), item)?;
+            self.object(file, place.item(places.get(at)), item)?;
         }
         Flow::Continue(())
     }
