@@ -9,6 +9,7 @@ use crate::{
         Received,
         engine::{
             api::Api,
+            claims::Claim,
             needs,
             progress::Wanted,
             record::{self, RecordError},
@@ -68,6 +69,7 @@ pub(crate) async fn desire<A: Api>(
     commit: Arc<Received>,
     settings: &Settings,
     agent_id: i64,
+    claim: &Claim,
 ) -> Result<(Desired, Kinds, Stored), DesireError> {
     let files = commit.clone();
     // A commit may be 20 MiB, and others are served meanwhile.
@@ -83,6 +85,7 @@ pub(crate) async fn desire<A: Api>(
     if !problems.is_empty() {
         template.certain(&commit.files)?;
     }
+    claim.take(&template)?;
     let stored = match stored {
         Some(stored) => stored,
         None => record::read(api, &template).await?,
