@@ -30,7 +30,7 @@ use crate::{
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -80,6 +80,7 @@ enum Done {
 struct Rest {
     problems: Vec<Problem>,
     rejected: Vec<(Manifest, String)>,
+    rejected_ids: HashSet<ObjectId>,
     unknown: Vec<(Manifest, String)>,
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{cluster::ClusterError, gitops::engine::fake::refused};
+use postern_wire::proto::gitlab::agent::agentcfg::manifest_project_cf::PruneOneof;
 
 #[tokio::test(start_paused = true)]
 async fn one_bad_object_blocks_nobody_and_is_told_once_with_its_file_and_line() {
