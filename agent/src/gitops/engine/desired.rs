@@ -91,6 +91,7 @@ pub(crate) async fn desire<A: Api>(
     let definitions = needs::definitions(objects.iter().map(|object| (&object.id, &*object.value)));
     let mut settled: BTreeMap<ObjectId, Manifest> = BTreeMap::new();
     let mut unserved: HashMap<ObjectId, String> = HashMap::new();
+    let mut missing: HashMap<(String, String, String), String> = HashMap::new();
     let mut found: HashMap<ObjectId, (Kind, Option<ObjectId>)> = HashMap::new();
     let mut rejected = Vec::new();
     let mut ordered = Vec::new();
@@ -100,20 +101,22 @@ pub(crate) async fn desire<A: Api>(
             Some(definition) => (definition.kind(&object.version), Some(definition.id.clone())),
             None => {
                 let key = (group, object.version.clone(), kind);
+                if let (None, None) = (kinds.get(&key), missing.get(&key)) {
+                    match api.kind(&key.0, &key.1, &key.2).await {
+                        Ok(kind) => _ = kinds.insert(key.clone(), kind),
+                        Err(error @ ClusterError::Unreachable { .. }) => return Err(error.into()),
+                        // Also an extension of the API that is away: objects of other kinds do not wait for it.
+                        Err(error) => _ = missing.insert(key.clone(), error::chain(&error)),
+                    }
+                }
                 match kinds.get(&key) {
                     Some(kind) => (kind.clone(), None),
-                    None => match api.kind(&key.0, &key.1, &key.2).await {
-                        Ok(kind) => {
-                            kinds.insert(key, kind.clone());
-                            (kind, None)
-                        }
-                        Err(error) if error.passes() => return Err(error.into()),
-                        Err(error) => {
-                            unserved.insert(object.id.clone(), error::chain(&error));
-                            ordered.push(object);
-                            continue;
-                        }
-                    },
+                    None => {
+                        let why = missing.get(&key).cloned().unwrap_or_default();
+                        unserved.insert(object.id.clone(), why);
+                        ordered.push(object);
+                        continue;
+                    }
                 }
             }
         };

@@ -105,6 +105,15 @@ async fn an_object_of_an_unknown_kind_waits_for_it_and_holds_pruning_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extension_of_the_api_that_is_away_holds_only_its_own_objects_up() {
+    let bench = Bench::start();
+    bench.fake.fault(|verb, _| (verb == "discover").then(|| refused(503, "service unavailable")));
+    bench.commit("c1", &[("a.yaml", &[&config_map("default", "a", "1"), WIDGET].concat())]);
+    let report = bench.state("c1", "degraded").await;
+    assert_eq!((report.applied, report.ready, report.failed), (1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_that_does_not_go_is_told_and_stays_listed() {
     let settings = ManifestProjectCf {
         prune_timeout: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
