@@ -253,7 +253,7 @@ impl Push {
         state.bytes = state.bytes - before + after;
         let of_agent = state.agents.entry(self.agent).or_default();
         of_agent.bytes = of_agent.bytes - before + after;
-        let bytes = of_agent.bytes;
+        let bytes: usize = of_agent.views.values().map(View::entries_bytes).sum();
         state.mark(self.agent, kind);
         if entries > limits.entries {
             return Err(Refused::Entries { view: kind.name(), limit: limits.entries });

@@ -253,6 +253,19 @@ fn what_no_agent_means_to_send_ends_its_stream() {
 }
 
 #[test]
+fn what_is_gone_takes_no_room_from_the_agent_but_from_all() {
+    let views = Views::new(Limits { per_agent: 20_000, ..Limits::default() }, KnownMetrics::default());
+    let mut push = views.begin(A);
+    for at in 0..50 {
+        let (key, next) = (format!("{at:0500}"), format!("{:0500}", at + 1));
+        push.apply(whole(&[(&key, "{}")])).unwrap();
+        push.apply(update(&[(&next, "{}")], &[&key])).unwrap();
+    }
+    let state = views.lock();
+    assert!(state.bytes > 20_000 && state.bytes == state.agents[&A].bytes, "{}", state.bytes);
+}
+
+#[test]
 fn a_view_as_large_as_an_agent_may_have_can_be_replaced() {
     let views = Views::new(Limits { per_agent: 20_000, ..Limits::default() }, KnownMetrics::default());
     let mut push = views.begin(A);

@@ -25,7 +25,10 @@ pub(super) struct View {
     pub(super) truncated: bool,
     pub(super) stale_since: Option<Instant>,
     pub(super) heard: Instant,
+    /// Of the entries.
     bytes: usize,
+    /// Of what is gone.
+    gone_bytes: usize,
     /// Wakes followers; its end is that of the view.
     changed: watch::Sender<()>,
 }
@@ -61,11 +64,18 @@ impl View {
             stale_since: None,
             heard: Instant::now(),
             bytes: 0,
+            gone_bytes: 0,
             changed: watch::Sender::new(()),
         }
     }
 
+    /// What it takes.
     pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.gone_bytes
+    }
+
+    /// What its entries take: all that an agent can know of.
+    pub(super) fn entries_bytes(&self) -> usize {
         self.bytes
     }
 
@@ -108,7 +118,7 @@ impl View {
         let Some((key, entry)) = self.entries.remove_entry(key) else { return };
         self.log.remove(&entry.revision);
         self.bytes -= size(&key, &entry.json);
-        self.bytes += size(&key, "");
+        self.gone_bytes += size(&key, "");
         self.revision += 1;
         self.log.insert(self.revision, Logged::Gone(key));
         self.gone += 1;
@@ -121,7 +131,7 @@ impl View {
             for (revision, size) in oldest {
                 self.log.remove(&revision);
                 self.forgotten = revision;
-                self.bytes -= size;
+                self.gone_bytes -= size;
                 self.gone -= 1;
             }
         }
