@@ -7,6 +7,7 @@
 pub mod api;
 
 mod bring;
+mod claims;
 mod desired;
 mod likeness;
 mod needs;
@@ -32,6 +33,7 @@ use crate::{
     observability::Metrics,
 };
 use api::Api;
+use claims::Claims;
 use postern_wire::proto::{
     gitlab::agent::agentcfg::ManifestProjectCf,
     postern::agent::{GitopsReport, Problem},
@@ -64,6 +66,7 @@ pub struct Engine<A> {
 struct Running {
     projects: BTreeMap<String, (Arc<ManifestProjectCf>, CancellationToken)>,
     tasks: JoinSet<String>,
+    claims: Claims,
 }
 
 impl<A: Api> Engine<A> {
@@ -128,7 +131,7 @@ impl<A: Api> Engine<A> {
             }
             let stop = CancellationToken::new();
             running.projects.insert(id.clone(), (project.settings.clone(), stop.clone()));
-            let task = self.task(id, project, agent_id);
+            let task = self.task(id, project, agent_id, &running.claims);
             let (id, mut leads) = (id.clone(), self.leads.clone());
             running.tasks.spawn(async move {
                 let task = async {
@@ -150,7 +153,7 @@ impl<A: Api> Engine<A> {
     }
 
     /// `None`: its settings cannot be followed, which has been said.
-    fn task(&self, id: &str, project: &Project, agent_id: i64) -> Option<Task<A>> {
+    fn task(&self, id: &str, project: &Project, agent_id: i64, claims: &Claims) -> Option<Task<A>> {
         let settings = match Settings::of(&project.settings) {
             Ok(settings) => settings,
             Err(problem) => {
@@ -167,7 +170,8 @@ impl<A: Api> Engine<A> {
         };
         let dry_run = settings.dry_run.is_dry();
         let results = Results::new(id.to_owned(), dry_run, self.tell.clone(), self.metrics.clone());
-        Some(Task::new(self.cluster.clone(), settings, agent_id, project.received.clone(), results))
+        let (cluster, received) = (self.cluster.clone(), project.received.clone());
+        Some(Task::new(cluster, settings, agent_id, claims.of(id), received, results))
     }
 }
 

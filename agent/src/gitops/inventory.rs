@@ -75,6 +75,21 @@ pub enum InventoryError {
         /// What the label should be.
         id: String,
     },
+    /// Each would delete what the other has.
+    #[error(
+        "the project {project:?} of this agent has the inventory {id:?} in the ConfigMap {namespace}/{name} already; use \
+         another label {LABEL} and another name for this project's"
+    )]
+    Claimed {
+        /// The path of the one that has it.
+        project: String,
+        /// What its label says.
+        id: String,
+        /// Of its ConfigMap.
+        namespace: String,
+        /// Of its ConfigMap.
+        name: String,
+    },
     /// The object can be no key.
     #[error(
         "{object} cannot be listed in the inventory: namespace, name, group and kind become one key of a ConfigMap, \

@@ -20,6 +20,7 @@ use crate::gitops::{
     object::{Manifest, ObjectId, Problem, digest},
 };
 use identity::{Mistake, Place, identify};
+use json::Wrong;
 use postern_yaml::{Dialect, Node, Position, Problems, parse_as};
 use serde_json::{Map, Value};
 use split::Part;
@@ -32,14 +33,12 @@ pub const OBJECTS: usize = 10_000;
 pub const PROBLEMS: usize = 1_000;
 /// The most problems of one document that are told.
 const DOCUMENT_PROBLEMS: usize = 20;
-/// What a commit's values may weigh in memory with all aliases written out: values, and text in units of 16 bytes. The
-/// largest commit that the agent takes does not reach it unless it was made to.
-const VALUES: usize = 2_000_000;
-
-/// What kubectl reads, and what a document may cost: a list of all objects in the largest file, and the deepest schemas
-/// in definitions of resources, with as much on top.
-const DIALECT: Dialect =
-    Dialect { plain: scalars::plain, plain_keys: true, nesting: 100, weight: VALUES / 4 };
+/// What kubectl reads, and what a document may cost: the deepest schemas in definitions of resources with as much on
+/// top, and half a million values and keys, whose tree takes some
+/// 100 MB at most.
+const DIALECT: Dialect = Dialect { plain: scalars::plain, plain_keys: true, nesting: 100, weight: 500_000 };
+/// What the parser says of a document that would cost more. The same as JSON would cost no less.
+const TOO_LARGE: &[&str] = &["too much content ", "too deeply nested ", "not YAML: recursion limit "];
 
 /// What the files of a commit say.
 #[derive(Debug, Default)]
@@ -108,24 +107,30 @@ impl Reader {
             }
         };
         let mut problems = Problems::default();
-        match parse_as(DIALECT, &text, part.lines_before, &mut problems) {
-            Some(tree) if problems.is_empty() => return self.tree(file, &tree),
-            Some(_) => {}
-            None => {
-                if let Some(values) = json::read(&text, part.lines_before, file.ends_with(".json")) {
-                    for value in values {
-                        match value {
-                            Ok((at, value)) => self.json(file, at, value)?,
-                            Err((at, text)) => self.problem(file, at, text)?,
-                        }
-                    }
-                    return Flow::Continue(());
-                }
-            }
+        let tree = parse_as(DIALECT, &text, part.lines_before, &mut problems);
+        if let Some(tree) = &tree
+            && problems.is_empty()
+        {
+            return self.tree(file, tree);
         }
-        let hint = if text.contains("{{") { " (templates are not rendered here)" } else { "" };
         let total = problems.count();
         let (problems, _) = problems.sorted();
+        let too_large = |found: &str| TOO_LARGE.iter().any(|known| found.starts_with(known));
+        let may_be_json = tree.is_none() && !problems.iter().any(|problem| too_large(&problem.found));
+        let (named, nesting) = (file.ends_with(".json"), DIALECT.nesting);
+        if may_be_json
+            && let Some(values) = json::read(&text, part.lines_before, named, nesting, &mut self.spent)
+        {
+            for value in values {
+                match value {
+                    Ok((at, value)) => self.object(file, Place { node: None, at }, value)?,
+                    Err((at, Wrong::Text(text))) => self.problem(file, at, text)?,
+                    Err((at, Wrong::TooMuch)) => self.stop_at_weight(file, at)?,
+                }
+            }
+            return Flow::Continue(());
+        }
+        let hint = if text.contains("{{") { " (templates are not rendered here)" } else { "" };
         for (at, problem) in problems.iter().take(DOCUMENT_PROBLEMS).enumerate() {
             let more = match total - at - 1 {
                 more @ 1.. if at + 1 == DOCUMENT_PROBLEMS => {
@@ -139,7 +144,7 @@ impl Reader {
     }
 
     fn tree(&mut self, file: &Arc<str>, tree: &Node) -> Flow {
-        match values::of_tree(tree, &mut self.spent, VALUES) {
+        match values::of_tree(tree, &mut self.spent) {
             Ok(Value::Null) => Flow::Continue(()),
             Ok(value) => self.object(file, Place { node: Some(tree), at: tree.at }, value),
             Err(Unfit::TooMuch) => self.stop_at_weight(file, tree.at),
@@ -148,13 +153,6 @@ impl Reader {
                 at,
                 "this is no number that JSON has; a finite number, or text in quotes, is wanted".to_owned(),
             ),
-        }
-    }
-
-    fn json(&mut self, file: &Arc<str>, at: Position, mut value: Value) -> Flow {
-        match values::tidy(&mut value, &mut self.spent, VALUES) {
-            Ok(()) => self.object(file, Place { node: None, at }, value),
-            Err(_) => self.stop_at_weight(file, at),
         }
     }
 
@@ -179,11 +177,12 @@ impl Reader {
                 return self.problem(file, place.find(&["items".to_owned()]), text);
             }
         };
+        let places = place.items("items");
         for (at, mut item) in items.into_iter().enumerate() {
             if let Value::Object(item) = &mut item {
                 inherit(item, &object);
             }
-            self.object(file, place.item("items", at), item)?;
+            self.object(file, place.item(places.get(at)), item)?;
         }
         Flow::Continue(())
     }

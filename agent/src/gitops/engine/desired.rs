@@ -9,6 +9,7 @@ use crate::{
         Received,
         engine::{
             api::Api,
+            claims::Claim,
             needs,
             progress::Wanted,
             record::{self, RecordError},
@@ -24,6 +25,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
+
+/// The most groups that the cluster does not serve which it is asked for, in their versions; a commit can make up as many
+/// as it has objects.
+const UNSERVED: usize = 50;
 
 /// A commit, as far as it can be followed.
 pub(crate) struct Desired {
@@ -68,6 +73,7 @@ pub(crate) async fn desire<A: Api>(
     commit: Arc<Received>,
     settings: &Settings,
     agent_id: i64,
+    claim: &Claim,
 ) -> Result<(Desired, Kinds, Stored), DesireError> {
     let files = commit.clone();
     // A commit may be 20 MiB, and others are served meanwhile.
@@ -83,6 +89,7 @@ pub(crate) async fn desire<A: Api>(
     if !problems.is_empty() {
         template.certain(&commit.files)?;
     }
+    claim.take(&template)?;
     let stored = match stored {
         Some(stored) => stored,
         None => record::read(api, &template).await?,
@@ -92,6 +99,7 @@ pub(crate) async fn desire<A: Api>(
     let mut settled: BTreeMap<ObjectId, Manifest> = BTreeMap::new();
     let mut unserved: HashMap<ObjectId, String> = HashMap::new();
     let mut missing: HashMap<(String, String, String), String> = HashMap::new();
+    let mut unserved_groups: HashSet<(String, String)> = HashSet::new();
     let mut found: HashMap<ObjectId, (Kind, Option<ObjectId>)> = HashMap::new();
     let mut rejected = Vec::new();
     let mut ordered = Vec::new();
@@ -101,12 +109,23 @@ pub(crate) async fn desire<A: Api>(
             Some(definition) => (definition.kind(&object.version), Some(definition.id.clone())),
             None => {
                 let key = (group, object.version.clone(), kind);
+                let group = (key.0.clone(), key.1.clone());
+                if unserved_groups.len() == UNSERVED
+                    && !kinds.contains_key(&key)
+                    && !unserved_groups.contains(&group)
+                {
+                    let why = format!("not asked for, since {UNSERVED} groups of this commit are not served");
+                    missing.insert(key.clone(), why);
+                }
                 if let (None, None) = (kinds.get(&key), missing.get(&key)) {
                     match api.kind(&key.0, &key.1, &key.2).await {
                         Ok(kind) => _ = kinds.insert(key.clone(), kind),
                         Err(error @ ClusterError::Unreachable { .. }) => return Err(error.into()),
                         // Also an extension of the API that is away: objects of other kinds do not wait for it.
-                        Err(error) => _ = missing.insert(key.clone(), error::chain(&error)),
+                        Err(error) => {
+                            missing.insert(key.clone(), error::chain(&error));
+                            unserved_groups.insert(group);
+                        }
                     }
                 }
                 match kinds.get(&key) {

@@ -6,7 +6,7 @@ use crate::{
     cluster::{Change, ClusterError, Kind},
     gitops::{
         engine::api::{Api, Follow as _},
-        inventory::{InventoryError, Stored, Template, Write},
+        inventory::{InventoryError, LABEL, Stored, Template, Write},
         object::ObjectId,
         settings::Propagation,
     },
@@ -19,6 +19,11 @@ use tokio::time::timeout;
 const LISTED: Duration = Duration::from_secs(30);
 /// Somebody who changes an inventory that often is not to be kept up with.
 const TRIES: usize = 5;
+
+/// ConfigMaps that are joined into one inventory; more of them were made by somebody else.
+const PARTS: usize = 16;
+/// Bytes of all of them.
+const SIZE: usize = 16 << 20;
 
 /// Why the inventory cannot be relied upon. Nothing is applied then.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,13 @@ pub(crate) enum RecordError {
         "the inventory's namespace {namespace} does not exist: create it, or choose another default_namespace"
     )]
     NoNamespace { namespace: String },
+    /// Whoever may write ConfigMaps there must not fill the agent's memory.
+    #[error(
+        "more than {PARTS} ConfigMaps of the namespace {namespace}, or more than {} MiB of them, carry the inventory's \
+         label {LABEL}: {id}; delete those that are not the inventory",
+        SIZE >> 20
+    )]
+    Crowded { namespace: String, id: String },
     /// It changes all the time.
     #[error("the inventory {namespace}/{name} is being changed by somebody else all the time")]
     Busy { namespace: String, name: String },
@@ -47,7 +59,7 @@ impl RecordError {
     /// Whether it may well be fine soon.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            Self::Inventory(_) | Self::NoNamespace { .. } => false,
+            Self::Inventory(_) | Self::NoNamespace { .. } | Self::Crowded { .. } => false,
             Self::Unlisted { .. } | Self::Busy { .. } => true,
             Self::Cluster(error) => error.passes(),
         }
@@ -61,21 +73,27 @@ pub(crate) fn config_maps() -> Kind {
 /// Reads it.
 pub(crate) async fn read<A: Api>(api: &A, template: &Template) -> Result<Stored, RecordError> {
     let mut following = api.follow(&config_maps(), Some(&template.namespace));
-    let mut found: Vec<Value> = Vec::new();
     let listing = async {
+        let mut found: Vec<Value> = Vec::new();
+        let mut size = 0;
         loop {
             match following.next().await {
-                Change::Begun => found.clear(),
+                Change::Begun => (size, found) = (0, Vec::new()),
                 Change::Found(config_map) if template.concerns(&config_map) => {
+                    size += config_map.to_string().len();
+                    if found.len() == PARTS || size > SIZE {
+                        let (namespace, id) = (template.namespace.clone(), template.id.clone());
+                        return Err(RecordError::Crowded { namespace, id });
+                    }
                     found.push(Value::clone(&config_map));
                 }
-                Change::Listed => return,
+                Change::Listed => return Ok(found),
                 _ => {}
             }
         }
     };
     let listed = timeout(LISTED, listing).await;
-    listed.map_err(|_| RecordError::Unlisted { namespace: template.namespace.clone() })?;
+    let found = listed.map_err(|_| RecordError::Unlisted { namespace: template.namespace.clone() })??;
     Ok(Stored::read(found, template)?)
 }
 

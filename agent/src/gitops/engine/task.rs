@@ -14,6 +14,7 @@ use crate::{
         engine::{
             api::Api,
             bring::{Brought, Errand},
+            claims::Claim,
             desired::{self, DesireError, Desired},
             objects::{Objects, Patience},
             progress::{Known, Object},
@@ -29,7 +30,7 @@ use crate::{
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -79,6 +80,7 @@ enum Done {
 struct Rest {
     problems: Vec<Problem>,
     rejected: Vec<(Manifest, String)>,
+    rejected_ids: HashSet<ObjectId>,
     unknown: Vec<(Manifest, String)>,
 }
 
@@ -87,6 +89,8 @@ pub(crate) struct Task<A: Api> {
     api: A,
     settings: Arc<Settings>,
     agent_id: i64,
+    /// On the inventory.
+    claim: Arc<Claim>,
     received: watch::Receiver<Option<Arc<Received>>>,
     results: Results,
 
@@ -144,6 +148,7 @@ impl<A: Api> Task<A> {
         api: A,
         settings: Settings,
         agent_id: i64,
+        claim: Arc<Claim>,
         received: watch::Receiver<Option<Arc<Received>>>,
         results: Results,
     ) -> Self {
@@ -151,6 +156,7 @@ impl<A: Api> Task<A> {
             api,
             settings: Arc::new(settings),
             agent_id,
+            claim,
             received,
             results,
             kinds: Kinds::new(),
@@ -241,10 +247,11 @@ impl<A: Api> Task<A> {
         self.stage = Stage::Reading;
         self.again = None;
         let (api, settings, agent_id) = (self.api.clone(), self.settings.clone(), self.agent_id);
+        let claim = self.claim.clone();
         // Both are taken back when it is done; should it be dropped, they are asked for again.
         let (kinds, stored) = (self.kinds.clone(), self.stored.clone());
         self.job = Some(Box::pin(async move {
-            let desired = desired::desire(&api, kinds, stored, commit, &settings, agent_id).await;
+            let desired = desired::desire(&api, kinds, stored, commit, &settings, agent_id, &claim).await;
             Done::Read(desired.map(Box::new))
         }));
     }

@@ -50,7 +50,7 @@ struct Bench {
     leads: watch::Sender<bool>,
     metrics: Metrics,
     _configuration: watch::Sender<Option<Arc<AgentConfiguration>>>,
-    _manifests: watch::Sender<Arc<BTreeMap<String, Project>>>,
+    manifests: watch::Sender<Arc<BTreeMap<String, Project>>>,
     task: JoinHandle<()>,
 }
 
@@ -90,7 +90,7 @@ impl Bench {
             leads: leads_sender,
             metrics,
             _configuration: configuration_sender,
-            _manifests: manifests_sender,
+            manifests: manifests_sender,
             task: tokio::spawn(engine.run()),
         }
     }

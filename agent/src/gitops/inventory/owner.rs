@@ -1,5 +1,6 @@
-//! Whose a live object is, and what may therefore be done to it: the tables of cli-utils' inventory policies. Before
-//! it: an object as the cluster has it. After it: the engine, which applies or deletes it, or leaves it and says why.
+//! Whose a live object is, and what may therefore be done to it: the tables of cli-utils' inventory policies, but that
+//! what carries no owner is deleted with [`Policy::AdoptAll`] only. Before it: an object as the cluster has it. After
+//! it: the engine, which applies or deletes it, or leaves it and says why.
 
 use super::{OWNER, Template, text};
 use crate::gitops::object::ObjectId;
@@ -18,19 +19,18 @@ pub enum Policy {
     /// Its own.
     #[default]
     MustMatch,
-    /// Its own, and those of nobody.
+    /// It takes over its own, and those of nobody; it deletes its own, which what it has taken over is.
     AdoptIfNoInventory,
-    /// All of them.
+    /// All of them, and it deletes all that its inventory lists.
     AdoptAll,
 }
 
 /// Why an object stays though it left the commit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Keep {
-    /// Its policy is [`Policy::MustMatch`].
-    #[error(
-        "it has no annotation {OWNER}, and with inventory_policy must_match that means it is nobody's to delete"
-    )]
+    /// Whatever was applied has an owner, so it never was, or somebody took it away. Its policy is not
+    /// [`Policy::AdoptAll`].
+    #[error("it has no annotation {OWNER}, and only inventory_policy adopt_all deletes what is nobody's")]
     Unowned,
     /// Its policy is not [`Policy::AdoptAll`].
     #[error("it belongs to the inventory {owner:?}")]
@@ -138,8 +138,9 @@ pub fn may_prune(
     }
     match (owner_of(live), policy) {
         (Some(owner), _) if owner == inventory_id => {}
-        (_, Policy::AdoptAll) | (None, Policy::AdoptIfNoInventory) => {}
-        (None, Policy::MustMatch) => return Err(Keep::Unowned),
+        (_, Policy::AdoptAll) => {}
+        // Whoever can write the inventory could have anything deleted otherwise.
+        (None, _) => return Err(Keep::Unowned),
         (Some(owner), _) => return Err(Keep::OtherOwner { owner: shown(owner) }),
     }
     if object.group.is_empty() && object.kind == "Namespace" && in_use.namespaces.contains(&object.name) {

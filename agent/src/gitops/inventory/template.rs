@@ -48,7 +48,7 @@ impl Template {
                 let name = format!("inventory-{id}");
                 Self { namespace: default_namespace.to_owned(), name, id, manifest: None }
             }
-            [template] => Self::of(template, default_namespace)?,
+            [template] => Self::of(template, default_namespace, agent_id, project_id)?,
             [first, second, ..] => {
                 let (count, first, second) = (templates.len(), place(first), place(second));
                 return Err(InventoryError::Many { count, first, second });
@@ -70,7 +70,12 @@ impl Template {
         }
     }
 
-    fn of(manifest: &Manifest, default_namespace: &str) -> Result<Self, InventoryError> {
+    fn of(
+        manifest: &Manifest,
+        default_namespace: &str,
+        agent_id: i64,
+        project_id: i64,
+    ) -> Result<Self, InventoryError> {
         let wrong = |text: String| {
             let (file, line) = (manifest.file.clone(), manifest.line);
             InventoryError::Template(Problem { file, line, column: 1, text })
@@ -87,6 +92,17 @@ impl Template {
             return Err(wrong(format!(
                 "the label {LABEL} of {} is not a legal one: at most 63 of A-Z, a-z, 0-9, '-', '_' and '.', with a \
                  letter or digit at both ends",
+                manifest.id
+            )));
+        }
+        // What another project's objects carry would be this one's to delete.
+        let number = id.strip_prefix(&format!("{agent_id}-")).unwrap_or_default();
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number && number != project_id.to_string() {
+            return Err(wrong(format!(
+                "the label {LABEL} of {} is {id:?}, which is the inventory that this agent keeps for the project with \
+                 the number {number}, and this one has the number {project_id}; choose a word for the label that no \
+                 other project has",
                 manifest.id
             )));
         }

@@ -4,6 +4,7 @@
 use crate::gitops::object::ObjectId;
 use postern_yaml::{Node, Position, Value as Written};
 use serde_json::{Map, Value};
+use std::rc::Rc;
 
 /// What is wrong with an object.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,17 +35,18 @@ impl<'a> Place<'a> {
         at
     }
 
-    /// Of an item in the list under this key.
-    pub(super) fn item(&self, key: &str, index: usize) -> Self {
-        let entries = match self.node.map(|node| &node.value) {
-            Some(Written::Mapping(entries)) => &entries[..],
+    /// What is in the list under this key.
+    pub(super) fn items(&self, key: &str) -> &'a [Rc<Node>] {
+        let Some(Written::Mapping(entries)) = self.node.map(|node| &node.value) else { return &[] };
+        match entries.iter().find(|entry| &*entry.key == key).map(|entry| &entry.value.value) {
+            Some(Written::List(items)) => items,
             _ => &[],
-        };
-        let list = entries.iter().find(|entry| &*entry.key == key).map(|entry| &entry.value.value);
-        let node: Option<&'a Node> = match list {
-            Some(Written::List(items)) => items.get(index).map(|item| &**item),
-            _ => None,
-        };
+        }
+    }
+
+    /// Of one of its [items](Self::items).
+    pub(super) fn item(&self, item: Option<&'a Rc<Node>>) -> Self {
+        let node = item.map(|item| &**item);
         Self { node, at: node.map_or(self.at, |node| node.at) }
     }
 }

@@ -187,7 +187,8 @@ impl<A: Api> Task<A> {
         if unknown.is_empty() && !again {
             self.slow.reset();
         }
-        self.rest = Rest { problems, rejected, unknown };
+        let rejected_ids = rejected.iter().map(|(manifest, _)| manifest.id.clone()).collect();
+        self.rest = Rest { problems, rejected, rejected_ids, unknown };
         self.follow(now);
         self.stage = Stage::Recording;
         self.record();
@@ -288,7 +289,7 @@ impl<A: Api> Task<A> {
     }
 
     fn rejects(&self, id: &ObjectId) -> bool {
-        self.rest.rejected.iter().any(|(manifest, _)| manifest.id == *id)
+        self.rest.rejected_ids.contains(id)
     }
 
     /// All objects have come as far as they can: those go that the commit has not.

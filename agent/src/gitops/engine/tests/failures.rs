@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{cluster::ClusterError, gitops::engine::fake::refused};
+use postern_wire::proto::gitlab::agent::agentcfg::manifest_project_cf::PruneOneof;
 
 #[tokio::test(start_paused = true)]
 async fn one_bad_object_blocks_nobody_and_is_told_once_with_its_file_and_line() {
@@ -141,4 +142,44 @@ async fn settings_that_cannot_be_followed_are_reported_and_nothing_is_done() {
     assert!(report.problems[0].text.contains("inventory_policy"), "{report:?}");
     bench.pass(60).await;
     assert!(bench.fake.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cluster_is_not_asked_for_ever_more_groups_that_nobody_serves() {
+    let bench = Bench::start();
+    bench.commit("c0", &[("a.yaml", &config_map("default", "gone", "1"))]);
+    bench.synchronized("c0").await;
+    let unicorns: String = (0..200)
+        .map(|at| format!("apiVersion: g{at}.example.com/v1\nkind: Unicorn\nmetadata: {{name: u}}\n---\n"))
+        .collect();
+    let manifests = [config_map("default", "a", "1"), unicorns].concat();
+    bench.commit("c1", &[("a.yaml", &manifests)]);
+    let report = bench.state("c1", "degraded").await;
+    assert_eq!((report.objects, report.ready, report.pruned), (201, 1, 0), "{report:?}");
+    assert_eq!(bench.fake.calls_of("discover").len(), 50);
+    assert!(bench.fake.get_now(&map("gone")).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_rejected_objects_and_a_long_inventory_take_no_time_together() {
+    const MANY: usize = 9_000;
+    let fake = Fake::new();
+    let listed: serde_json::Map<_, _> =
+        (0..MANY).map(|at| (format!("default_listed-{at}__ConfigMap"), serde_json::json!(""))).collect();
+    let labels = serde_json::json!({"cli-utils.sigs.k8s.io/inventory-id": "7-42"});
+    fake.put(&map("inventory-7-42"), serde_json::json!({"metadata": {"labels": labels}, "data": listed}));
+    let settings = ManifestProjectCf { prune_oneof: Some(PruneOneof::Prune(false)), ..Default::default() };
+    let bench = Bench::with(fake, settings);
+    let manifests: String = (0..MANY)
+        .map(|at| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: rejected-{at}\n  annotations: \
+                 {{config.kubernetes.io/depends-on: nonsense}}\n---\n"
+            )
+        })
+        .collect();
+    bench.commit("c1", &[("a.yaml", &manifests)]);
+    let began = std::time::Instant::now();
+    bench.state("c1", "degraded").await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }

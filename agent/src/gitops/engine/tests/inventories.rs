@@ -126,3 +126,104 @@ async fn an_inventory_that_somebody_deletes_comes_back() {
     bench.pass(60).await;
     assert_eq!(bench.fake.calls().len(), calls);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_agentk_applied_is_pruned_with_every_policy_and_what_nobody_did_with_adopt_all_only() {
+    for (policy, pruned) in [("must_match", 1), ("adopt_if_no_inventory", 1), ("adopt_all", 2)] {
+        let fake = Fake::new();
+        // agentk annotates all that it applies.
+        fake.put(&map("applied"), json!({"metadata": {"annotations": {OWNER: "7-42"}}}));
+        fake.put(&map("bystander"), json!({"data": {"key": "0"}}));
+        let data = json!({"default_applied__ConfigMap": "", "default_bystander__ConfigMap": ""});
+        let labels = json!({"cli-utils.sigs.k8s.io/inventory-id": "7-42"});
+        fake.put(&map("inventory-7-42"), json!({"metadata": {"labels": labels}, "data": data}));
+        let settings = ManifestProjectCf { inventory_policy: policy.to_owned(), ..Default::default() };
+        let bench = Bench::with(fake, settings);
+        bench.commit("c1", &[("a.yaml", &config_map("default", "b", "1"))]);
+        let report = bench.report("c1 done", |report| report.pruned == pruned && report.ready == 1).await;
+        bench.pass(60).await;
+        assert!(bench.fake.get_now(&map("applied")).is_none(), "{policy}: {report:?}");
+        assert_eq!(bench.fake.get_now(&map("bystander")).is_some(), pruned == 1, "{policy}");
+    }
+}
+
+/// A ConfigMap that is the project's inventory.
+fn template(name: &str, inventory_id: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  namespace: default\n  labels:\n    \
+         cli-utils.sigs.k8s.io/inventory-id: {inventory_id}\n---\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_projects_never_have_one_inventory_and_the_second_gets_it_when_the_first_has_gone() {
+    const OTHER: &str = "group/other";
+    for (other_template, then) in
+        [(template("elsewhere", "mine"), "synchronized"), (template("list", "other"), "failed")]
+    {
+        let bench = Bench::start();
+        let manifests = [template("list", "mine"), config_map("default", "a", "1")].concat();
+        bench.commit("c1", &[("a.yaml", &manifests)]);
+        bench.synchronized("c1").await;
+        let manifests = [other_template, config_map("default", "b", "1")].concat();
+        let received = Received {
+            project: OTHER.to_owned(),
+            project_id: 43,
+            commit_id: "o1".to_owned(),
+            files: vec![File { source: "b.yaml".to_owned(), data: manifests.into_bytes().into() }],
+        };
+        let (_commits, received) = watch::channel(Some(Arc::new(received)));
+        let settings = Arc::new(ManifestProjectCf { id: OTHER.to_owned(), ..Default::default() });
+        let other = Project { settings, received };
+        bench.manifests.send_modify(|projects| {
+            let both = projects.iter().map(|(id, project)| (id.clone(), project.clone()));
+            *projects = Arc::new(both.chain([(OTHER.to_owned(), other)]).collect());
+        });
+        let failed = |report: &GitopsReport| report.project == OTHER && report.state == "failed";
+        let report = bench.report("the other one refused", failed).await;
+        let text = &report.problems[0].text;
+        assert!(
+            text.contains("the project \"group/manifests\" of this agent has the inventory \"mine\""),
+            "{text}"
+        );
+        bench.pass(600).await;
+        assert!(bench.fake.get_now(&map("a")).is_some() && bench.fake.get_now(&map("b")).is_none());
+        bench.manifests.send_modify(|projects| {
+            let mut left = BTreeMap::clone(projects);
+            left.remove(PROJECT);
+            *projects = Arc::new(left);
+        });
+        // A ConfigMap that only has the name is nobody's.
+        let done = |report: &GitopsReport| {
+            let refused = report.problems.iter().any(|problem| problem.text.contains("of this agent"));
+            report.project == OTHER && report.state == then && !refused
+        };
+        bench.report("the other one's turn", done).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inventory_of_too_many_or_too_large_config_maps_is_told_and_nothing_is_applied() {
+    let note = |bytes: usize| json!({"note": "x".repeat(bytes)});
+    for (count, bytes, taken) in [(16, 0, true), (17, 0, false), (15, 1 << 20, true), (16, 1 << 20, false)] {
+        let fake = Fake::new();
+        for at in 0..count {
+            let labels = json!({"cli-utils.sigs.k8s.io/inventory-id": "7-42"});
+            let metadata = json!({"labels": labels, "annotations": note(bytes)});
+            fake.put(&map(&format!("list-{at}")), json!({"metadata": metadata, "data": {}}));
+        }
+        let bench = Bench::with(fake, ManifestProjectCf::default());
+        bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+        if taken {
+            bench.synchronized("c1").await;
+            continue;
+        }
+        let report = bench.state("c1", "failed").await;
+        let text = &report.problems[0].text;
+        assert!(
+            text.starts_with("more than 16 ConfigMaps of the namespace default, or more than 16 MiB"),
+            "{text}"
+        );
+        assert!(bench.fake.calls_of("apply").is_empty());
+    }
+}

@@ -12,7 +12,7 @@ fn a_policy_decides_which_objects_are_taken_over_and_pruned() {
         (MustMatch, Some("8-42"), false, false),
         (MustMatch, Some(""), false, false),
         (AdoptIfNoInventory, Some("7-42"), true, true),
-        (AdoptIfNoInventory, None, true, true),
+        (AdoptIfNoInventory, None, true, false),
         (AdoptIfNoInventory, Some("8-42"), false, false),
         (AdoptIfNoInventory, Some(""), false, false),
         (AdoptAll, Some("7-42"), true, true),

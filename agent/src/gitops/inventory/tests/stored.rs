@@ -100,6 +100,31 @@ fn templates_that_nobody_could_use_are_told_with_their_place() {
 }
 
 #[test]
+fn no_template_names_the_inventory_of_another_project() {
+    let labelled = |inventory_id: &str| json!({"name": "list", "labels": {LABEL: inventory_id}});
+    for (inventory_id, taken) in [
+        ("7-42", true),
+        ("7-43", false),
+        ("7-042", false),
+        ("7-4", false),
+        ("8-43", true),
+        ("17-43", true),
+        ("7-43.a", true),
+        ("7", true),
+    ] {
+        match take(vec![manifest("ConfigMap", labelled(inventory_id), 3)]) {
+            Ok((template, _)) => assert!(taken && template.id == inventory_id, "{inventory_id}"),
+            Err(error) => {
+                let text = error.to_string();
+                let told =
+                    text.starts_with("a.yaml:3:1: the label") && text.contains("this one has the number 42");
+                assert!(!taken && told, "{inventory_id}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_the_cluster_lists_is_found_by_its_label_whatever_its_name() {
     let (template, web) = (template(), id("apps", "Deployment", "a", "web"));
     let by_label = config_map("inventory-12345678", "7-42", &["a_web_apps_Deployment"]);
