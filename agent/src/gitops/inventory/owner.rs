@@ -2,7 +2,7 @@
 //! it: an object as the cluster has it. After it: the engine, which applies or deletes it, or leaves it and says why.
 
 use super::{OWNER, Template, text};
-use crate::gitops::object::ObjectId;
+use crate::{cluster::Kind, gitops::object::ObjectId};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
@@ -46,8 +46,8 @@ pub enum Keep {
         /// What it says.
         value: &'static str,
     },
-    /// A namespace with objects that stay.
-    #[error("objects of this project are in the namespace")]
+    /// A namespace with objects of the project that stay, or the definition of their kind.
+    #[error("objects of this project need it")]
     InUse,
     /// It has been applied under another name of its kind: deleting it would undo that.
     #[error("it is the same object as one that was just applied, under another API group")]
@@ -68,13 +68,22 @@ impl Keep {
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
     namespaces: HashSet<String>,
+    /// By name.
+    definitions: HashSet<String>,
     uids: HashSet<String>,
 }
 
 impl InUse {
     /// The inventory itself stays.
     pub fn by(template: &Template) -> Self {
-        Self { namespaces: HashSet::from([template.namespace.clone()]), uids: HashSet::new() }
+        Self { namespaces: HashSet::from([template.namespace.clone()]), ..Self::default() }
+    }
+
+    /// Objects of a kind stay. With its definition all of them would go, whoever's they are.
+    pub fn hold_kind(&mut self, kind: &Kind) {
+        if !kind.group.is_empty() {
+            self.definitions.insert(definition(kind).name);
+        }
     }
 
     /// An object stays: one of the commit, or one that may not be deleted. `uid`: of the live object if it has been
@@ -87,6 +96,23 @@ impl InUse {
             self.uids.insert(uid.to_owned());
         }
     }
+}
+
+/// What defines a kind, unless that is the API server itself.
+pub fn definition(kind: &Kind) -> ObjectId {
+    ObjectId {
+        group: "apiextensions.k8s.io".to_owned(),
+        kind: "CustomResourceDefinition".to_owned(),
+        namespace: String::new(),
+        name: format!("{}.{}", kind.plural, kind.group),
+    }
+}
+
+/// Whether an object may be the definition of a kind of this group.
+pub fn may_define(object: &ObjectId, group: &str) -> bool {
+    object.group == "apiextensions.k8s.io"
+        && object.kind == "CustomResourceDefinition"
+        && object.name.split_once('.').is_some_and(|(_, of)| of == group)
 }
 
 /// The inventory that an object belongs to. `None`: to none.
@@ -142,7 +168,12 @@ pub fn may_prune(
         (None, Policy::MustMatch) => return Err(Keep::Unowned),
         (Some(owner), _) => return Err(Keep::OtherOwner { owner: shown(owner) }),
     }
-    if object.group.is_empty() && object.kind == "Namespace" && in_use.namespaces.contains(&object.name) {
+    let users = match (object.group.as_str(), object.kind.as_str()) {
+        ("", "Namespace") => in_use.namespaces.contains(&object.name),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => in_use.definitions.contains(&object.name),
+        _ => false,
+    };
+    if users {
         return Err(Keep::InUse);
     }
     if in_use.uids.contains(text(live, &["metadata", "uid"])) {

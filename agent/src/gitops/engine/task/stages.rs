@@ -15,7 +15,7 @@ use crate::{
             task::{Done, GRACE, Kinds, Rest, Stage, Task},
         },
         inventory::{self, InUse, Outcome, Stored},
-        object::ObjectId,
+        object::{Manifest, ObjectId, Problem},
     },
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -319,8 +319,14 @@ impl<A: Api> Task<A> {
         for object in self.objects.iter() {
             let applied = object.in_force().then(|| object.uid()).flatten();
             in_use.hold(object.id(), applied.unwrap_or_default());
+            in_use.hold_kind(&object.wanted.kind);
         }
-        self.rest.rejected.iter().for_each(|(manifest, _)| in_use.hold(&manifest.id, ""));
+        for (Manifest { id, version, .. }, _) in &self.rest.rejected {
+            in_use.hold(id, "");
+            let kind = self.kinds.get(&(id.group.clone(), version.clone(), id.kind.clone()));
+            kind.into_iter().for_each(|kind| in_use.hold_kind(kind));
+        }
+
         let removal = Removal {
             api: self.api.clone(),
             objects: leaving,

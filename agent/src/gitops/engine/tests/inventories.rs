@@ -126,3 +126,16 @@ async fn an_inventory_that_somebody_deletes_comes_back() {
     bench.pass(60).await;
     assert_eq!(bench.fake.calls().len(), calls);
 }
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_left_stays_while_objects_of_its_kind_are_wanted() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &[DEFINITION, WIDGET].concat())]);
+    bench.synchronized("c1").await;
+    bench.commit("c2", &[("a.yaml", WIDGET)]);
+    let report = bench.synchronized("c2").await;
+    assert_eq!((report.pruned, report.ready), (0, 1), "{report:#?}");
+    assert_eq!((report.results[0].result.as_str(), bench.inventory().len()), ("kept", 2));
+    bench.commit("c3", &[("a.yaml", "")]);
+    assert_eq!(bench.synchronized("c3").await.pruned, 2);
+}
+
