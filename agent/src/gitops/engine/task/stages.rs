@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 /// Nothing is due.
 const LONG: Duration = Duration::from_secs(3600);
+/// More likely a mistake than the wish to delete everything.
+const NO_FILES: &str = "no file of the commit fits paths; nothing is pruned; to delete everything commit one file without objects";
 /// To look through all objects costs this much time for each of them, so it is not done for every single change.
 const COST: Duration = Duration::from_micros(10);
 
@@ -167,8 +169,10 @@ impl<A: Api> Task<A> {
     }
 
     fn install(&mut self, desired: Desired, kinds: Kinds, stored: Stored, now: Instant) {
-        let Desired { wanted, template, problems, rejected, unknown } = desired;
+        let Desired { wanted, template, mut problems, rejected, unknown } = desired;
         let commit_id = self.commit.as_ref().map(|commit| commit.commit_id.clone());
+        let no_files = self.commit.as_ref().is_some_and(|commit| commit.files.is_empty());
+        let all_would_go = no_files && self.settings.prune && !stored.inventory.objects.is_empty();
         let again = self.installed == commit_id;
         self.installed = commit_id;
         self.kinds = kinds;
@@ -186,6 +190,9 @@ impl<A: Api> Task<A> {
         }
         if unknown.is_empty() && !again {
             self.slow.reset();
+        }
+        if all_would_go {
+            problems.push(Problem { file: Arc::from(""), line: 0, column: 0, text: NO_FILES.to_owned() });
         }
         self.rest = Rest { problems, rejected, unknown };
         self.follow(now);
@@ -306,9 +313,10 @@ impl<A: Api> Task<A> {
             return self.close();
         }
         if !self.is_whole() {
-            let why = match self.rest.problems.is_empty() {
-                false => "some manifests cannot be read, and these objects may be in them",
-                true => "the cluster does not serve some kinds for now, and these objects may be of them",
+            let why = match self.rest.problems.as_slice() {
+                [] => "the cluster does not serve some kinds for now, and these objects may be of them",
+                [problem] if problem.text == NO_FILES => NO_FILES,
+                _ => "some manifests cannot be read, and these objects may be in them",
             };
             if !self.again_quietly {
                 self.results.unpruned(leaving.len(), why);

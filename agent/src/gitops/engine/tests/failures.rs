@@ -80,6 +80,25 @@ async fn nothing_is_pruned_while_a_file_is_broken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_without_files_prunes_nothing_and_says_why() {
+    let bench = Bench::start();
+    bench.commit("c0", &[]);
+    bench.synchronized("c0").await;
+    let two = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
+    bench.commit("c1", &[("a.yaml", &two)]);
+    bench.synchronized("c1").await;
+    bench.commit("c2", &[]);
+    let report = bench.state("c2", "degraded").await;
+    assert_eq!((report.pruned, report.problems.len()), (0, 1));
+    assert!(report.problems[0].text.starts_with("no file of the commit fits paths"), "{report:?}");
+    bench.pass(600).await;
+    assert!(bench.fake.get_now(&map("a")).is_some() && bench.fake.get_now(&map("b")).is_some());
+    assert_eq!(bench.inventory().len(), 2);
+    bench.commit("c3", &[("a.yaml", "")]);
+    assert_eq!(bench.synchronized("c3").await.pruned, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_of_an_unknown_kind_waits_for_it_and_holds_pruning_back() {
     let bench = Bench::start();
     bench.commit(
