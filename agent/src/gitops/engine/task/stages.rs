@@ -178,6 +178,10 @@ impl<A: Api> Task<A> {
         self.kinds = kinds;
         self.owner = Arc::from(template.id.as_str());
         self.template = Some(template);
+        // What somebody has taken off the list is no trouble of ours any more.
+        self.fates.retain(|id, fate| {
+            matches!(fate.outcome(), Outcome::Gone | Outcome::Left) || stored.inventory.objects.contains(id)
+        });
         self.stored = Some(stored);
         self.hindrance = None;
         self.objects.install(wanted);

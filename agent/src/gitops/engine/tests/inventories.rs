@@ -139,3 +139,20 @@ async fn a_definition_that_left_stays_while_objects_of_its_kind_are_wanted() {
     assert_eq!(bench.synchronized("c3").await.pruned, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_deleted_is_no_trouble_once_somebody_takes_it_off_the_list() {
+    let settings = ManifestProjectCf {
+        prune_timeout: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        ..Default::default()
+    };
+    let bench = Bench::with(Fake::new(), settings);
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.synchronized("c1").await;
+    bench.fake.sticks(&map("a"));
+    bench.commit("c2", &[("a.yaml", "")]);
+    bench.state("c2", "degraded").await;
+    bench.fake.edit(&map("inventory-7-42"), "/data", json!({}));
+    bench.synchronized("c2").await;
+    assert!(bench.fake.get_now(&map("a")).is_some());
+}
+
