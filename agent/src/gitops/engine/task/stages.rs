@@ -85,9 +85,10 @@ impl<A: Api> Task<A> {
             self.record();
         }
         let (report, changes) = self.report(now);
-        // That something is tried again is no news until it is over.
+
         self.again_quietly &= self.stage != Stage::Steady;
-        if !self.again_quietly || self.hindrance.is_some() {
+        // While something is tried again, that all is well is only said when it is over.
+        if !self.again_quietly || report.state != "synchronized" || self.results.is_synchronized() {
             self.results.tell(report, now);
         }
         [look, changes].into_iter().flatten().min()

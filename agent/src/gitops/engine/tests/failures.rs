@@ -152,6 +152,26 @@ async fn an_object_that_does_not_go_is_told_and_stays_listed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_happens_while_an_object_does_not_go_is_told_at_once() {
+    let bench = Bench::start();
+    let two = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
+    bench.commit("c1", &[("a.yaml", &two)]);
+    bench.synchronized("c1").await;
+    bench.fake.sticks(&map("a"));
+    bench.commit("c2", &[("a.yaml", &config_map("default", "b", "1"))]);
+    bench.state("c2", "degraded").await;
+    // By now its deletion is tried again, and waited for.
+    bench.pass(100).await;
+    let began = Instant::now();
+    bench.fake.edit(&map("b"), "/data/key", "mine".into());
+    let report = bench.report("it", |report| report.corrected == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!((report.state.as_str(), report.failed), ("degraded", 1));
+    bench.fake.remove(&map("a"));
+    bench.synchronized("c2").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn settings_that_cannot_be_followed_are_reported_and_nothing_is_done() {
     let settings = ManifestProjectCf { inventory_policy: "whatever".to_owned(), ..Default::default() };
     let bench = Bench::with(Fake::new(), settings);
