@@ -49,6 +49,12 @@ pub enum Keep {
     /// A namespace with objects of the project that stay, or the definition of their kind.
     #[error("objects of this project need it")]
     InUse,
+    /// Something else stays for good, and would go with it or not work without it.
+    #[error("{by} stays and needs it")]
+    Needed {
+        /// What stays.
+        by: ObjectId,
+    },
     /// It has been applied under another name of its kind: deleting it would undo that.
     #[error("it is the same object as one that was just applied, under another API group")]
     JustApplied,
@@ -58,9 +64,15 @@ impl Keep {
     /// Whether the inventory forgets the object: it is listed elsewhere, or is meant to stay for good.
     pub fn forgets(&self) -> bool {
         match self {
-            Self::OtherOwner { .. } | Self::Detached { .. } | Self::JustApplied => true,
+            Self::OtherOwner { .. } | Self::Detached { .. } | Self::Needed { .. } | Self::JustApplied => true,
             Self::Unowned | Self::InUse => false,
         }
+    }
+
+    /// Whether what the object needs has to stay as well, though the inventory will not know for whom.
+    pub fn is_for_good(&self) -> bool {
+        // What was just applied is in the commit, under its other name.
+        self.forgets() && *self != Self::JustApplied
     }
 }
 

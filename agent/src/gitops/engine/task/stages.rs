@@ -85,7 +85,6 @@ impl<A: Api> Task<A> {
             self.record();
         }
         let (report, changes) = self.report(now);
-
         self.again_quietly &= self.stage != Stage::Steady;
         // While something is tried again, that all is well is only said when it is over.
         if !self.again_quietly || report.state != "synchronized" || self.results.is_synchronized() {
@@ -339,7 +338,6 @@ impl<A: Api> Task<A> {
             let kind = self.kinds.get(&(id.group.clone(), version.clone(), id.kind.clone()));
             kind.into_iter().for_each(|kind| in_use.hold_kind(kind));
         }
-
         let removal = Removal {
             api: self.api.clone(),
             objects: leaving,

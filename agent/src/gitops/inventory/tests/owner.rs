@@ -77,14 +77,15 @@ fn objects_stay_whose_annotations_namespaces_or_other_names_are_in_use() {
             assert_eq!(kept, expected, "{object} {live}");
         }
     }
-    for (keep, forgotten) in [
-        (Keep::Unowned, false),
-        (Keep::OtherOwner { owner: "8-42".to_owned() }, true),
-        (Keep::Detached { key: detach, value: "detach" }, true),
-        (Keep::InUse, false),
-        (Keep::JustApplied, true),
+    for (keep, forgotten, for_good) in [
+        (Keep::Unowned, false, false),
+        (Keep::OtherOwner { owner: "8-42".to_owned() }, true, true),
+        (Keep::Detached { key: detach, value: "detach" }, true, true),
+        (Keep::InUse, false, false),
+        (Keep::Needed { by: deployment }, true, true),
+        (Keep::JustApplied, true, false),
     ] {
-        assert_eq!(keep.forgets(), forgotten, "{keep}");
+        assert_eq!((keep.forgets(), keep.is_for_good()), (forgotten, for_good), "{keep}");
     }
 }
 
