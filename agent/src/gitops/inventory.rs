@@ -11,7 +11,10 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use owner::{InUse, Keep, Policy, disown, is_about_ownership, may_apply, may_prune, own, owner_of};
+pub use owner::{
+    InUse, Keep, Policy, definition, disown, is_about_ownership, may_apply, may_define, may_prune, own,
+    owner_of,
+};
 pub use stored::{Outcome, Stored, Write, exact};
 pub use template::Template;
 

@@ -25,6 +25,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
+use tokio::task::{JoinError, JoinHandle};
 
 /// The most groups that the cluster does not serve which it is asked for, in their versions; a commit can make up as many
 /// as it has objects.
@@ -65,6 +66,16 @@ impl DesireError {
     }
 }
 
+/// What was read, and nothing else: half of a commit, or none of it, would prune what the rest has. A task that ends
+/// without having read does so because the program ends.
+async fn whole<T>(reading: JoinHandle<T>) -> T {
+    match reading.await.map_err(JoinError::try_into_panic) {
+        Ok(read) => read,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
 /// Kinds and inventory are asked for unless they are known.
 pub(crate) async fn desire<A: Api>(
     api: &A,
@@ -77,12 +88,8 @@ pub(crate) async fn desire<A: Api>(
 ) -> Result<(Desired, Kinds, Stored), DesireError> {
     let files = commit.clone();
     // A commit may be 20 MiB, and others are served meanwhile.
-    let reading = tokio::task::spawn_blocking(move || read::read(&files.files)).await;
-    let read::Read { objects, mut problems } =
-        reading.unwrap_or_else(|failed| match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => read::Read { objects: Vec::new(), problems: Vec::new() },
-        });
+    let reading = tokio::task::spawn_blocking(move || read::read(&files.files));
+    let read::Read { objects, mut problems } = whole(reading).await;
     let namespace = settings.default_namespace.as_str();
     let (template, objects) =
         Template::take(objects, namespace, agent_id, (&commit.project, commit.project_id))?;
@@ -184,4 +191,18 @@ pub(crate) async fn desire<A: Api>(
         }
     }
     Ok((Desired { wanted, template, problems, rejected, unknown }, kinds, stored))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn reading_that_was_broken_off_is_no_empty_commit() {
+        let reading = tokio::spawn(std::future::pending::<read::Read>());
+        reading.abort();
+        let read = tokio::time::timeout(Duration::from_secs(60), whole(reading)).await;
+        assert!(read.is_err());
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     cluster::Kind,
-    gitops::{object::ObjectId, order},
+    gitops::{inventory, object::ObjectId, order},
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -49,16 +49,21 @@ pub(crate) fn definitions<'a>(
     found.map(|found| ((found.group.clone(), found.kind.clone()), found)).collect()
 }
 
-/// Of each object, those of the others that it needs.
+/// Of each object that is to go, those of the others that it needs. `found`: as they are; what could not be looked at is
+/// only in its namespace.
 pub(crate) fn between<'a>(
-    objects: impl Iterator<Item = (&'a ObjectId, &'a Value)> + Clone,
+    all: impl Iterator<Item = &'a ObjectId> + Clone,
+    found: &BTreeMap<ObjectId, (Kind, Value)>,
 ) -> BTreeMap<ObjectId, Vec<ObjectId>> {
-    let all: HashSet<&ObjectId> = objects.clone().map(|(id, _)| id).collect();
-    let definitions = definitions(objects.clone());
+    let known: HashSet<&ObjectId> = all.clone().collect();
     let mut edges = BTreeMap::new();
-    for (id, object) in objects {
-        // A list that is broken is told where the objects are put in order.
-        let mut needs = order::depends_on(object).unwrap_or_default();
+    for id in all {
+        let mut needs = Vec::new();
+        if let Some((kind, live)) = found.get(id) {
+            // A list that is broken is told where the objects are put in order.
+            needs = order::depends_on(live).unwrap_or_default();
+            needs.push(inventory::definition(kind));
+        }
         if !id.namespace.is_empty() {
             needs.push(ObjectId {
                 group: String::new(),
@@ -67,10 +72,7 @@ pub(crate) fn between<'a>(
                 name: id.namespace.clone(),
             });
         }
-        if let Some(definition) = definitions.get(&(id.group.clone(), id.kind.clone())) {
-            needs.push(definition.id.clone());
-        }
-        needs.retain(|need| need != id && all.contains(need));
+        needs.retain(|need| need != id && known.contains(need));
         needs.sort();
         needs.dedup();
         edges.insert(id.clone(), needs);

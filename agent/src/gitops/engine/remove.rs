@@ -16,7 +16,7 @@ use crate::{
 use futures::{StreamExt, stream};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -68,6 +68,10 @@ impl Fate {
         }
     }
 
+    fn passes(&self) -> bool {
+        matches!(self, Self::Failed { passes: true, .. })
+    }
+
     fn failed(error: &ClusterError) -> Self {
         Self::Failed { text: error::chain(error), passes: error.passes() }
     }
@@ -75,18 +79,33 @@ impl Fate {
 
 type Fates = BTreeMap<ObjectId, Fate>;
 type Found = BTreeMap<ObjectId, (Kind, Value)>;
+/// Those that need an object.
+type Users<'a> = HashMap<&'a ObjectId, Vec<&'a ObjectId>>;
 
 impl<A: Api> Removal<A> {
     /// Takes as long as objects take to go, at most `prune_timeout` for each round.
     pub(crate) async fn run(mut self) -> Fates {
         let (found, mut fates) = self.look().await;
-        let edges = needs::between(found.iter().map(|(id, (_, live))| (id, live)));
+        let there = self.objects.iter().filter(|id| !matches!(fates.get(*id), Some(Fate::Absent)));
+        let mut edges = needs::between(there, &found);
+        // Of a kind that is not known for the moment: any definition of its group may be its own.
+        for id in fates.iter().filter_map(|(id, fate)| fate.passes().then_some(id)) {
+            let definitions = found.keys().filter(|other| inventory::may_define(other, &id.group));
+            edges.entry(id.clone()).or_default().extend(definitions.cloned());
+        }
+        let mut users: Users<'_'> = HashMap::new();
+        for (user, needs) in &edges {
+            needs.iter().for_each(|need| users.entry(need).or_default().push(user));
+        }
         let rounds = order::prune_order(edges.clone().into_iter().collect());
         for round in rounds {
             let mut leaving = BTreeMap::new();
             for id in round {
                 let Some((kind, live)) = found.get(&id) else { continue };
-                match self.hindrance(&id, live, &edges, &fates) {
+                // Many that need many take their time, and others are served meanwhile.
+                tokio::task::yield_now().await;
+                let needs = edges.get(&id).map(Vec::as_slice).unwrap_or_default();
+                match self.hindrance(&id, live, users.get(&id), needs, &fates) {
                     Some(fate) => {
                         if let Fate::Kept(keep) = &fate {
                             self.in_use.hold(&id, "");
@@ -133,21 +152,38 @@ impl<A: Api> Removal<A> {
         &self,
         id: &ObjectId,
         live: &Value,
-        edges: &BTreeMap<ObjectId, Vec<ObjectId>>,
+        users: Option<&Vec<&ObjectId>>,
+        needs: &[ObjectId],
         fates: &Fates,
     ) -> Option<Fate> {
         let may = inventory::may_prune(self.settings.policy, id, Some(live), &self.owner, &self.in_use);
-        if let Err(keep) = may {
-            return Some(Fate::Kept(keep));
-        }
-        let stays = |other: &ObjectId| matches!(fates.get(other), Some(Fate::Failed { .. } | Fate::Kept(_)));
-        let user = edges.iter().find(|(other, needs)| needs.contains(id) && stays(other));
-        // What could not be looked at may be in the namespace too.
-        let unseen = fates.iter().find(|(other, fate)| {
-            matches!(fate, Fate::Failed { .. }) && id.kind == "Namespace" && other.namespace == id.name
+        let users = || users.into_iter().flatten().copied();
+        let for_good =
+            |user: &&ObjectId| matches!(fates.get(*user), Some(Fate::Kept(keep)) if keep.is_for_good());
+        let keep = match (may, users().find(for_good)) {
+            (Err(keep), _) if keep.forgets() => keep,
+            // The inventory is about to forget its user, so another time it would be deleted.
+            (_, Some(user)) => Keep::Needed { by: user.clone() },
+            (Err(keep), None) => return Some(Fate::Kept(keep)),
+            (Ok(()), None) => {
+                let stays =
+                    |user: &&ObjectId| matches!(fates.get(*user), Some(Fate::Failed { .. } | Fate::Kept(_)));
+                let user = users().find(stays)?;
+                return Some(Fate::Failed { text: format!("waits until {user} is gone"), passes: false });
+            }
+        };
+        // What it needs goes after it, unless that could not be looked at.
+        let unseen = needs.iter().find_map(|need| match fates.get(need) {
+            Some(Fate::Failed { passes, .. }) if keep.is_for_good() => Some((need, *passes)),
+            _ => None,
         });
-        let (other, _) = user.map(|(other, _)| (other, ())).or(unseen.map(|(other, _)| (other, ())))?;
-        Some(Fate::Failed { text: format!("waits until {other} is gone"), passes: false })
+        Some(match unseen {
+            Some((need, passes)) => {
+                let text = format!("is listed until it is known how {need} is, which stays with it: {keep}");
+                Fate::Failed { text, passes }
+            }
+            None => Fate::Kept(keep),
+        })
     }
 
     /// What the inventory forgets is nobody's from then on.

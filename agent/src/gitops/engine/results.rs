@@ -184,6 +184,11 @@ impl Results {
         }
     }
 
+    /// Whether that is what was told last.
+    pub(crate) fn is_synchronized(&self) -> bool {
+        self.state == "synchronized"
+    }
+
     /// How things are. Says so in the log only when that has changed.
     pub(crate) fn tell(&mut self, mut report: GitopsReport, now: Instant) {
         report.project.clone_from(&self.project);

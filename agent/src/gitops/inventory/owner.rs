@@ -3,7 +3,7 @@
 //! it: the engine, which applies or deletes it, or leaves it and says why.
 
 use super::{OWNER, Template, text};
-use crate::gitops::object::ObjectId;
+use crate::{cluster::Kind, gitops::object::ObjectId};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
@@ -46,9 +46,15 @@ pub enum Keep {
         /// What it says.
         value: &'static str,
     },
-    /// A namespace with objects that stay.
-    #[error("objects of this project are in the namespace")]
+    /// A namespace with objects of the project that stay, or the definition of their kind.
+    #[error("objects of this project need it")]
     InUse,
+    /// Something else stays for good, and would go with it or not work without it.
+    #[error("{by} stays and needs it")]
+    Needed {
+        /// What stays.
+        by: ObjectId,
+    },
     /// It has been applied under another name of its kind: deleting it would undo that.
     #[error("it is the same object as one that was just applied, under another API group")]
     JustApplied,
@@ -58,9 +64,15 @@ impl Keep {
     /// Whether the inventory forgets the object: it is listed elsewhere, or is meant to stay for good.
     pub fn forgets(&self) -> bool {
         match self {
-            Self::OtherOwner { .. } | Self::Detached { .. } | Self::JustApplied => true,
+            Self::OtherOwner { .. } | Self::Detached { .. } | Self::Needed { .. } | Self::JustApplied => true,
             Self::Unowned | Self::InUse => false,
         }
+    }
+
+    /// Whether what the object needs has to stay as well, though the inventory will not know for whom.
+    pub fn is_for_good(&self) -> bool {
+        // What was just applied is in the commit, under its other name.
+        self.forgets() && *self != Self::JustApplied
     }
 }
 
@@ -68,13 +80,22 @@ impl Keep {
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
     namespaces: HashSet<String>,
+    /// By name.
+    definitions: HashSet<String>,
     uids: HashSet<String>,
 }
 
 impl InUse {
     /// The inventory itself stays.
     pub fn by(template: &Template) -> Self {
-        Self { namespaces: HashSet::from([template.namespace.clone()]), uids: HashSet::new() }
+        Self { namespaces: HashSet::from([template.namespace.clone()]), ..Self::default() }
+    }
+
+    /// Objects of a kind stay. With its definition all of them would go, whoever's they are.
+    pub fn hold_kind(&mut self, kind: &Kind) {
+        if !kind.group.is_empty() {
+            self.definitions.insert(definition(kind).name);
+        }
     }
 
     /// An object stays: one of the commit, or one that may not be deleted. `uid`: of the live object if it has been
@@ -87,6 +108,23 @@ impl InUse {
             self.uids.insert(uid.to_owned());
         }
     }
+}
+
+/// What defines a kind, unless that is the API server itself.
+pub fn definition(kind: &Kind) -> ObjectId {
+    ObjectId {
+        group: "apiextensions.k8s.io".to_owned(),
+        kind: "CustomResourceDefinition".to_owned(),
+        namespace: String::new(),
+        name: format!("{}.{}", kind.plural, kind.group),
+    }
+}
+
+/// Whether an object may be the definition of a kind of this group.
+pub fn may_define(object: &ObjectId, group: &str) -> bool {
+    object.group == "apiextensions.k8s.io"
+        && object.kind == "CustomResourceDefinition"
+        && object.name.split_once('.').is_some_and(|(_, of)| of == group)
 }
 
 /// The inventory that an object belongs to. `None`: to none.
@@ -143,7 +181,12 @@ pub fn may_prune(
         (None, _) => return Err(Keep::Unowned),
         (Some(owner), _) => return Err(Keep::OtherOwner { owner: shown(owner) }),
     }
-    if object.group.is_empty() && object.kind == "Namespace" && in_use.namespaces.contains(&object.name) {
+    let users = match (object.group.as_str(), object.kind.as_str()) {
+        ("", "Namespace") => in_use.namespaces.contains(&object.name),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => in_use.definitions.contains(&object.name),
+        _ => false,
+    };
+    if users {
         return Err(Keep::InUse);
     }
     if in_use.uids.contains(text(live, &["metadata", "uid"])) {

@@ -84,7 +84,9 @@ impl<A: Api> Task<A> {
         let hindered = self.hindrance.is_some();
         let late = !waiting.is_empty() && !awaited;
         let poor = !bad.is_empty() || !self.rest.problems.is_empty() || late;
-        report.state = match self.stage {
+        // That something is tried again is no news, but what happens meanwhile is.
+        let stage = if self.again_quietly { Stage::Steady } else { self.stage };
+        report.state = match stage {
             _ if hindered => "failed",
             Stage::Steady if poor => "degraded",
             Stage::Steady if waiting.is_empty() => "synchronized",

@@ -15,7 +15,7 @@ use crate::{
             task::{Done, GRACE, Kinds, Rest, Stage, Task},
         },
         inventory::{self, InUse, Outcome, Stored},
-        object::ObjectId,
+        object::{Manifest, ObjectId, Problem},
     },
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 /// Nothing is due.
 const LONG: Duration = Duration::from_secs(3600);
+/// More likely a mistake than the wish to delete everything.
+const NO_FILES: &str = "no file of the commit fits paths; nothing is pruned; to delete everything commit one file without objects";
 /// To look through all objects costs this much time for each of them, so it is not done for every single change.
 const COST: Duration = Duration::from_micros(10);
 
@@ -83,9 +85,9 @@ impl<A: Api> Task<A> {
             self.record();
         }
         let (report, changes) = self.report(now);
-        // That something is tried again is no news until it is over.
         self.again_quietly &= self.stage != Stage::Steady;
-        if !self.again_quietly || self.hindrance.is_some() {
+        // While something is tried again, that all is well is only said when it is over.
+        if !self.again_quietly || report.state != "synchronized" || self.results.is_synchronized() {
             self.results.tell(report, now);
         }
         [look, changes].into_iter().flatten().min()
@@ -167,13 +169,19 @@ impl<A: Api> Task<A> {
     }
 
     fn install(&mut self, desired: Desired, kinds: Kinds, stored: Stored, now: Instant) {
-        let Desired { wanted, template, problems, rejected, unknown } = desired;
+        let Desired { wanted, template, mut problems, rejected, unknown } = desired;
         let commit_id = self.commit.as_ref().map(|commit| commit.commit_id.clone());
+        let no_files = self.commit.as_ref().is_some_and(|commit| commit.files.is_empty());
+        let all_would_go = no_files && self.settings.prune && !stored.inventory.objects.is_empty();
         let again = self.installed == commit_id;
         self.installed = commit_id;
         self.kinds = kinds;
         self.owner = Arc::from(template.id.as_str());
         self.template = Some(template);
+        // What somebody has taken off the list is no trouble of ours any more.
+        self.fates.retain(|id, fate| {
+            matches!(fate.outcome(), Outcome::Gone | Outcome::Left) || stored.inventory.objects.contains(id)
+        });
         self.stored = Some(stored);
         self.hindrance = None;
         self.objects.install(wanted);
@@ -186,6 +194,9 @@ impl<A: Api> Task<A> {
         }
         if unknown.is_empty() && !again {
             self.slow.reset();
+        }
+        if all_would_go {
+            problems.push(Problem { file: Arc::from(""), line: 0, column: 0, text: NO_FILES.to_owned() });
         }
         let rejected_ids = rejected.iter().map(|(manifest, _)| manifest.id.clone()).collect();
         self.rest = Rest { problems, rejected, rejected_ids, unknown };
@@ -307,9 +318,10 @@ impl<A: Api> Task<A> {
             return self.close();
         }
         if !self.is_whole() {
-            let why = match self.rest.problems.is_empty() {
-                false => "some manifests cannot be read, and these objects may be in them",
-                true => "the cluster does not serve some kinds for now, and these objects may be of them",
+            let why = match self.rest.problems.as_slice() {
+                [] => "the cluster does not serve some kinds for now, and these objects may be of them",
+                [problem] if problem.text == NO_FILES => NO_FILES,
+                _ => "some manifests cannot be read, and these objects may be in them",
             };
             if !self.again_quietly {
                 self.results.unpruned(leaving.len(), why);
@@ -320,8 +332,13 @@ impl<A: Api> Task<A> {
         for object in self.objects.iter() {
             let applied = object.in_force().then(|| object.uid()).flatten();
             in_use.hold(object.id(), applied.unwrap_or_default());
+            in_use.hold_kind(&object.wanted.kind);
         }
-        self.rest.rejected.iter().for_each(|(manifest, _)| in_use.hold(&manifest.id, ""));
+        for (Manifest { id, version, .. }, _) in &self.rest.rejected {
+            in_use.hold(id, "");
+            let kind = self.kinds.get(&(id.group.clone(), version.clone(), id.kind.clone()));
+            kind.into_iter().for_each(|kind| in_use.hold_kind(kind));
+        }
         let removal = Removal {
             api: self.api.clone(),
             objects: leaving,

@@ -1,6 +1,11 @@
 //! From commit to commit: what is applied, in which order, what is pruned, and what is left alone.
 
 use super::*;
+use crate::gitops::{
+    engine::remove::{Fate, Removal},
+    inventory::InUse,
+    settings::Settings,
+};
 use postern_wire::proto::gitlab::agent::agentcfg::manifest_project_cf::PruneOneof;
 
 #[tokio::test(start_paused = true)]
@@ -186,4 +191,34 @@ async fn who_no_longer_leads_writes_nothing_more_and_the_next_leader_goes_on() {
     bench.leads.send_replace(true);
     bench.synchronized("c1").await;
     assert_eq!(bench.fake.names("ConfigMap").len(), 101);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_objects_that_all_need_each_other_leave_without_blocking_others() {
+    const SIDE: usize = 900;
+    let fake = Fake::new();
+    let name = |n: usize| format!("n{n:03}");
+    let all: Vec<_> = (0..SIDE).map(|n| format!("/namespaces/default/ConfigMap/{}", name(n))).collect();
+    let needs = serde_json::json!({"config.kubernetes.io/depends-on": all.join(","), OWNER: "7-42"});
+    let mut objects = std::collections::BTreeSet::new();
+    for n in 0..SIDE {
+        let (needed, user) = (map(&name(n)), map(&format!("u{n:03}")));
+        fake.put(&needed, serde_json::json!({"metadata": {"annotations": {OWNER: "7-42"}}}));
+        fake.put(&user, serde_json::json!({"metadata": {"annotations": needs}}));
+        objects.extend([needed, user]);
+    }
+    let settings = ManifestProjectCf { dry_run_strategy: "client".to_owned(), ..Default::default() };
+    let removal = Removal {
+        api: fake,
+        objects,
+        settings: Arc::new(Settings::of(&settings).unwrap()),
+        owner: Arc::from("7-42"),
+        in_use: InUse::default(),
+        gone: tokio::sync::broadcast::channel(1).1,
+    };
+    let began = std::time::Instant::now();
+    let fates = removal.run().await;
+    assert!(fates.len() == 2 * SIDE && fates.values().all(|fate| matches!(fate, Fate::Pruned)));
+    eprintln!("took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }

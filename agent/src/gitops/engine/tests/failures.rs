@@ -81,6 +81,25 @@ async fn nothing_is_pruned_while_a_file_is_broken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_without_files_prunes_nothing_and_says_why() {
+    let bench = Bench::start();
+    bench.commit("c0", &[]);
+    bench.synchronized("c0").await;
+    let two = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
+    bench.commit("c1", &[("a.yaml", &two)]);
+    bench.synchronized("c1").await;
+    bench.commit("c2", &[]);
+    let report = bench.state("c2", "degraded").await;
+    assert_eq!((report.pruned, report.problems.len()), (0, 1));
+    assert!(report.problems[0].text.starts_with("no file of the commit fits paths"), "{report:?}");
+    bench.pass(600).await;
+    assert!(bench.fake.get_now(&map("a")).is_some() && bench.fake.get_now(&map("b")).is_some());
+    assert_eq!(bench.inventory().len(), 2);
+    bench.commit("c3", &[("a.yaml", "")]);
+    assert_eq!(bench.synchronized("c3").await.pruned, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_of_an_unknown_kind_waits_for_it_and_holds_pruning_back() {
     let bench = Bench::start();
     bench.commit(
@@ -131,6 +150,26 @@ async fn an_object_that_does_not_go_is_told_and_stays_listed() {
     bench.fake.remove(&map("a"));
     bench.synchronized("c2").await;
     assert!(bench.inventory().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_while_an_object_does_not_go_is_told_at_once() {
+    let bench = Bench::start();
+    let two = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
+    bench.commit("c1", &[("a.yaml", &two)]);
+    bench.synchronized("c1").await;
+    bench.fake.sticks(&map("a"));
+    bench.commit("c2", &[("a.yaml", &config_map("default", "b", "1"))]);
+    bench.state("c2", "degraded").await;
+    // By now its deletion is tried again, and waited for.
+    bench.pass(100).await;
+    let began = Instant::now();
+    bench.fake.edit(&map("b"), "/data/key", "mine".into());
+    let report = bench.report("it", |report| report.corrected == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!((report.state.as_str(), report.failed), ("degraded", 1));
+    bench.fake.remove(&map("a"));
+    bench.synchronized("c2").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The inventory in the cluster: when it is written, what it says, and whose objects may be touched.
 
 use super::*;
+use crate::{cluster::ClusterError, gitops::engine::fake::refused};
 use serde_json::json;
 
 #[tokio::test(start_paused = true)]
@@ -226,4 +227,119 @@ async fn an_inventory_of_too_many_or_too_large_config_maps_is_told_and_nothing_i
         );
         assert!(bench.fake.calls_of("apply").is_empty());
     }
+}
+
+/// An inventory that lists these objects, as somebody else would have written it.
+fn listing(fake: &Fake, keys: &[&str]) {
+    let data: serde_json::Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!(""))).collect();
+    let labels = json!({"cli-utils.sigs.k8s.io/inventory-id": "7-42"});
+    fake.put(&map("inventory-7-42"), json!({"metadata": {"labels": labels}, "data": data}));
+}
+
+const KEPT: &str = "cli-utils.sigs.k8s.io/on-remove";
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_stays_for_good_with_an_object_in_it_that_does() {
+    for annotations in [json!({OWNER: "7-42", KEPT: "keep"}), json!({OWNER: "1-1"})] {
+        let fake = Fake::new();
+        let (namespace, object) = (id("", "Namespace", "", "n"), id("", "ConfigMap", "n", "o"));
+        fake.put(&namespace, json!({"metadata": {"annotations": {OWNER: "7-42"}}}));
+        fake.put(&object, json!({"metadata": {"annotations": annotations}}));
+        listing(&fake, &["_n__Namespace", "n_o__ConfigMap"]);
+        let bench = Bench::with(fake, ManifestProjectCf::default());
+        bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+        bench.synchronized("c1").await;
+        bench.commit("c2", &[("a.yaml", &config_map("default", "b", "1"))]);
+        assert_eq!(bench.synchronized("c2").await.pruned, 1);
+        bench.pass(600).await;
+        assert!(bench.fake.get_now(&object).is_some(), "{:#?}", bench.fake.calls());
+        let live = bench.fake.get_now(&namespace).unwrap();
+        // It is nobody's now.
+        assert_eq!(live["metadata"]["annotations"][OWNER], json!(null));
+        assert_eq!(bench.inventory(), ["default_b__ConfigMap"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_stays_is_not_forgotten_before_its_namespace_could_be_looked_at() {
+    let fake = Fake::new();
+    let (namespace, object) = (id("", "Namespace", "", "n"), id("", "ConfigMap", "n", "o"));
+    fake.put(&namespace, json!({"metadata": {"annotations": {OWNER: "7-42"}}}));
+    fake.put(&object, json!({"metadata": {"annotations": {OWNER: "7-42", KEPT: "keep"}}}));
+    listing(&fake, &["_n__Namespace", "n_o__ConfigMap"]);
+    fake.fault(|verb, id| (verb == "get" && id.kind == "Namespace").then(|| refused(500, "not now")));
+    let bench = Bench::with(fake, ManifestProjectCf::default());
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.state("c1", "degraded").await;
+    assert_eq!(bench.inventory().len(), 3);
+    bench.fake.no_faults();
+    bench.synchronized("c1").await;
+    assert!(bench.fake.get_now(&object).is_some(), "{:#?}", bench.fake.calls());
+    assert_eq!(bench.inventory(), ["default_a__ConfigMap"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_stays_for_good_with_an_object_of_its_kind_that_does() {
+    let bench = Bench::start();
+    let kept = WIDGET.replace("{name: w}", &format!("{{name: w, annotations: {{{KEPT}: keep}}}}"));
+    bench.commit("c1", &[("a.yaml", &[DEFINITION, &kept].concat())]);
+    bench.synchronized("c1").await;
+    bench.commit("c2", &[("a.yaml", "")]);
+    assert_eq!(bench.synchronized("c2").await.pruned, 0);
+    bench.pass(600).await;
+    let definition = id("apiextensions.k8s.io", "CustomResourceDefinition", "", "widgets.example.com");
+    assert!(bench.fake.get_now(&definition).is_some(), "{:#?}", bench.fake.calls());
+    assert!(bench.inventory().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_left_stays_while_objects_of_its_kind_are_wanted() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &[DEFINITION, WIDGET].concat())]);
+    bench.synchronized("c1").await;
+    bench.commit("c2", &[("a.yaml", WIDGET)]);
+    let report = bench.synchronized("c2").await;
+    assert_eq!((report.pruned, report.ready), (0, 1), "{report:#?}");
+    assert_eq!((report.results[0].result.as_str(), bench.inventory().len()), ("kept", 2));
+    bench.commit("c3", &[("a.yaml", "")]);
+    assert_eq!(bench.synchronized("c3").await.pruned, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_deleted_is_no_trouble_once_somebody_takes_it_off_the_list() {
+    let settings = ManifestProjectCf {
+        prune_timeout: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        ..Default::default()
+    };
+    let bench = Bench::with(Fake::new(), settings);
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.synchronized("c1").await;
+    bench.fake.sticks(&map("a"));
+    bench.commit("c2", &[("a.yaml", "")]);
+    bench.state("c2", "degraded").await;
+    bench.fake.edit(&map("inventory-7-42"), "/data", json!({}));
+    bench.synchronized("c2").await;
+    assert!(bench.fake.get_now(&map("a")).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_waits_for_what_is_in_its_group_and_cannot_be_looked_at() {
+    let fake = Fake::new();
+    let definition = id("apiextensions.k8s.io", "CustomResourceDefinition", "", "widgets.example.com");
+    fake.put(&definition, json!({"metadata": {"annotations": {OWNER: "7-42"}}}));
+    listing(
+        &fake,
+        &[
+            "_widgets.example.com_apiextensions.k8s.io_CustomResourceDefinition",
+            "default_w_example.com_Widget",
+        ],
+    );
+    let away = || ClusterError::Unreachable { what: "ask".to_owned(), cause: "away".to_owned() };
+    fake.fault(move |verb, _| (verb == "discover").then(away));
+    let bench = Bench::with(fake, ManifestProjectCf::default());
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.state("c1", "degraded").await;
+    bench.pass(600).await;
+    assert!(bench.fake.get_now(&definition).is_some(), "{:#?}", bench.fake.calls());
+    assert_eq!(bench.inventory().len(), 3);
 }

@@ -1,6 +1,7 @@
 //! Who may apply and prune what.
 
 use super::*;
+use crate::cluster::Kind;
 
 #[test]
 fn a_policy_decides_which_objects_are_taken_over_and_pruned() {
@@ -40,6 +41,8 @@ fn objects_stay_whose_annotations_namespaces_or_other_names_are_in_use() {
     let mut in_use = InUse::by(&template());
     in_use.hold(&deployment, "9");
     in_use.hold(&id("", "Namespace", "", "empty"), "");
+    in_use.hold_kind(&Kind::new("example.com", "v1", "Widget", "widgets", true));
+    let definition = |name: &str| id("apiextensions.k8s.io", "CustomResourceDefinition", "", name);
     let annotated = |key: &str, value: &str| {
         let mut live = owned_by(Some("7-42"));
         live["metadata"]["annotations"][key] = value.into();
@@ -63,6 +66,8 @@ fn objects_stay_whose_annotations_namespaces_or_other_names_are_in_use() {
         (id("", "Namespace", "", "infra"), mine.clone(), Some(Keep::InUse)),
         (id("", "Namespace", "", "empty"), mine.clone(), None),
         (id("example.com", "Namespace", "", "a"), mine.clone(), None),
+        (definition("widgets.example.com"), mine.clone(), Some(Keep::InUse)),
+        (definition("gadgets.example.com"), mine.clone(), None),
         (id("extensions", "Deployment", "a", "web"), applied, Some(Keep::JustApplied)),
         (deployment.clone(), mine, None),
     ] {
@@ -72,14 +77,15 @@ fn objects_stay_whose_annotations_namespaces_or_other_names_are_in_use() {
             assert_eq!(kept, expected, "{object} {live}");
         }
     }
-    for (keep, forgotten) in [
-        (Keep::Unowned, false),
-        (Keep::OtherOwner { owner: "8-42".to_owned() }, true),
-        (Keep::Detached { key: detach, value: "detach" }, true),
-        (Keep::InUse, false),
-        (Keep::JustApplied, true),
+    for (keep, forgotten, for_good) in [
+        (Keep::Unowned, false, false),
+        (Keep::OtherOwner { owner: "8-42".to_owned() }, true, true),
+        (Keep::Detached { key: detach, value: "detach" }, true, true),
+        (Keep::InUse, false, false),
+        (Keep::Needed { by: deployment }, true, true),
+        (Keep::JustApplied, true, false),
     ] {
-        assert_eq!(keep.forgets(), forgotten, "{keep}");
+        assert_eq!((keep.forgets(), keep.is_for_good()), (forgotten, for_good), "{keep}");
     }
 }
 
