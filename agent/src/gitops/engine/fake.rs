@@ -233,6 +233,21 @@ impl Fake {
         }
     }
 
+    /// Every watch begins anew, and its list has come to an object of this name or further, and not to its end.
+    pub(crate) fn relist_up_to(&self, name: &str) {
+        let world = self.world();
+        for (kind, namespace, sender) in &world.watchers {
+            world.list_up_to(kind, namespace.as_deref(), sender, Some(name));
+        }
+    }
+
+    /// Lists that have begun have come to their end.
+    pub(crate) fn finish_lists(&self) {
+        for (_, _, sender) in &self.world().watchers {
+            let _ = sender.try_send(Change::Listed);
+        }
+    }
+
     fn store(&self, id: &ObjectId, mut object: Value) {
         let mut world = self.world();
         world.version += 1;
@@ -323,17 +338,31 @@ impl World {
     }
 
     fn list(&self, kind: &Kind, namespace: Option<&str>, sender: &mpsc::Sender<Change>) {
+        self.list_up_to(kind, namespace, sender, None);
+    }
+
+    /// Without an end if it goes up to some name.
+    fn list_up_to(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        sender: &mpsc::Sender<Change>,
+        last: Option<&str>,
+    ) {
         if self.unlisted.contains(&kind.kind) || !self.kinds.contains(kind) {
             return;
         }
         let _ = sender.try_send(Change::Begun);
         for (id, object) in &self.objects {
             let covers = namespace.is_none_or(|namespace| namespace == id.namespace);
-            if id.kind == kind.kind && id.group == kind.group && covers {
+            let within = last.is_none_or(|last| id.name.as_str() <= last);
+            if id.kind == kind.kind && id.group == kind.group && covers && within {
                 let _ = sender.try_send(Change::Found(Arc::new(object.clone())));
             }
         }
-        let _ = sender.try_send(Change::Listed);
+        if last.is_none() {
+            let _ = sender.try_send(Change::Listed);
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct Objects {
 
 impl Objects {
     /// Another commit: what is known about objects that stay is kept.
-    pub(crate) fn install(&mut self, wanted: Vec<Wanted>) {
+    pub(crate) fn install(&mut self, wanted: Vec<Wanted>, now: Instant) {
         let mut before = std::mem::take(self);
         let mut olds: HashMap<ObjectId, Object> =
             before.list.drain(..).map(|object| (object.id().clone(), object)).collect();
@@ -59,8 +59,8 @@ impl Objects {
             let place = self.list.len();
             let id = wanted.manifest.id.clone();
             let object = match olds.remove(&id) {
-                None => Object::new(wanted),
-                Some(old) => old.renewed(wanted),
+                None => Object::new(wanted, now),
+                Some(old) => old.renewed(wanted, now),
             };
             self.index.insert(id, place);
             self.list.push(object);

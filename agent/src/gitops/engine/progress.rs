@@ -98,6 +98,8 @@ pub(crate) struct Object {
     pub(crate) wanted: Wanted,
     pub(crate) state: State,
     pub(crate) known: Known,
+    /// Since when changes of it are listened to.
+    pub(crate) since: Instant,
     pub(crate) mark: Option<Mark>,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) deed: Option<Deed>,
@@ -113,11 +115,12 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    pub(crate) fn new(wanted: Wanted) -> Self {
+    pub(crate) fn new(wanted: Wanted, now: Instant) -> Self {
         Self {
             wanted,
             state: State::Wanted,
             known: Known::Unknown,
+            since: now,
             mark: None,
             trouble: None,
             deed: None,
@@ -159,11 +162,12 @@ impl Object {
     }
 
     /// Another commit wants it too: what is known stays.
-    pub(crate) fn renewed(mut self, wanted: Wanted) -> Self {
+    pub(crate) fn renewed(mut self, wanted: Wanted, now: Instant) -> Self {
         let same = self.wanted.manifest.digest == wanted.manifest.digest && self.wanted.kind == wanted.kind;
         if self.wanted.kind != wanted.kind {
             // Another version of its API shows it in another way.
             self.known = Known::Unknown;
+            self.since = now;
             self.mark = None;
         }
         self.wanted = wanted;

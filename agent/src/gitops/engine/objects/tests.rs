@@ -69,7 +69,7 @@ fn why(objects: &Objects, name: &str) -> String {
 async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert_eq!(next(&mut objects, now), None);
     assert_eq!(why(&objects, "b"), "waits for apps/Deployment a/a: not ready yet: not applied yet");
@@ -93,7 +93,7 @@ async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
 async fn dependents_of_a_failed_object_wait_and_others_do_not() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert!(objects.failed(0, "no".to_owned(), false, now).1);
     assert_eq!(next(&mut objects, now).as_deref(), Some("free"));
@@ -109,7 +109,7 @@ async fn dependents_of_a_failed_object_wait_and_others_do_not() {
 async fn trouble_that_passes_holds_pruning_back_for_a_minute() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     objects.failed(0, "away".to_owned(), true, now);
     assert_eq!(objects.settled(now, patience()), Settled::No(Some(now + PASSING)));
@@ -120,7 +120,7 @@ async fn trouble_that_passes_holds_pruning_back_for_a_minute() {
 async fn pruning_waits_a_minute_for_what_is_not_ready_and_not_for_what_has_failed() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     applied(&mut objects, "a", Status::InProgress(String::new()), now);
     assert_eq!(objects.settled(now, patience()), Settled::No(Some(now + PATIENCE)));
@@ -133,12 +133,12 @@ async fn pruning_waits_a_minute_for_what_is_not_ready_and_not_for_what_has_faile
 async fn another_commit_takes_up_only_what_it_changes() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("gone", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("gone", 1, &[])], Instant::now());
     for name in ["a", "b", "gone"] {
         next(&mut objects, now);
         applied(&mut objects, name, Status::Current, now);
     }
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 2, &[]), wanted("new", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 2, &[]), wanted("new", 1, &[])], Instant::now());
     assert_eq!(objects.at(0).deed, Some(Deed::Unchanged));
     assert_eq!(next(&mut objects, now).as_deref(), Some("b"));
     assert_eq!(next(&mut objects, now).as_deref(), Some("new"));
@@ -150,7 +150,7 @@ async fn another_commit_takes_up_only_what_it_changes() {
 async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_longer() {
     let mut now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     applied(&mut objects, "a", Status::Current, now);
     let mut delays = Vec::new();

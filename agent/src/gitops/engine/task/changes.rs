@@ -194,9 +194,10 @@ impl<A: Api> Task<A> {
                     object.known = Known::Unknown;
                     self.objects.set(place, State::Wanted);
                 }
-            } else {
+            } else if object.since < began {
                 self.gone(place, None, now);
             }
+            // Else it may have been found before anybody listened: it stays unknown and is asked for.
         }
         for place in 0..self.objects.len() {
             // What no watch told about was looked at now and then; from now on the watch tells.

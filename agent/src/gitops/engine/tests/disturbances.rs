@@ -106,3 +106,23 @@ async fn objects_that_cannot_be_watched_are_applied_and_looked_at_now_and_then()
     let calls = bench.fake.calls_of("get Secret").len();
     assert!(calls <= 3, "{calls}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_list_found_before_the_commit_named_it_is_not_taken_from_its_owner() {
+    let bench = settled().await;
+    bench.fake.put(&map("theirs"), json!({"metadata": {"annotations": {OWNER: "other"}}, "data": {"key": "2"}}));
+    bench.pass(60).await;
+    // The list has told of that object when the commit comes, and ends after it.
+    bench.fake.relist_up_to("theirs");
+    bench.pass(1).await;
+    let manifests =
+        [config_map("default", "a", "1"), config_map("default", "b", "1"), config_map("default", "theirs", "1")]
+            .concat();
+    bench.commit("c2", &[("a.yaml", &manifests)]);
+    bench.pass(2).await;
+    bench.fake.finish_lists();
+    bench.state("c2", "degraded").await;
+    bench.pass(60).await;
+    assert_eq!(key(&bench.fake, "theirs"), "2");
+    assert_eq!(bench.fake.calls_of("apply ConfigMap default/theirs").len(), 0, "{:#?}", bench.fake.calls());
+}
