@@ -11,7 +11,7 @@ use crate::{
             progress::{Deed, Known, Mark, Object, State},
             record,
             scopes::Scope,
-            task::Task,
+            task::{GRACE, Task},
         },
         inventory::{self, Inventory},
     },
@@ -121,12 +121,8 @@ impl<A: Api> Task<A> {
         let object = self.objects.at(place);
         if object.wanted.manifest.digest != digest {
             self.objects.set(place, State::Wanted);
-        } else if !self.settings.dry_run.is_dry() {
-            let watch = self.scopes.of(&object.wanted.kind, &object.id().namespace);
-            if !watch.is_some_and(|watch| watch.listed) {
-                let delay = if object.is_ready() { READY } else { UNREADY };
-                self.objects.set(place, State::Later(Instant::now() + delay));
-            }
+        } else {
+            self.rest(place);
         }
     }
 
@@ -150,6 +146,12 @@ impl<A: Api> Task<A> {
                 if let Some(watch) = self.scopes.watch_mut(scope) {
                     watch.began = now;
                     watch.found.clear();
+                    let broke = std::mem::take(&mut watch.listed);
+                    if broke {
+                        watch.since = now;
+                        self.grace.get_or_insert(now + GRACE);
+                        self.unwatched(scope);
+                    }
                 }
             }
             Change::Found(live) => {
@@ -177,6 +179,26 @@ impl<A: Api> Task<A> {
         }
     }
 
+    /// Until the next list is complete, what is known may be outdated: objects are looked at now and then.
+    fn unwatched(&mut self, scope: &Scope) {
+        for place in 0..self.objects.len() {
+            let object = self.objects.at(place);
+            if object.state == State::Rest && scope.covers(&object.wanted.kind, &object.id().namespace) {
+                self.rest(place);
+            }
+        }
+        self.stir();
+    }
+
+    /// Nothing is to be done, unless no watch would tell that there is.
+    fn rest(&mut self, place: usize) {
+        let object = self.objects.at(place);
+        let watch = self.scopes.of(&object.wanted.kind, &object.id().namespace);
+        let told = self.settings.dry_run.is_dry() || watch.is_some_and(|watch| watch.listed);
+        let delay = if object.is_ready() { READY } else { UNREADY };
+        self.objects.set(place, if told { State::Rest } else { State::Later(Instant::now() + delay) });
+    }
+
     /// What a list did not have is gone.
     fn listed(&mut self, scope: &Scope, now: Instant) {
         let Some(watch) = self.scopes.watch_mut(scope) else { return };
@@ -190,7 +212,7 @@ impl<A: Api> Task<A> {
             }
             if object.mark.as_ref().is_some_and(|mark| mark.at >= began) {
                 // It was applied while the list was made, which may be older.
-                if object.state == State::Rest {
+                if object.trouble.is_none() && matches!(object.state, State::Rest | State::Later(_)) {
                     object.known = Known::Unknown;
                     self.objects.set(place, State::Wanted);
                 }
@@ -240,7 +262,7 @@ impl<A: Api> Task<A> {
                 // Whoever changed it has changed it back.
                 object.disturbed = false;
                 if !matches!(object.state, State::Blocked { .. }) {
-                    self.objects.set(place, State::Rest);
+                    self.rest(place);
                 }
             }
         }

@@ -126,3 +126,20 @@ async fn what_a_list_found_before_the_commit_named_it_is_not_taken_from_its_owne
     assert_eq!(key(&bench.fake, "theirs"), "2");
     assert_eq!(bench.fake.calls_of("apply ConfigMap default/theirs").len(), 0, "{:#?}", bench.fake.calls());
 }
+
+#[tokio::test(start_paused = true)]
+async fn when_a_watch_breaks_and_nothing_can_be_listed_objects_are_asked_for() {
+    let bench = settled().await;
+    bench.fake.relist_up_to("");
+    bench.fake.unlisted("ConfigMap");
+    bench.pass(1).await;
+    // Nobody tells of this, and what was known before says nothing of its new owner.
+    bench.fake.remove(&map("a"));
+    bench.fake.put(&map("a"), json!({"metadata": {"annotations": {OWNER: "other"}}, "data": {"key": "2"}}));
+    bench.fake.remove(&map("b"));
+    let manifests = [config_map("default", "a", "3"), config_map("default", "b", "1"), namespace("some")].concat();
+    bench.commit("c2", &[("a.yaml", &manifests)]);
+    bench.state("c2", "degraded").await;
+    assert_eq!(key(&bench.fake, "a"), "2");
+    bench.fake.until("it is put back", |fake| key(fake, "b") == "1").await;
+}
