@@ -40,6 +40,8 @@ struct World {
     notes: Vec<Note>,
     fault: Option<Fault>,
     latency: Duration,
+    /// How long the answer to what was applied is on its way back.
+    lag: Duration,
     flying: usize,
     most_flying: usize,
     /// Kinds whose lists never come.
@@ -94,6 +96,7 @@ impl Fake {
             notes: Vec::new(),
             fault: None,
             latency: Duration::from_millis(5),
+            lag: Duration::ZERO,
             flying: 0,
             most_flying: 0,
             unlisted: BTreeSet::new(),
@@ -207,6 +210,10 @@ impl Fake {
 
     pub(crate) fn set_latency(&self, latency: Duration) {
         self.world().latency = latency;
+    }
+
+    pub(crate) fn set_lag(&self, lag: Duration) {
+        self.world().lag = lag;
     }
 
     pub(crate) fn unlisted(&self, kind: &str) {

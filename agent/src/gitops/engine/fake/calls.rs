@@ -54,7 +54,9 @@ impl Api for Fake {
                 self.ready(&id);
             }
         }
-        Ok(self.get_now(&id).unwrap())
+        let (answer, lag) = (self.get_now(&id).unwrap(), self.world().lag);
+        sleep(lag).await;
+        Ok(answer)
     }
 
     async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {

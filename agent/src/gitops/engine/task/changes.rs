@@ -70,10 +70,17 @@ impl<A: Api> Task<A> {
                 self.done(place, digest, Some(deed), None);
             }
             Ok(Did::Nothing) => {
-                object.known = newer(before, &object.known);
+                let late = matches!(&before, Known::Present(before) if object.is_past(before));
+                if !late {
+                    object.known = before;
+                }
+                let raced = late && !object.is_as_left();
                 let disturbed = std::mem::take(&mut object.disturbed);
                 let deed = (!disturbed && object.deed.is_none()).then_some(Deed::Unchanged);
                 self.done(place, digest, deed, None);
+                if raced {
+                    self.objects.disturb(place, now);
+                }
             }
             Ok(Did::Sent { seen, took }) => {
                 object.sent = true;
@@ -90,11 +97,9 @@ impl<A: Api> Task<A> {
                 };
                 object.mark = Some(Mark { digest, print: seen.print, at: now });
                 // Somebody may have been faster than the answer.
-                let raced = match &object.known {
-                    Known::Present(known) => seen.older_than(known) && known.print != seen.print,
-                    _ => false,
-                };
-                if !raced && !dry {
+                let late = object.is_past(&seen);
+                let raced = late && !object.is_as_left();
+                if !late && !dry {
                     object.known = Known::Present(seen);
                 }
                 if disturbed {
@@ -281,6 +286,7 @@ impl<A: Api> Task<A> {
         }
         let was_ready = object.is_ready();
         object.known = Known::Absent;
+        object.gone = last.and_then(|last| last.version);
         if object.mark.is_some() {
             self.objects.disturb(place, now);
         }
@@ -308,12 +314,5 @@ impl<A: Api> Task<A> {
     /// Something has changed that the next stage or the report may have waited for.
     pub(super) fn stir(&mut self) {
         self.dirty = true;
-    }
-}
-
-fn newer(this: Known, other: &Known) -> Known {
-    match (&this, other) {
-        (Known::Present(a), Known::Present(b)) if a.older_than(b) => other.clone(),
-        _ => this,
     }
 }

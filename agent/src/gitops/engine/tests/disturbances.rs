@@ -143,3 +143,15 @@ async fn when_a_watch_breaks_and_nothing_can_be_listed_objects_are_asked_for() {
     assert_eq!(key(&bench.fake, "a"), "2");
     bench.fake.until("it is put back", |fake| key(fake, "b") == "1").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_deleted_before_the_answer_comes_is_made_again() {
+    let bench = settled().await;
+    bench.fake.set_lag(Duration::from_secs(2));
+    bench.fake.edit(&map("a"), "/data/key", "mine".into());
+    bench.fake.until("it is put back", |fake| key(fake, "a") == "1").await;
+    bench.fake.remove(&map("a"));
+    bench.fake.until("it is made again", |fake| key(fake, "a") == "1").await;
+    bench.pass(60).await;
+    assert_eq!(bench.fake.calls_of("apply ConfigMap default/a").len(), 3, "{:#?}", bench.fake.calls());
+}
