@@ -218,8 +218,9 @@ impl Objects {
         let delay = match &object.state {
             State::Flying | State::Wanted | State::Blocked { .. } => return Duration::ZERO,
             // It is tried again anyway.
-            State::Later(at) => return at.saturating_duration_since(now),
-            State::Rest => object.truce(now),
+            State::Later(at) if object.trouble.is_some() => return at.saturating_duration_since(now),
+            // Looked at now and then, or left alone for as long as this says once more.
+            State::Later(_) | State::Rest => object.truce(now),
         };
         self.set(place, if delay.is_zero() { State::Wanted } else { State::Later(now + delay) });
         delay

@@ -227,7 +227,8 @@ impl<A: Api> Task<A> {
             // Else it may have been found before anybody listened: it stays unknown and is asked for.
         }
         for place in 0..self.objects.len() {
-            // What no watch told about was looked at now and then; from now on the watch tells.
+            // What no watch told about was looked at now and then; from now on the watch tells. Disturbed ones are left
+            // alone for a while.
             let object = self.objects.at(place);
             let looked = matches!(object.state, State::Later(_)) && object.trouble.is_none();
             if looked && !object.disturbed && scope.covers(&object.wanted.kind, &object.id().namespace) {

@@ -155,3 +155,17 @@ async fn an_object_that_is_deleted_before_the_answer_comes_is_made_again() {
     bench.pass(60).await;
     assert_eq!(bench.fake.calls_of("apply ConfigMap default/a").len(), 3, "{:#?}", bench.fake.calls());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_edit_that_only_a_slow_list_sees_is_undone_at_once() {
+    let bench = settled().await;
+    bench.fake.relist_up_to("");
+    bench.pass(20).await;
+    // By now objects would be looked at in minutes.
+    bench.fake.edit(&map("a"), "/data/key", "mine".into());
+    let began = Instant::now();
+    bench.fake.until("it is put back", |fake| key(fake, "a") == "1").await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    bench.fake.finish_lists();
+    bench.pass(10).await;
+}
