@@ -21,6 +21,8 @@ use tokio::{
 /// Changes on their way to one watch: more than any test makes at once.
 const ROOM: usize = 10_000;
 
+/// How the server writes what it is given.
+type Writing = fn(&mut Value);
 type Fault = Box<dyn Fn(&str, &ObjectId) -> Option<ClusterError> + Send>;
 
 /// Clones are the same cluster.
@@ -39,6 +41,7 @@ struct World {
     calls: Vec<String>,
     notes: Vec<Note>,
     fault: Option<Fault>,
+    writing: Writing,
     latency: Duration,
     /// How long the answer to what was applied is on its way back.
     lag: Duration,
@@ -95,6 +98,7 @@ impl Fake {
             calls: Vec::new(),
             notes: Vec::new(),
             fault: None,
+            writing: |_| {},
             latency: Duration::from_millis(5),
             lag: Duration::ZERO,
             flying: 0,
@@ -210,6 +214,10 @@ impl Fake {
 
     pub(crate) fn set_latency(&self, latency: Duration) {
         self.world().latency = latency;
+    }
+
+    pub(crate) fn writes(&self, writing: Writing) {
+        self.world().writing = writing;
     }
 
     pub(crate) fn set_lag(&self, lag: Duration) {

@@ -44,6 +44,8 @@ pub(crate) struct Mark {
     pub(crate) digest: u128,
     /// The live object's since then.
     pub(crate) print: u128,
+    /// And how the server writes what the manifest says, from then.
+    pub(crate) likeness: Option<u128>,
     pub(crate) at: Instant,
 }
 

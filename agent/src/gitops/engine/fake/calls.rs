@@ -42,6 +42,7 @@ impl Api for Fake {
             unset(&mut live, before, object);
         }
         merge(&mut live, object);
+        (self.world().writing)(&mut live);
         if dry_run {
             return Ok(live);
         }

@@ -52,7 +52,7 @@ fn next(objects: &mut Objects, now: Instant) -> Option<String> {
 fn applied(objects: &mut Objects, name: &str, status: Status, now: Instant) {
     let place = objects.find(&id(name)).unwrap();
     let object = objects.at_mut(place);
-    object.mark = Some(Mark { digest: object.wanted.manifest.digest, print: 1, at: now });
+    object.mark = Some(Mark { digest: object.wanted.manifest.digest, print: 1, likeness: None, at: now });
     object.known =
         Known::Present(Seen { print: 1, uid: "u".to_owned(), version: None, outline: json!({}), status });
     objects.succeeded(place);

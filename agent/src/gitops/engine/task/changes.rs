@@ -7,7 +7,7 @@ use crate::{
         engine::{
             api::Api,
             bring::{Brought, Did, Failure},
-            likeness::{Seen, holds, id_of},
+            likeness::{Seen, holds, id_of, likeness},
             progress::{Deed, Known, Mark, Object, State},
             record,
             scopes::Scope,
@@ -65,7 +65,7 @@ impl<A: Api> Task<A> {
                 self.uncovered = true;
             }
             Ok(Did::Would { same }) => {
-                object.mark = Some(Mark { digest, print: 0, at: now });
+                object.mark = Some(Mark { digest, print: 0, likeness: None, at: now });
                 let deed = if same { Deed::Unchanged } else { Deed::Applied };
                 self.done(place, digest, Some(deed), None);
             }
@@ -82,7 +82,7 @@ impl<A: Api> Task<A> {
                     self.objects.disturb(place, now);
                 }
             }
-            Ok(Did::Sent { seen, took }) => {
+            Ok(Did::Sent { seen, likeness, took }) => {
                 object.sent = true;
                 let changed = match &before {
                     Known::Present(before) => before.print != seen.print,
@@ -95,14 +95,15 @@ impl<A: Api> Task<A> {
                     (true, false) => Some(Deed::Applied),
                     (false, false) => Some(Deed::Unchanged),
                 };
-                object.mark = Some(Mark { digest, print: seen.print, at: now });
+                object.mark = Some(Mark { digest, print: seen.print, likeness: Some(likeness), at: now });
                 // Somebody may have been faster than the answer.
                 let late = object.is_past(&seen);
                 let raced = late && !object.is_as_left();
                 if !late && !dry {
                     object.known = Known::Present(seen);
                 }
-                if disturbed {
+                // What only looked different is nobody's fight.
+                if disturbed && changed {
                     self.objects.at_mut(place).fought(now);
                 }
                 self.done(place, digest, deed, Some(took));
@@ -257,7 +258,9 @@ impl<A: Api> Task<A> {
         object.known = Known::Present(seen);
         let in_force = object.in_force() && object.state != State::Flying;
         if let Some(mark) = object.mark.as_mut().filter(|_| in_force) {
-            if mark.print != print && owned && holds(live, &object.wanted.manifest.value) {
+            let manifest = &object.wanted.manifest.value;
+            let alike = || holds(live, manifest) || mark.likeness == Some(likeness(live, manifest));
+            if mark.print != print && owned && alike() {
                 // Others may add what they like, as long as it is not ours.
                 mark.print = print;
             }

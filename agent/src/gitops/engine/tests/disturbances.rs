@@ -169,3 +169,29 @@ async fn a_hand_edit_that_only_a_slow_list_sees_is_undone_at_once() {
     bench.fake.finish_lists();
     bench.pass(10).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_writes_in_its_own_way_is_no_quarrel_with_others() {
+    let fake = Fake::new();
+    fake.writes(|live| {
+        if live["data"]["cpu"] == 0.5 {
+            live["data"]["cpu"] = "500m".into();
+        }
+    });
+    let bench = Bench::with(fake, ManifestProjectCf::default());
+    let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {key: \"1\", cpu: 0.5}\n";
+    bench.commit("c1", &[("a.yaml", manifest)]);
+    bench.synchronized("c1").await;
+    let calls = bench.fake.calls().len();
+    for n in 0..100 {
+        let mut live = bench.fake.get_now(&map("a")).unwrap();
+        live["data"]["replicas"] = n.into();
+        bench.fake.put(&map("a"), live);
+        bench.pass(1).await;
+    }
+    assert_eq!(bench.fake.calls().len(), calls, "{:#?}", bench.fake.calls());
+    bench.fake.edit(&map("a"), "/data/cpu", "600m".into());
+    let began = Instant::now();
+    bench.fake.until("it is put back", |fake| fake.get_now(&map("a")).unwrap()["data"]["cpu"] == "500m").await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
