@@ -195,3 +195,19 @@ async fn what_the_server_writes_in_its_own_way_is_no_quarrel_with_others() {
     bench.fake.until("it is put back", |fake| fake.get_now(&map("a")).unwrap()["data"]["cpu"] == "500m").await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn readiness_that_no_watch_tells_of_is_seen_within_seconds() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &deployment("web", ""))]);
+    let web = id("apps", "Deployment", "default", "web");
+    bench.fake.until("it is applied", |fake| fake.get_now(&web).is_some()).await;
+    bench.pass(30).await;
+    bench.fake.relist_up_to("");
+    bench.fake.unlisted("Deployment");
+    bench.pass(30).await;
+    bench.fake.ready(&web);
+    let began = Instant::now();
+    bench.synchronized("c1").await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
