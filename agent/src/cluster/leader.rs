@@ -264,7 +264,10 @@ fn leases() -> Kind {
 /// alerts, keep views. Others need no Lease, and no right to one.
 pub fn wanted(configuration: &AgentConfiguration) -> Option<String> {
     let gitops = configuration.gitops.as_ref().is_some_and(|gitops| !gitops.manifest_projects.is_empty());
-    let needed = gitops || configuration.cilium.is_some() || configuration.views.is_some();
+    let views = configuration.views.as_ref().is_some_and(|views| {
+        [views.nodes, views.workloads, views.events, views.versions, views.capacity].contains(&true)
+    });
+    let needed = gitops || configuration.cilium.is_some() || views;
     (needed && configuration.agent_id != 0).then(|| format!("agent-{}-lock", configuration.agent_id))
 }
 
