@@ -47,6 +47,8 @@ struct World {
     lag: Duration,
     flying: usize,
     most_flying: usize,
+    /// Watches are told nothing.
+    deaf: bool,
     /// Kinds whose lists never come.
     unlisted: BTreeSet<String>,
     /// Deleted objects that do not go.
@@ -103,6 +105,7 @@ impl Fake {
             lag: Duration::ZERO,
             flying: 0,
             most_flying: 0,
+            deaf: false,
             unlisted: BTreeSet::new(),
             stuck: BTreeSet::new(),
             slow: BTreeSet::from(["Deployment".to_owned()]),
@@ -155,6 +158,13 @@ impl Fake {
         let mut object = self.get_now(id).unwrap();
         *object.pointer_mut(pointer).unwrap() = value;
         self.store(id, object);
+    }
+
+    /// Somebody else does something that no watch tells of.
+    pub(crate) fn unseen(&self, change: impl FnOnce(&Self)) {
+        self.world().deaf = true;
+        change(self);
+        self.world().deaf = false;
     }
 
     /// Somebody else deletes an object.
@@ -343,6 +353,9 @@ impl Drop for Landing {
 
 impl World {
     fn tell(&self, id: &ObjectId, change: &Change) {
+        if self.deaf {
+            return;
+        }
         for (kind, namespace, sender) in &self.watchers {
             let covers = namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace);
             if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind)

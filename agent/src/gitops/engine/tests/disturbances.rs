@@ -87,9 +87,18 @@ async fn somebody_who_fights_for_a_field_is_answered_less_and_less_often() {
 async fn a_list_anew_finds_what_the_watch_missed_and_nothing_else() {
     let bench = settled().await;
     let calls = bench.fake.calls().len();
+    bench.fake.unseen(|fake| {
+        fake.edit(&map("a"), "/data/key", "mine".into());
+        fake.remove(&map("b"));
+    });
+    bench.pass(60).await;
+    assert_eq!(bench.fake.calls().len(), calls, "nobody knows yet");
     bench.fake.relist();
     bench.pass(60).await;
-    assert_eq!(bench.fake.calls().len(), calls, "{:#?}", bench.fake.calls());
+    assert_eq!(["a", "b"].map(|name| key(&bench.fake, name)), ["1", "1"]);
+    bench.fake.relist();
+    bench.pass(60).await;
+    assert_eq!(bench.fake.calls().len(), calls + 2, "{:#?}", bench.fake.calls());
 }
 
 #[tokio::test(start_paused = true)]
