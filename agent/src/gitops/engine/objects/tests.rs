@@ -168,3 +168,16 @@ async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_l
     // After a truce it is put right at once.
     assert_eq!(objects.disturb(0, now + Duration::from_secs(400)), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_needs_many_is_looked_at_again_only_for_the_one_it_waits_for() {
+    let now = Instant::now();
+    let mut objects = Objects::default();
+    let all = vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("c", 1, &["a", "b"])];
+    objects.install(all, now);
+    while next(&mut objects, now).is_some() {}
+    applied(&mut objects, "b", Status::Current, now);
+    assert!(matches!(objects.at(2).state, State::Blocked { .. }));
+    applied(&mut objects, "a", Status::Current, now);
+    assert_eq!(next(&mut objects, now).as_deref(), Some("c"));
+}
