@@ -3,7 +3,7 @@
 
 pub(crate) mod field;
 
-use crate::harness::{PATIENCE, until, within};
+use crate::harness::{until, within};
 use field::{Gitops, MAPS, NAMESPACES, api, apply, config_map};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -46,12 +46,11 @@ async fn two_hundred_objects_converge_are_kept_so_and_go_as_the_repository_says(
     }
 
     // A commit that changes no manifest costs the API server nothing.
-    let before = gitops.metric(None, "agentk_cluster_calls_total").await;
+    let before = gitops.calls().await;
     std::fs::write(gitops.repository().join("README.md"), "changed\n").unwrap();
     let commit = gitops.commit();
     gitops.reaches(&commit, "synchronized").await;
-    let calls = gitops.metric(None, "agentk_cluster_calls_total").await - before;
-    println!("{calls} API calls for an unchanged commit");
+    assert_eq!(gitops.calls().await - before, 0.0, "API calls for an unchanged commit");
 
     // Somebody changes, and somebody deletes, what is not his.
     let namespace = format!("{prefix}-3");
@@ -60,7 +59,7 @@ async fn two_hundred_objects_converge_are_kept_so_and_go_as_the_repository_says(
     maps.patch("map-1", &PatchParams::default(), &edit).await.unwrap();
     maps.delete("map-2", &DeleteParams::default()).await.unwrap();
     let begin = Instant::now();
-    until("the edited field is put back", async || {
+    within(Duration::from_secs(10), "the edited field is put back", async || {
         (maps.get("map-1").await.unwrap().data["data"]["value"] == "one").then_some(())
     })
     .await;
@@ -207,11 +206,15 @@ async fn two_replicas_never_both_act_and_a_leader_that_is_killed_leaves_nothing_
     let commit = gitops.commit();
     until("some are there", async || (gitops.config_maps(&namespace).await.len() > 5).then_some(())).await;
     gitops.field.agent.kill().await;
+    assert!(gitops.config_maps(&namespace).await.contains_key("a"), "the first one had finished already");
     let begin = Instant::now();
     within(CONVERGES, "the other replica finishes", async || {
         let told = gitops.told().await;
         let items = told["projects"].as_array()?;
-        items.iter().any(|item| item["commit_id"] == commit && item["state"] == "synchronized").then_some(())
+        let finished = |item: &Value| {
+            item["commit_id"] == commit && item["state"] == "synchronized" && item["pod_name"] == "agent-1"
+        };
+        items.iter().any(finished).then_some(())
     })
     .await;
     println!("finished {:?} after the leader was killed", begin.elapsed());
@@ -238,7 +241,10 @@ async fn an_inventory_of_cli_utils_is_adopted_under_each_policy() {
         ("adopt_if_no_inventory", ["now", "now", "before"]),
         ("adopt_all", ["now", "now", "now"]),
     ] {
-        let gitops = Gitops::start(&format!(", inventory_policy: {policy}"), "").await;
+        let mut gitops = Gitops::start(&format!(", inventory_policy: {policy}"), "").await;
+        // Until everything is there nobody looks.
+        gitops.field.agent.signal("TERM").await;
+        gitops.field.agent.ended().await;
         let namespace = gitops.prefix.clone();
         let own = "7-1";
         for (name, inventory) in [
@@ -264,7 +270,9 @@ async fn an_inventory_of_cli_utils_is_adopted_under_each_policy() {
         for name in ["mine", "nobody", "other"] {
             gitops.write(&format!("{name}.yaml"), &config_map(&namespace, name, "now"));
         }
+        let mine = gitops.config_maps(&namespace).await["mine"].metadata.uid.clone();
         let commit = gitops.commit();
+        gitops.field.restart_agent().await;
         let state = if policy == "adopt_all" { "synchronized" } else { "degraded" };
         let told = gitops.reaches(&commit, state).await;
         let maps = gitops.config_maps(&namespace).await;
@@ -272,7 +280,9 @@ async fn an_inventory_of_cli_utils_is_adopted_under_each_policy() {
             .map(|name| maps[name].data["data"]["value"].as_str().unwrap().to_owned());
         assert_eq!(found, applied, "{policy}: {told}");
         assert!(!maps.contains_key("gone"), "{policy}: {told}");
-        assert!(maps.contains_key("lost"), "{policy}: it belongs to another inventory: {told}");
+        // It belongs to another inventory.
+        assert_eq!(maps.contains_key("lost"), policy != "adopt_all", "{policy}: {told}");
+        assert_eq!(maps["mine"].metadata.uid, mine, "{policy}: it was made anew instead of adopted");
         let inventory = api(&gitops.client, "", "v1", "ConfigMap", "configmaps", Some(&namespace));
         let inventory = inventory.get("inventory-7-1").await.unwrap();
         let kept: BTreeSet<_> = inventory.data["data"].as_object().unwrap().keys().cloned().collect();
@@ -283,7 +293,9 @@ async fn an_inventory_of_cli_utils_is_adopted_under_each_policy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
-    const COMMITS: usize = 1000;
+    // A thousand take twenty seconds, which is the soak as CI has it; `POSTERN_SOAK_SECONDS=3600` makes it an hour.
+    let soak = std::env::var("POSTERN_SOAK_SECONDS").map_or(20, |text| text.parse().expect("seconds"));
+    let commits: usize = soak * 50;
     let gitops = Gitops::start("", "").await;
     let namespace = gitops.prefix.clone();
     gitops.write("a.yaml", &config_map(&namespace, "a", "first"));
@@ -298,7 +310,7 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
         .unwrap();
     let mut input = import.stdin.take().unwrap();
     let mut pace = tokio::time::interval(Duration::from_millis(20));
-    for number in 0..COMMITS {
+    for number in 0..commits {
         pace.tick().await;
         let text = config_map(&namespace, "a", &number.to_string());
         let from = if number == 0 { "from refs/heads/main^0\n" } else { "" };
@@ -316,13 +328,14 @@ async fn a_thousand_commits_in_a_minute_lead_to_the_newest_state() {
     let took = begin.elapsed();
     gitops.reaches(&gitops.head(), "synchronized").await;
     let maps = gitops.config_maps(&namespace).await;
-    assert_eq!(maps["a"].data["data"]["value"], (COMMITS - 1).to_string());
+    assert_eq!(maps["a"].data["data"]["value"], (commits - 1).to_string());
     let applied = gitops.applied(None).await - before;
     println!(
-        "{COMMITS} commits in {took:.1?}, {applied} applied; {} -> {} KiB resident",
+        "{commits} commits in {took:.1?}, {applied} applied; {} -> {} KiB resident",
         resident,
         gitops.field.agent.resident()
     );
-    assert!(applied >= 1.0 && applied < COMMITS as f64 / 4.0, "{applied}");
-    assert!(took < PATIENCE * 4);
+    // The broker looks once a second, so the agent hears of some; it is not behind with any of those.
+    assert!(applied >= 1.0 && applied < commits as f64 / 4.0, "{applied}");
+    assert!(gitops.field.agent.resident() < resident + 16 * 1024, "memory grew");
 }

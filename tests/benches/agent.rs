@@ -100,11 +100,11 @@ async fn gitops() -> (f64, f64) {
     })
     .await;
     let rate = objects as f64 / begin.elapsed().as_secs_f64();
-    let before = gitops.metric(None, "agentk_cluster_calls_total").await;
+    let before = gitops.calls().await;
     fs::write(gitops.repository().join("README.md"), "changed\n").unwrap();
     let commit = gitops.commit();
     gitops.reaches(&commit, "synchronized").await;
-    (rate, gitops.metric(None, "agentk_cluster_calls_total").await - before)
+    (rate, gitops.calls().await - before)
 }
 
 #[tokio::main]

@@ -227,6 +227,15 @@ impl Gitops {
         named.filter(|(name, _)| name != "kube-root-ca.crt" && !name.starts_with("inventory-")).collect()
     }
 
+    /// What the agent has asked of the API server for manifests; its watches, Lease and Events are not among it.
+    pub(crate) async fn calls(&self) -> f64 {
+        let mut calls = 0.0;
+        for verb in ["discover", "get", "apply", "create", "replace", "delete"] {
+            calls += self.metric(None, &format!("agentk_cluster_calls_total{{verb=\"{verb}\"}}")).await;
+        }
+        calls
+    }
+
     /// Objects that the agent has applied.
     pub(crate) async fn applied(&self, probes: Option<SocketAddr>) -> f64 {
         self.metric(probes, "agentk_gitops_objects_total{result=\"applied\"}").await
