@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{config::Pod, configuration, observability::Metrics};
 use candidate::{Candidate, Lock, Tried};
-pub use term::Term;
 use http::Method;
 use postern_wire::proto::gitlab::agent::agentcfg::AgentConfiguration;
 use rand::Rng;
 use serde_json::Value;
 use std::{pin::pin, sync::Arc, time::Duration};
+pub use term::Term;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -290,14 +290,8 @@ pub async fn elect(
         let mut running = pin!(async {
             match &now {
                 Some(lease) => {
-                    let leader = Leader::telling(
-                        leads.clone(),
-                        term.clone(),
-                        &cluster,
-                        lease,
-                        namespace,
-                        &identity,
-                    );
+                    let leader =
+                        Leader::telling(leads.clone(), term.clone(), &cluster, lease, namespace, &identity);
                     leader.run(ended.clone()).await;
                 }
                 None => ended.cancelled().await,

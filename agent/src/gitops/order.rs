@@ -140,8 +140,9 @@ fn needs(objects: &[Manifest], known: &HashMap<&ObjectId, usize>, failed: &mut [
         match left.checked_sub(ids.len()) {
             Some(rest) => left = rest,
             None => {
-                failed[at] =
-                    Some(format!("{DEPENDS_ON} of all objects together has more than {MOST_REFERENCES} references"));
+                failed[at] = Some(format!(
+                    "{DEPENDS_ON} of all objects together has more than {MOST_REFERENCES} references"
+                ));
                 continue;
             }
         }

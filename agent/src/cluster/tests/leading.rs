@@ -58,7 +58,8 @@ async fn the_configuration_decides_whether_there_is_an_election() {
     let mut leads = leads_sender.subscribe();
     let stop = CancellationToken::new();
     let pod = Pod { namespace: "default".to_owned(), name: "pod-1".to_owned() };
-    let electing = tokio::spawn(leader::elect(cluster, latest, pod, leads_sender, Term::default(), stop.clone()));
+    let electing =
+        tokio::spawn(leader::elect(cluster, latest, pod, leads_sender, Term::default(), stop.clone()));
     latest_sender.send_replace(Some(Arc::new(idle.clone())));
     latest_sender.send_replace(Some(Arc::new(busy)));
     soon("the lead", leads.wait_for(|leads| *leads)).await.unwrap();

@@ -54,9 +54,7 @@ pub(crate) enum Did {
         took: Duration,
     },
     /// A dry run that sends nothing stopped here. `same`: as far as can be told, nothing would have changed.
-    Would {
-        same: bool,
-    },
+    Would { same: bool },
     /// It may be applied once the inventory lists it.
     Uncovered,
 }

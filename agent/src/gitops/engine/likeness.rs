@@ -220,7 +220,8 @@ mod tests {
             assert_eq!(with(pointer, value), same, "{pointer}");
         }
         let wanted = json!({"stringData": {"key": "1"}});
-        let of = |data: Value| likeness(&json!({"data": data, "metadata": {"resourceVersion": "1"}}), &wanted);
+        let of =
+            |data: Value| likeness(&json!({"data": data, "metadata": {"resourceVersion": "1"}}), &wanted);
         assert_eq!(of(json!({"key": "MQ=="})), of(json!({"key": "MQ=="})));
         assert_ne!(of(json!({"key": "MQ=="})), of(json!({"key": "Mg=="})));
     }

@@ -26,7 +26,10 @@ pub fn depends_on(object: &Value) -> Result<Vec<ObjectId>, String> {
         return Ok(Vec::new());
     };
     if text.len() > MOST_TEXT || text.split(',').nth(MOST).is_some() {
-        return Err(format!("{DEPENDS_ON} has more than {MOST} references, or more than {} KiB", MOST_TEXT >> 10));
+        return Err(format!(
+            "{DEPENDS_ON} has more than {MOST} references, or more than {} KiB",
+            MOST_TEXT >> 10
+        ));
     }
     text.split(',')
         .map(|reference| parse(reference.trim()).ok_or_else(|| illegal(reference.trim())))

@@ -69,7 +69,8 @@ fn why(objects: &Objects, name: &str) -> String {
 async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])], Instant::now());
+    objects
+        .install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert_eq!(next(&mut objects, now), None);
     assert_eq!(why(&objects, "b"), "waits for apps/Deployment a/a: not ready yet: not applied yet");
@@ -93,7 +94,8 @@ async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
 async fn dependents_of_a_failed_object_wait_and_others_do_not() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])], Instant::now());
+    objects
+        .install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert!(objects.failed(0, "no".to_owned(), false, now).1);
     assert_eq!(next(&mut objects, now).as_deref(), Some("free"));

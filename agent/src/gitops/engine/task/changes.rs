@@ -233,7 +233,8 @@ impl<A: Api> Task<A> {
             let object = self.objects.at(place);
             let looked = matches!(object.state, State::Later(_)) && object.trouble.is_none();
             if looked && !object.disturbed && scope.covers(&object.wanted.kind, &object.id().namespace) {
-                self.objects.set(place, State::Wanted);
+                let done = object.in_force() && object.is_as_left();
+                self.objects.set(place, if done { State::Rest } else { State::Wanted });
             }
         }
         let covered = |object: &Object| scope.covers(&object.wanted.kind, &object.id().namespace);

@@ -156,7 +156,8 @@ async fn who_stood_still_for_longer_than_the_lease_lasts_sends_nothing() {
     let manifests = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
     bench.commit("c2", &[("a.yaml", &manifests)]);
     bench.pass(60).await;
-    let sent: Vec<_> = bench.fake.calls().into_iter().skip(calls).filter(|call| !call.starts_with("get")).collect();
+    let sent: Vec<_> =
+        bench.fake.calls().into_iter().skip(calls).filter(|call| !call.starts_with("get")).collect();
     assert!(sent.is_empty(), "{sent:#?}");
     bench.term.lasts_until(Instant::now() + Duration::from_secs(10_000));
     bench.synchronized("c2").await;
