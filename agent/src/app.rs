@@ -7,7 +7,10 @@ use crate::{
     cluster::{Cluster, leader},
     config::{Config, Pod},
     configuration, drain, error,
-    gitops::{self, engine::Engine},
+    gitops::{
+        self,
+        engine::{Engine, api::Led},
+    },
     kubernetes_api::{Access, KubernetesApi, limits::Limits},
     observability::{Metrics, Observability, Readiness, logging::LogLevel},
     registrar::{self, Generation},
@@ -41,8 +44,9 @@ pub struct Agent {
     gitops: gitops::Receiver,
     manifests: gitops::Manifests,
     cluster: Cluster,
-    engine: Engine<Cluster>,
+    engine: Engine<Led<Cluster>>,
     leads: watch::Sender<bool>,
+    term: leader::Term,
     generation: watch::Sender<Generation>,
     meta: AgentMeta,
     metrics: Metrics,
@@ -149,8 +153,9 @@ impl Agent {
         };
         let (cluster, recorder) = Cluster::new(access.clone(), &pod.name, &metrics);
         always.spawn(recorder.run());
+        let term = leader::Term::default();
         let engine = Engine {
-            cluster: cluster.clone(),
+            cluster: Led { cluster: cluster.clone(), term: term.clone() },
             manifests: manifests.clone(),
             configuration: latest.clone(),
             leads: leads.subscribe(),
@@ -171,6 +176,7 @@ impl Agent {
             cluster,
             engine,
             leads,
+            term,
             generation,
             meta,
             metrics,
@@ -217,6 +223,7 @@ impl Agent {
             cluster,
             engine,
             leads,
+            term,
             generation,
             meta,
             metrics,
@@ -257,7 +264,7 @@ impl Agent {
         always.spawn(leader::measure(leads.subscribe(), metrics));
         let resigning = CancellationToken::new();
         let mut election = JoinSet::new();
-        election.spawn(leader::elect(cluster, latest, place, leads, resigning.clone()));
+        election.spawn(leader::elect(cluster, latest, place, leads, term, resigning.clone()));
 
         let open = tunnel::opener(Arc::new(tunnels));
         let mut pool = JoinSet::new();

@@ -49,13 +49,16 @@ pub enum ClusterError {
         /// One line; never a part of an object.
         problem: String,
     },
+    /// Nothing was asked: another replica may lead by now.
+    #[error("cannot {what}: the lease was not renewed in time, another replica may lead")]
+    TermOver { what: String },
 }
 
 impl ClusterError {
     /// Whether the same may well succeed soon without anybody doing anything.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::TermOver { .. } => true,
             Self::Refused { .. } if self.is_invalid() => false,
             Self::Refused { status, .. } => matches!(status, 408 | 409 | 429 | 500 | 502 | 503 | 504),
             Self::UnknownKind { .. } | Self::Odd { .. } => false,

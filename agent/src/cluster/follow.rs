@@ -36,12 +36,15 @@ const STANDS: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const WAITS_GROW: f64 = 1.7;
+/// Between two lists where the agent may list and not watch.
+const UNWATCHED: Duration = Duration::from_secs(60);
 
 /// What a follower learns. Objects have `apiVersion` and `kind` also where the API server leaves them out.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A list begins, at first and whenever the past was lost. What was known and does not come again before
-    /// [`Change::Listed`] is gone. A list that breaks off begins anew.
+    /// [`Change::Listed`] is gone. A list that breaks off begins anew. Told a while before the list where nothing may be
+    /// watched: what is known may be outdated from then on.
     Begun,
     /// An object of the list.
     Found(Arc<Value>),
@@ -106,6 +109,8 @@ enum Broken {
     Doubtful(ClusterError),
     /// It goes on where it was.
     Interrupted(ClusterError),
+    /// The agent may not watch; list again after a while.
+    Unwatched(ClusterError),
 }
 
 impl Follower {
@@ -117,7 +122,7 @@ impl Follower {
                 None => self.list().await.map(|listed| version = Some(listed)),
                 Some(mut known) => {
                     let watched = self.watch(&mut known).await;
-                    if !matches!(watched, Err(Broken::Expired | Broken::Doubtful(_))) {
+                    if !matches!(watched, Err(Broken::Expired | Broken::Doubtful(_) | Broken::Unwatched(_))) {
                         version = Some(known);
                     }
                     watched
@@ -133,6 +138,14 @@ impl Follower {
                         "the past is lost, listing anew"
                     );
                     sleep(self.backoff.step()).await;
+                    continue;
+                }
+                Err(Broken::Unwatched(error)) => {
+                    self.fails(&error, UNWATCHED);
+                    if self.tell(Change::Begun).await.is_err() {
+                        return;
+                    }
+                    sleep(UNWATCHED).await;
                     continue;
                 }
                 Err(Broken::Doubtful(error) | Broken::Interrupted(error)) => error,
@@ -203,7 +216,9 @@ impl Follower {
         let mut lines = match self.client.open(&question).await {
             Ok(body) => Lines::new(body),
             Err(error) if error.is_expired() => return Err(Broken::Expired),
-            // Who may not watch, or not now, would not learn more from another list.
+            // Without `watch` among the verbs of a rule lists are all there is.
+            Err(error @ ClusterError::Refused { status: 403, .. }) => return Err(Broken::Unwatched(error)),
+            // Who may do nothing, or not now, would not learn more from another list.
             Err(error) if error.is_forbidden() || (error.passes() && !is_ahead(&error)) => {
                 return Err(Broken::Interrupted(error));
             }

@@ -3,6 +3,7 @@
 //! and a Lease is judged by when it was seen to change on this machine's own steady clock, never by the times in it.
 
 mod candidate;
+mod term;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use postern_wire::proto::gitlab::agent::agentcfg::AgentConfiguration;
 use rand::Rng;
 use serde_json::Value;
 use std::{pin::pin, sync::Arc, time::Duration};
+pub use term::Term;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -51,6 +53,7 @@ pub(super) const RULE: &str =
 pub struct Leader<L = ClusterLock> {
     candidate: Candidate<L>,
     leads: watch::Sender<bool>,
+    term: Term,
     /// The lease, for the log.
     lease: String,
     known: Known,
@@ -67,11 +70,12 @@ struct Known {
 impl Leader {
     /// A candidate for the Lease `namespace/lease`. `identity` is one that no other replica has, the pod's name say.
     pub fn new(cluster: &Cluster, lease: &str, namespace: &str, identity: &str) -> Self {
-        Self::telling(watch::Sender::new(false), cluster, lease, namespace, identity)
+        Self::telling(watch::Sender::new(false), Term::default(), cluster, lease, namespace, identity)
     }
 
     fn telling(
         leads: watch::Sender<bool>,
+        term: Term,
         cluster: &Cluster,
         lease: &str,
         namespace: &str,
@@ -82,13 +86,13 @@ impl Leader {
             namespace: namespace.to_owned(),
             name: lease.to_owned(),
         };
-        Self::of(lock, leads, format!("{namespace}/{lease}"), identity)
+        Self::of(lock, leads, term, format!("{namespace}/{lease}"), identity)
     }
 }
 
 impl<L: Lock> Leader<L> {
-    fn of(lock: L, leads: watch::Sender<bool>, lease: String, identity: &str) -> Self {
-        Self { candidate: Candidate::new(lock, identity), leads, lease, known: Known::default() }
+    fn of(lock: L, leads: watch::Sender<bool>, term: Term, lease: String, identity: &str) -> Self {
+        Self { candidate: Candidate::new(lock, identity), leads, term, lease, known: Known::default() }
     }
 
     /// Whether this replica leads now. Whoever works only while it does must stop at once when it no longer does.
@@ -112,7 +116,7 @@ impl<L: Lock> Leader<L> {
                 // An answer that took too long says what was true, not what is.
                 Ok(Ok(Tried::Holds)) if sent.elapsed() < RENEW_WITHIN => {
                     until = Some(sent + RENEW_WITHIN);
-                    self.gained();
+                    self.gained(sent + RENEW_WITHIN);
                 }
                 Ok(Ok(Tried::Held { by })) => {
                     until = None;
@@ -163,7 +167,8 @@ impl<L: Lock> Leader<L> {
         }
     }
 
-    fn gained(&mut self) {
+    fn gained(&mut self, until: Instant) {
+        self.term.lasts_until(until);
         if std::mem::take(&mut self.known.trouble) {
             info!(lease = self.lease, "the lease can be renewed again");
         }
@@ -174,6 +179,7 @@ impl<L: Lock> Leader<L> {
     }
 
     fn lost(&self, reason: &'static str) {
+        self.term.ends();
         if self.leads.send_replace(false) {
             info!(lease = self.lease, reason, "this replica leads no longer");
         }
@@ -258,16 +264,21 @@ fn leases() -> Kind {
 /// alerts, keep views. Others need no Lease, and no right to one.
 pub fn wanted(configuration: &AgentConfiguration) -> Option<String> {
     let gitops = configuration.gitops.as_ref().is_some_and(|gitops| !gitops.manifest_projects.is_empty());
-    let needed = gitops || configuration.cilium.is_some() || configuration.views.is_some();
+    let views = configuration.views.as_ref().is_some_and(|views| {
+        [views.nodes, views.workloads, views.events, views.versions, views.capacity].contains(&true)
+    });
+    let needed = gitops || configuration.cilium.is_some() || views;
     (needed && configuration.agent_id != 0).then(|| format!("agent-{}-lock", configuration.agent_id))
 }
 
-/// Is a candidate while the latest configuration has anything to do for a leader, until `stop`. `leads` tells.
+/// Is a candidate while the latest configuration has anything to do for a leader, until `stop`. `leads` tells, and `term`
+/// tells for how long.
 pub async fn elect(
     cluster: Cluster,
     mut latest: configuration::Latest,
     pod: Pod,
     leads: watch::Sender<bool>,
+    term: Term,
     stop: CancellationToken,
 ) {
     let identity = identity(&pod);
@@ -279,7 +290,8 @@ pub async fn elect(
         let mut running = pin!(async {
             match &now {
                 Some(lease) => {
-                    let leader = Leader::telling(leads.clone(), &cluster, lease, namespace, &identity);
+                    let leader =
+                        Leader::telling(leads.clone(), term.clone(), &cluster, lease, namespace, &identity);
                     leader.run(ended.clone()).await;
                 }
                 None => ended.cancelled().await,

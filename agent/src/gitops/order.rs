@@ -113,6 +113,9 @@ pub fn prune_order(ids: Vec<(ObjectId, Vec<ObjectId>)>) -> Vec<Vec<ObjectId>> {
     waves
 }
 
+/// References of all annotations of a commit.
+const MOST_REFERENCES: usize = 100_000;
+
 /// What each object needs of the others; those that need what is not there have failed.
 fn needs(objects: &[Manifest], known: &HashMap<&ObjectId, usize>, failed: &mut [Option<String>]) -> Graph {
     let mut definitions = HashMap::new();
@@ -124,6 +127,7 @@ fn needs(objects: &[Manifest], known: &HashMap<&ObjectId, usize>, failed: &mut [
         alike.entry((&*object.id.group, &*object.id.kind, &*object.id.name)).or_insert(at);
     }
     let mut graph = Graph::new(objects.len());
+    let mut left = MOST_REFERENCES;
     for (at, object) in objects.iter().enumerate().filter(|(at, _)| failed[*at].is_none()).collect::<Vec<_>>()
     {
         let ids = match depends_on(&object.value) {
@@ -133,6 +137,15 @@ fn needs(objects: &[Manifest], known: &HashMap<&ObjectId, usize>, failed: &mut [
                 continue;
             }
         };
+        match left.checked_sub(ids.len()) {
+            Some(rest) => left = rest,
+            None => {
+                failed[at] = Some(format!(
+                    "{DEPENDS_ON} of all objects together has more than {MOST_REFERENCES} references"
+                ));
+                continue;
+            }
+        }
         let mut needs = Vec::new();
         for id in ids {
             let Some(&needed) = known.get(&id) else {

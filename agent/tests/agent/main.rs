@@ -7,10 +7,10 @@ mod harness;
 
 /// Network policies, flows and what GitLab hears of them.
 mod alerts;
-/// Which documents are put in force, and what the broker hears of it.
-mod configuration;
 /// `agentk check`: which step fails of what, and what it advises.
 mod check;
+/// Which documents are put in force, and what the broker hears of it.
+mod configuration;
 /// Manifests of configured projects: whole commits or nothing.
 mod gitops;
 /// Which replica does what only one may do.

@@ -107,14 +107,17 @@ impl Server {
     fn replica(&self, identity: &str) -> Replica {
         let trouble = Arc::new(Trouble::default());
         let way = Way { server: self.clone(), trouble: trouble.clone() };
-        let leader = Leader::of(way, watch::Sender::new(false), "ns/agent-1-lock".to_owned(), identity);
+        let term = Term::default();
+        let lease = "ns/agent-1-lock".to_owned();
+        let leader = Leader::of(way, watch::Sender::new(false), term.clone(), lease, identity);
         let (leads, stop) = (leader.leads(), CancellationToken::new());
-        Replica { leads, trouble, stop: stop.clone(), task: tokio::spawn(leader.run(stop)) }
+        Replica { leads, term, trouble, stop: stop.clone(), task: tokio::spawn(leader.run(stop)) }
     }
 }
 
 struct Replica {
     leads: watch::Receiver<bool>,
+    term: Term,
     trouble: Arc<Trouble>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -324,4 +327,24 @@ async fn at_no_time_do_two_lead_whatever_the_network_does() {
         }
         assert!(led > 2_500, "somebody leads most of the time: {led}, seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_is_over_when_the_process_stood_still_though_nobody_has_been_told() {
+    let server = Server::default();
+    let mut replica = server.replica("one");
+    let allows = |replica: &Replica| replica.term.allows(|| "apply it".to_owned()).is_ok();
+    assert!(!allows(&replica));
+    replica.until(true).await;
+    assert!(allows(&replica));
+    sleep(Duration::from_secs(60)).await;
+    assert!(allows(&replica), "it is renewed");
+    replica.trouble.cut.store(true, Ordering::Relaxed);
+    advance(Duration::from_secs(20)).await;
+    assert!(!allows(&replica));
+    replica.trouble.cut.store(false, Ordering::Relaxed);
+    replica.until(false).await;
+    replica.until(true).await;
+    assert!(allows(&replica), "it leads once more");
+    replica.stopped().await;
 }

@@ -148,3 +148,28 @@ async fn refusals_and_errors_are_lived_through() {
         assert_eq!(listed(&mut following).await, names(&["one"]), "{code}");
     }
 }
+
+#[tokio::test]
+async fn where_nothing_may_be_watched_lists_tell_what_has_changed() {
+    let (api, cluster) = start().await;
+    for n in 0..20 {
+        api.create(config_map(&format!("cm-{n:02}"), "1")).unwrap();
+    }
+    let mut following = cluster.follow(&config_maps(), None);
+    let Change::Begun = soon("the list", following.next()).await else { panic!() };
+    let Change::Found(_) = soon("an object", following.next()).await else { panic!() };
+    // The queue is shorter than the list, so the watch has not been asked for.
+    api.refuse(1, StatusCode::FORBIDDEN);
+    for _ in 1..20 {
+        let Change::Found(_) = soon("the rest", following.next()).await else { panic!() };
+    }
+    let Change::Listed = soon("the end of the list", following.next()).await else { panic!() };
+    let Change::Begun = soon("that nothing is watched", following.next()).await else { panic!() };
+    api.create(config_map("one", "1")).unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(59)).await;
+    tokio::time::resume();
+    assert_eq!(listed(&mut following).await.len(), 21);
+    cluster.apply(&config_maps(), &config_map("one", "2"), false).await.unwrap();
+    assert_eq!(applied(&mut following).await, "one");
+}

@@ -2,7 +2,7 @@
 
 use super::{super::leader, *};
 use crate::config::Pod;
-use leader::Leader;
+use leader::{Leader, Term};
 use postern_wire::proto::gitlab::agent::agentcfg::{
     AgentConfiguration, CiAccessCf, GitopsCf, ManifestProjectCf, ViewsCf,
 };
@@ -41,6 +41,9 @@ fn only_an_agent_with_work_for_one_replica_wants_a_lease() {
     let gitops = AgentConfiguration { gitops: Some(projects), ..nothing.clone() };
     assert_eq!(leader::wanted(&gitops).as_deref(), Some("agent-7-lock"));
     let views = AgentConfiguration { views: Some(ViewsCf::default()), ..nothing };
+    assert_eq!(leader::wanted(&views), None, "no view is on");
+    let nodes = ViewsCf { nodes: true, ..ViewsCf::default() };
+    let views = AgentConfiguration { views: Some(nodes), ..views };
     assert_eq!(leader::wanted(&views).as_deref(), Some("agent-7-lock"));
 }
 
@@ -48,13 +51,15 @@ fn only_an_agent_with_work_for_one_replica_wants_a_lease() {
 async fn the_configuration_decides_whether_there_is_an_election() {
     let (api, cluster) = start().await;
     let idle = AgentConfiguration { agent_id: 7, ..Default::default() };
-    let busy = AgentConfiguration { views: Some(ViewsCf::default()), ..idle.clone() };
+    let nodes = ViewsCf { nodes: true, ..ViewsCf::default() };
+    let busy = AgentConfiguration { views: Some(nodes), ..idle.clone() };
     let (latest_sender, latest) = watch::channel(None);
     let leads_sender = watch::Sender::new(false);
     let mut leads = leads_sender.subscribe();
     let stop = CancellationToken::new();
     let pod = Pod { namespace: "default".to_owned(), name: "pod-1".to_owned() };
-    let electing = tokio::spawn(leader::elect(cluster, latest, pod, leads_sender, stop.clone()));
+    let electing =
+        tokio::spawn(leader::elect(cluster, latest, pod, leads_sender, Term::default(), stop.clone()));
     latest_sender.send_replace(Some(Arc::new(idle.clone())));
     latest_sender.send_replace(Some(Arc::new(busy)));
     soon("the lead", leads.wait_for(|leads| *leads)).await.unwrap();

@@ -2,7 +2,7 @@
 //! them for real; the tests have a small one in memory.
 
 use crate::{
-    cluster::{self, Change, Cluster, ClusterError, Following, Kind, Note},
+    cluster::{self, Change, Cluster, ClusterError, Following, Kind, Note, leader::Term},
     gitops::settings::Propagation,
 };
 use serde_json::Value;
@@ -65,6 +65,81 @@ pub trait Api: Clone + Send + Sync + 'static {
 pub trait Follow: Send + 'static {
     /// The next change. Nothing is lost when this is dropped early.
     fn next(&mut self) -> impl Future<Output = Change> + Send;
+}
+
+/// A cluster that is changed only while this replica leads. What is refused when it may not any more passes.
+#[derive(Clone)]
+pub struct Led<A> {
+    /// The cluster.
+    pub cluster: A,
+    /// Looked at right before each request that changes something.
+    pub term: Term,
+}
+
+impl<A> Led<A> {
+    fn may(&self, verb: &str, kind: &Kind, object: &Value) -> Result<(), ClusterError> {
+        let of = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        self.may_at(verb, kind, of("namespace"), of("name"))
+    }
+
+    fn may_at(&self, verb: &str, kind: &Kind, namespace: &str, name: &str) -> Result<(), ClusterError> {
+        self.term.allows(|| match namespace {
+            "" => format!("{verb} {} {name}", kind.kind),
+            namespace => format!("{verb} {} {namespace}/{name}", kind.kind),
+        })
+    }
+}
+
+impl<A: Api> Api for Led<A> {
+    type Following = A::Following;
+
+    async fn kind(&self, group: &str, version: &str, kind: &str) -> Result<Kind, ClusterError> {
+        self.cluster.kind(group, version, kind).await
+    }
+
+    fn forget(&self, group: &str) {
+        self.cluster.forget(group);
+    }
+
+    async fn apply(&self, kind: &Kind, object: &Value, dry_run: bool) -> Result<Value, ClusterError> {
+        self.may("apply", kind, object)?;
+        self.cluster.apply(kind, object, dry_run).await
+    }
+
+    async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {
+        self.cluster.get(kind, namespace, name).await
+    }
+
+    async fn delete(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        how: Propagation,
+        dry_run: bool,
+    ) -> Result<(), ClusterError> {
+        self.may_at("delete", kind, namespace, name)?;
+        self.cluster.delete(kind, namespace, name, uid, how, dry_run).await
+    }
+
+    async fn create(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        self.may("create", kind, object)?;
+        self.cluster.create(kind, object).await
+    }
+
+    async fn replace(&self, kind: &Kind, object: &Value) -> Result<Value, ClusterError> {
+        self.may("replace", kind, object)?;
+        self.cluster.replace(kind, object).await
+    }
+
+    fn follow(&self, kind: &Kind, namespace: Option<&str>) -> Self::Following {
+        self.cluster.follow(kind, namespace)
+    }
+
+    fn record(&self, note: Note) {
+        self.cluster.record(note);
+    }
 }
 
 impl Api for Cluster {

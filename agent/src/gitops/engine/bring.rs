@@ -7,7 +7,7 @@ use crate::{
     gitops::{
         engine::{
             api::Api,
-            likeness::{Seen, holds},
+            likeness::{Seen, holds, likeness},
             progress::{Known, Mark},
         },
         inventory::{self, Policy},
@@ -49,12 +49,12 @@ pub(crate) enum Did {
     Nothing,
     Sent {
         seen: Seen,
+        /// Of the answer and the manifest.
+        likeness: u128,
         took: Duration,
     },
     /// A dry run that sends nothing stopped here. `same`: as far as can be told, nothing would have changed.
-    Would {
-        same: bool,
-    },
+    Would { same: bool },
     /// It may be applied once the inventory lists it.
     Uncovered,
 }
@@ -117,6 +117,7 @@ impl<A: Api> Errand<A> {
         let object = inventory::own(&self.manifest.value, &self.owner);
         let began = Instant::now();
         let live = self.api.apply(&self.kind, &object, self.dry_run == DryRun::Server).await?;
-        Ok(Did::Sent { seen: Seen::of(&live), took: began.elapsed() })
+        let likeness = likeness(&live, &self.manifest.value);
+        Ok(Did::Sent { seen: Seen::of(&live), likeness, took: began.elapsed() })
     }
 }

@@ -21,6 +21,8 @@ use tokio::{
 /// Changes on their way to one watch: more than any test makes at once.
 const ROOM: usize = 10_000;
 
+/// How the server writes what it is given.
+type Writing = fn(&mut Value);
 type Fault = Box<dyn Fn(&str, &ObjectId) -> Option<ClusterError> + Send>;
 
 /// Clones are the same cluster.
@@ -39,9 +41,14 @@ struct World {
     calls: Vec<String>,
     notes: Vec<Note>,
     fault: Option<Fault>,
+    writing: Writing,
     latency: Duration,
+    /// How long the answer to what was applied is on its way back.
+    lag: Duration,
     flying: usize,
     most_flying: usize,
+    /// Watches are told nothing.
+    deaf: bool,
     /// Kinds whose lists never come.
     unlisted: BTreeSet<String>,
     /// Deleted objects that do not go.
@@ -93,9 +100,12 @@ impl Fake {
             calls: Vec::new(),
             notes: Vec::new(),
             fault: None,
+            writing: |_| {},
             latency: Duration::from_millis(5),
+            lag: Duration::ZERO,
             flying: 0,
             most_flying: 0,
+            deaf: false,
             unlisted: BTreeSet::new(),
             stuck: BTreeSet::new(),
             slow: BTreeSet::from(["Deployment".to_owned()]),
@@ -148,6 +158,13 @@ impl Fake {
         let mut object = self.get_now(id).unwrap();
         *object.pointer_mut(pointer).unwrap() = value;
         self.store(id, object);
+    }
+
+    /// Somebody else does something that no watch tells of.
+    pub(crate) fn unseen(&self, change: impl FnOnce(&Self)) {
+        self.world().deaf = true;
+        change(self);
+        self.world().deaf = false;
     }
 
     /// Somebody else deletes an object.
@@ -209,6 +226,14 @@ impl Fake {
         self.world().latency = latency;
     }
 
+    pub(crate) fn writes(&self, writing: Writing) {
+        self.world().writing = writing;
+    }
+
+    pub(crate) fn set_lag(&self, lag: Duration) {
+        self.world().lag = lag;
+    }
+
     pub(crate) fn unlisted(&self, kind: &str) {
         self.world().unlisted.insert(kind.to_owned());
     }
@@ -230,6 +255,21 @@ impl Fake {
         let world = self.world();
         for (kind, namespace, sender) in &world.watchers {
             world.list(kind, namespace.as_deref(), sender);
+        }
+    }
+
+    /// Every watch begins anew, and its list has come to an object of this name or further, and not to its end.
+    pub(crate) fn relist_up_to(&self, name: &str) {
+        let world = self.world();
+        for (kind, namespace, sender) in &world.watchers {
+            world.list_up_to(kind, namespace.as_deref(), sender, Some(name));
+        }
+    }
+
+    /// Lists that have begun have come to their end.
+    pub(crate) fn finish_lists(&self) {
+        for (_, _, sender) in &self.world().watchers {
+            let _ = sender.try_send(Change::Listed);
         }
     }
 
@@ -313,6 +353,9 @@ impl Drop for Landing {
 
 impl World {
     fn tell(&self, id: &ObjectId, change: &Change) {
+        if self.deaf {
+            return;
+        }
         for (kind, namespace, sender) in &self.watchers {
             let covers = namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace);
             if kind.kind == id.kind && kind.group == id.group && covers && !self.unlisted.contains(&kind.kind)
@@ -323,17 +366,31 @@ impl World {
     }
 
     fn list(&self, kind: &Kind, namespace: Option<&str>, sender: &mpsc::Sender<Change>) {
+        self.list_up_to(kind, namespace, sender, None);
+    }
+
+    /// Without an end if it goes up to some name.
+    fn list_up_to(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        sender: &mpsc::Sender<Change>,
+        last: Option<&str>,
+    ) {
         if self.unlisted.contains(&kind.kind) || !self.kinds.contains(kind) {
             return;
         }
         let _ = sender.try_send(Change::Begun);
         for (id, object) in &self.objects {
             let covers = namespace.is_none_or(|namespace| namespace == id.namespace);
-            if id.kind == kind.kind && id.group == kind.group && covers {
+            let within = last.is_none_or(|last| id.name.as_str() <= last);
+            if id.kind == kind.kind && id.group == kind.group && covers && within {
                 let _ = sender.try_send(Change::Found(Arc::new(object.clone())));
             }
         }
-        let _ = sender.try_send(Change::Listed);
+        if last.is_none() {
+            let _ = sender.try_send(Change::Listed);
+        }
     }
 }
 

@@ -114,6 +114,52 @@ pub(crate) fn holds(live: &Value, wanted: &Value) -> bool {
     }
 }
 
+/// A number for what a live object has at the places that a manifest names, in the server's own writing. Where the server
+/// keeps what is wanted somewhere else, as with a Secret's `stringData`, it counts all that is beside that place.
+pub(crate) fn likeness(live: &Value, wanted: &Value) -> u128 {
+    let (Some(live), Some(wanted)) = (live.as_object(), wanted.as_object()) else {
+        return digest(live);
+    };
+    let without_status = |object: &Map<String, Value>| -> Map<String, Value> {
+        let fields = object.iter().filter(|(key, _)| *key != "status");
+        fields.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let mut lasting = without_status(live);
+    if let Some(metadata) = lasting.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.retain(|key, _| !FLEETING.contains(&key.as_str()));
+    }
+    digest(&cut(&Value::Object(lasting), &Value::Object(without_status(wanted))))
+}
+
+/// What is in `live` where `wanted` has something.
+fn cut(live: &Value, wanted: &Value) -> Value {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            if wanted.iter().any(|(key, wanted)| !live.contains_key(key) && !is_empty(wanted)) {
+                return Value::Object(live.clone());
+            }
+            let kept = wanted.iter().filter_map(|(key, wanted)| Some((key, wanted, live.get(key)?)));
+            Value::Object(kept.map(|(key, wanted, live)| (key.clone(), cut(live, wanted))).collect())
+        }
+        (Value::Array(live), Value::Array(wanted)) if live.len() == wanted.len() => {
+            live.iter().zip(wanted).map(|(live, wanted)| cut(live, wanted)).collect()
+        }
+        _ => live.clone(),
+    }
+}
+
+/// What servers leave out as they like.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +196,34 @@ mod tests {
         ] {
             assert_eq!(holds(&live, &wanted), expected, "{live}");
         }
+    }
+
+    #[test]
+    fn what_a_manifest_names_is_compared_in_the_servers_own_writing() {
+        let wanted = json!({"spec": {"cpu": 0.5, "items": [{"name": "a"}], "paused": false}});
+        let live = json!({
+            "spec": {"cpu": "500m", "items": [{"name": "a"}, {"name": "injected"}], "replicas": 1},
+            "metadata": {"resourceVersion": "1"}, "status": {},
+        });
+        let with = |pointer: &str, value: Value| {
+            let mut other = live.clone();
+            *other.pointer_mut(pointer).unwrap() = value;
+            likeness(&other, &wanted) == likeness(&live, &wanted)
+        };
+        for (pointer, value, same) in [
+            ("/spec/replicas", json!(2), true),
+            ("/metadata/resourceVersion", json!("2"), true),
+            ("/status", json!({"ready": true}), true),
+            ("/spec/cpu", json!("600m"), false),
+            ("/spec/items/0/name", json!("b"), false),
+        ] {
+            assert_eq!(with(pointer, value), same, "{pointer}");
+        }
+        let wanted = json!({"stringData": {"key": "1"}});
+        let of =
+            |data: Value| likeness(&json!({"data": data, "metadata": {"resourceVersion": "1"}}), &wanted);
+        assert_eq!(of(json!({"key": "MQ=="})), of(json!({"key": "MQ=="})));
+        assert_ne!(of(json!({"key": "MQ=="})), of(json!({"key": "Mg=="})));
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(crate) struct Objects {
     list: Vec<Object>,
     index: HashMap<ObjectId, usize>,
     dependents: Vec<Vec<usize>>,
+    /// By place, the object that one which is blocked waits for; others that come about change nothing for it.
+    waits_on: Vec<Option<usize>>,
     /// By rank, then place.
     wanted: BTreeSet<(usize, usize)>,
     later: BTreeSet<(Instant, usize)>,
@@ -51,7 +53,7 @@ pub(crate) struct Objects {
 
 impl Objects {
     /// Another commit: what is known about objects that stay is kept.
-    pub(crate) fn install(&mut self, wanted: Vec<Wanted>) {
+    pub(crate) fn install(&mut self, wanted: Vec<Wanted>, now: Instant) {
         let mut before = std::mem::take(self);
         let mut olds: HashMap<ObjectId, Object> =
             before.list.drain(..).map(|object| (object.id().clone(), object)).collect();
@@ -59,13 +61,14 @@ impl Objects {
             let place = self.list.len();
             let id = wanted.manifest.id.clone();
             let object = match olds.remove(&id) {
-                None => Object::new(wanted),
-                Some(old) => old.renewed(wanted),
+                None => Object::new(wanted, now),
+                Some(old) => old.renewed(wanted, now),
             };
             self.index.insert(id, place);
             self.list.push(object);
         }
         self.dependents = vec![Vec::new(); self.list.len()];
+        self.waits_on = vec![None; self.list.len()];
         for place in 0..self.list.len() {
             for need in &self.list[place].wanted.needs {
                 if let Some(needed) = self.index.get(need) {
@@ -145,34 +148,40 @@ impl Objects {
         while let Some((_, place)) = self.wanted.first().copied() {
             let object = &self.list[place];
             let blocked = match gate(object) {
-                Some(why) => Some(State::Blocked { why: why.to_owned(), soon: true }),
-                None => self.waits_for(object, now, patience).map(|why| State::Blocked { why, soon: false }),
+                Some(why) => Some((None, State::Blocked { why: why.to_owned(), soon: true })),
+                None => {
+                    let waits = self.waits_for(object, now, patience);
+                    waits.map(|(needed, why)| (Some(needed), State::Blocked { why, soon: false }))
+                }
             };
             match blocked {
                 None => {
                     self.set(place, State::Flying);
                     return Some(place);
                 }
-                Some(state) => self.set(place, state),
+                Some((needed, state)) => {
+                    self.waits_on[place] = needed;
+                    self.set(place, state);
+                }
             }
         }
         None
     }
 
-    /// Why an object must wait for another one.
-    fn waits_for(&self, object: &Object, now: Instant, patience: Patience) -> Option<String> {
+    /// Which other object one must wait for, and why.
+    fn waits_for(&self, object: &Object, now: Instant, patience: Patience) -> Option<(usize, String)> {
         // It is there and somebody changed it: that is put right whatever else goes on.
         if object.in_force() && matches!(object.known, Known::Present(_)) {
             return None;
         }
-        let needs = object.wanted.needs.iter().filter_map(|need| self.find(need).map(|place| self.at(place)));
-        for needed in needs {
+        for place in object.wanted.needs.iter().filter_map(|need| self.find(need)) {
+            let needed = self.at(place);
             let waited = patience.reconcile > Duration::ZERO || needed.is_definition();
             if needed.in_force() && (patience.dry || needed.is_ready() || !waited) {
                 continue;
             }
             let id = needed.id();
-            return Some(match (&needed.trouble, &needed.state) {
+            let why = match (&needed.trouble, &needed.state) {
                 (Some(trouble), _) => format!("waits for {id}, which failed: {}", trouble.text),
                 (None, State::Blocked { .. }) => format!("waits for {id}, which waits itself"),
                 (None, _) => {
@@ -186,7 +195,8 @@ impl Objects {
                         _ => format!("waits for {id}: {}", needed.status()),
                     }
                 }
-            });
+            };
+            return Some((place, why));
         }
         None
     }
@@ -195,7 +205,8 @@ impl Objects {
     pub(crate) fn wake_dependents(&mut self, place: usize) {
         for at in 0..self.dependents[place].len() {
             let dependent = self.dependents[place][at];
-            if matches!(self.list[dependent].state, State::Blocked { .. }) {
+            let waits = self.waits_on[dependent].is_none_or(|on| on == place);
+            if waits && matches!(self.list[dependent].state, State::Blocked { .. }) {
                 self.set(dependent, State::Wanted);
             }
         }
@@ -218,8 +229,9 @@ impl Objects {
         let delay = match &object.state {
             State::Flying | State::Wanted | State::Blocked { .. } => return Duration::ZERO,
             // It is tried again anyway.
-            State::Later(at) => return at.saturating_duration_since(now),
-            State::Rest => object.truce(now),
+            State::Later(at) if object.trouble.is_some() => return at.saturating_duration_since(now),
+            // Looked at now and then, or left alone for as long as this says once more.
+            State::Later(_) | State::Rest => object.truce(now),
         };
         self.set(place, if delay.is_zero() { State::Wanted } else { State::Later(now + delay) });
         delay

@@ -44,6 +44,8 @@ pub(crate) struct Mark {
     pub(crate) digest: u128,
     /// The live object's since then.
     pub(crate) print: u128,
+    /// And how the server writes what the manifest says, from then.
+    pub(crate) likeness: Option<u128>,
     pub(crate) at: Instant,
 }
 
@@ -98,6 +100,10 @@ pub(crate) struct Object {
     pub(crate) wanted: Wanted,
     pub(crate) state: State,
     pub(crate) known: Known,
+    /// Of its last state, once it was seen going: what is older than this came late.
+    pub(crate) gone: Option<u64>,
+    /// Since when changes of it are listened to.
+    pub(crate) since: Instant,
     pub(crate) mark: Option<Mark>,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) deed: Option<Deed>,
@@ -113,11 +119,13 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    pub(crate) fn new(wanted: Wanted) -> Self {
+    pub(crate) fn new(wanted: Wanted, now: Instant) -> Self {
         Self {
             wanted,
             state: State::Wanted,
             known: Known::Unknown,
+            gone: None,
+            since: now,
             mark: None,
             trouble: None,
             deed: None,
@@ -137,6 +145,20 @@ impl Object {
     /// Whether the live object is what this manifest made of it.
     pub(crate) fn in_force(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.digest == self.wanted.manifest.digest)
+    }
+
+    /// Whether nobody has changed it since it was applied, as far as is known.
+    pub(crate) fn is_as_left(&self) -> bool {
+        matches!((&self.known, &self.mark), (Known::Present(seen), Some(mark)) if seen.print == mark.print)
+    }
+
+    /// Whether this state of it is from before somebody changed or deleted it.
+    pub(crate) fn is_past(&self, seen: &Seen) -> bool {
+        match &self.known {
+            Known::Present(known) => seen.older_than(known),
+            Known::Absent => seen.version.zip(self.gone).is_some_and(|(this, gone)| this <= gone),
+            Known::Unknown => false,
+        }
     }
 
     /// Of the live object.
@@ -159,11 +181,13 @@ impl Object {
     }
 
     /// Another commit wants it too: what is known stays.
-    pub(crate) fn renewed(mut self, wanted: Wanted) -> Self {
+    pub(crate) fn renewed(mut self, wanted: Wanted, now: Instant) -> Self {
         let same = self.wanted.manifest.digest == wanted.manifest.digest && self.wanted.kind == wanted.kind;
         if self.wanted.kind != wanted.kind {
             // Another version of its API shows it in another way.
             self.known = Known::Unknown;
+            self.gone = None;
+            self.since = now;
             self.mark = None;
         }
         self.wanted = wanted;

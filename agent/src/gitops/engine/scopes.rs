@@ -138,6 +138,11 @@ impl Scopes {
         self.watches.get_mut(scope)
     }
 
+    /// Since when lists run that are not complete yet.
+    pub(crate) fn listing(&self) -> impl Iterator<Item = Instant> {
+        self.watches.values().filter(|watch| !watch.listed).map(|watch| watch.since)
+    }
+
     /// What covers an object.
     pub(crate) fn of(&self, kind: &Kind, namespace: &str) -> Option<&Watch> {
         let scope = |namespace| Scope { kind: kind.clone(), namespace };

@@ -264,7 +264,7 @@ impl<A: Api> Task<A> {
     fn work(&mut self, now: Instant) -> Option<Instant> {
         let later = self.objects.tick(now);
         if self.grace.is_some_and(|grace| grace <= now) {
-            self.grace = None;
+            self.grace = self.scopes.listing().map(|since| since + GRACE).filter(|grace| *grace > now).min();
             self.objects.wake(|_| true);
         }
         while self.flying.len() < AT_A_TIME {

@@ -7,10 +7,12 @@ mod failures;
 mod inventories;
 
 use crate::{
+    cluster::leader::Term,
     gitops::{
         File, Project, Received,
         engine::{
             Engine, Tell,
+            api::Led,
             fake::{Fake, id},
         },
         object::ObjectId,
@@ -48,6 +50,7 @@ struct Bench {
     commits: watch::Sender<Option<Arc<Received>>>,
     reports: watch::Receiver<Vec<GitopsReport>>,
     leads: watch::Sender<bool>,
+    term: Term,
     metrics: Metrics,
     _configuration: watch::Sender<Option<Arc<AgentConfiguration>>>,
     manifests: watch::Sender<Arc<BTreeMap<String, Project>>>,
@@ -73,10 +76,12 @@ impl Bench {
         let configuration = AgentConfiguration { agent_id: 7, ..Default::default() };
         let (configuration_sender, configuration) = watch::channel(Some(Arc::new(configuration)));
         let (leads_sender, leads) = watch::channel(true);
+        let term = Term::default();
+        term.lasts_until(Instant::now() + Duration::from_secs(1_000_000));
         let (told, reports) = watch::channel(Vec::new());
         let metrics = Metrics::default();
         let engine = Engine {
-            cluster: fake.clone(),
+            cluster: Led { cluster: fake.clone(), term: term.clone() },
             manifests,
             configuration,
             leads,
@@ -88,6 +93,7 @@ impl Bench {
             commits,
             reports,
             leads: leads_sender,
+            term,
             metrics,
             _configuration: configuration_sender,
             manifests: manifests_sender,

@@ -7,6 +7,10 @@ use serde_json::Value;
 /// Its name.
 pub const DEPENDS_ON: &str = "config.kubernetes.io/depends-on";
 
+/// Of the annotation's text, in bytes: what the API server takes for all annotations of an object.
+const MOST_TEXT: usize = 256 << 10;
+/// References of one object.
+const MOST: usize = 500;
 /// Longer text is cut where messages quote it, in characters.
 const QUOTED: usize = 120;
 
@@ -14,13 +18,19 @@ const QUOTED: usize = 120;
 /// `rbac.authorization.k8s.io/ClusterRole/reader`, separated by commas. The core group is empty: `/Namespace/a`.
 ///
 /// # Errors
-/// Text for people: one of them is not of this form.
+/// Text for people: one of them is not of this form, or there are too many.
 pub fn depends_on(object: &Value) -> Result<Vec<ObjectId>, String> {
     let annotations = object.get("metadata").and_then(|metadata| metadata.get("annotations"));
     let Some(text) = annotations.and_then(|annotations| annotations.get(DEPENDS_ON)).and_then(Value::as_str)
     else {
         return Ok(Vec::new());
     };
+    if text.len() > MOST_TEXT || text.split(',').nth(MOST).is_some() {
+        return Err(format!(
+            "{DEPENDS_ON} has more than {MOST} references, or more than {} KiB",
+            MOST_TEXT >> 10
+        ));
+    }
     text.split(',')
         .map(|reference| parse(reference.trim()).ok_or_else(|| illegal(reference.trim())))
         .collect()
@@ -116,6 +126,16 @@ mod tests {
                 problem.contains("group/namespaces/namespace/Kind/name is wanted"),
                 "{text:?}: {problem}"
             );
+        }
+    }
+
+    #[test]
+    fn there_are_never_more_references_than_the_bound() {
+        let references = |count| vec!["/Namespace/a"; count].join(",");
+        assert_eq!(of(&references(MOST)).map(|ids| ids.len()), Ok(MOST));
+        let long = format!("/Namespace/{}", "a".repeat(MOST_TEXT));
+        for text in [references(MOST + 1), long] {
+            assert!(of(&text).unwrap_err().contains("more than 500 references, or more than 256 KiB"));
         }
     }
 

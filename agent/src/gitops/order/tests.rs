@@ -379,3 +379,16 @@ fn objects_are_removed_before_what_they_live_in_and_need() {
     assert_eq!(order, self::wanted(wanted, &[]).0);
     assert_eq!(prune_order(vec![]), Vec::<Vec<ObjectId>>::new());
 }
+
+#[test]
+fn a_commit_whose_objects_name_too_many_others_fails_from_there_on() {
+    let free: Vec<_> = (0..500).map(|at| format!("Pod a/{at}")).collect();
+    let named: Vec<_> = free.iter().map(String::as_str).collect();
+    let mut objects: Vec<_> = named.iter().map(|name| object(name, &[])).collect();
+    objects.extend((0..201).map(|at| object(&format!("Pod b/{at:03}"), &named)));
+    let Waves { waves, problems, .. } = waves(objects);
+    assert_eq!(waves.iter().map(Vec::len).collect::<Vec<_>>(), [500, 200]);
+    let [(left_out, problem)] = &problems[..] else { panic!("{problems:?}") };
+    assert_eq!(left_out.id, id("Pod b/200"));
+    assert!(problem.contains("more than 100000 references"), "{problem}");
+}

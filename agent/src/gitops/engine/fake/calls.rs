@@ -42,6 +42,7 @@ impl Api for Fake {
             unset(&mut live, before, object);
         }
         merge(&mut live, object);
+        (self.world().writing)(&mut live);
         if dry_run {
             return Ok(live);
         }
@@ -54,7 +55,11 @@ impl Api for Fake {
                 self.ready(&id);
             }
         }
-        Ok(self.get_now(&id).unwrap())
+        let (answer, lag) = (self.get_now(&id).unwrap(), self.world().lag);
+        if !lag.is_zero() {
+            sleep(lag).await;
+        }
+        Ok(answer)
     }
 
     async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Value>, ClusterError> {

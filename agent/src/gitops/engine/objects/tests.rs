@@ -52,7 +52,7 @@ fn next(objects: &mut Objects, now: Instant) -> Option<String> {
 fn applied(objects: &mut Objects, name: &str, status: Status, now: Instant) {
     let place = objects.find(&id(name)).unwrap();
     let object = objects.at_mut(place);
-    object.mark = Some(Mark { digest: object.wanted.manifest.digest, print: 1, at: now });
+    object.mark = Some(Mark { digest: object.wanted.manifest.digest, print: 1, likeness: None, at: now });
     object.known =
         Known::Present(Seen { print: 1, uid: "u".to_owned(), version: None, outline: json!({}), status });
     objects.succeeded(place);
@@ -69,7 +69,8 @@ fn why(objects: &Objects, name: &str) -> String {
 async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])]);
+    objects
+        .install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("c", 1, &["b"])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert_eq!(next(&mut objects, now), None);
     assert_eq!(why(&objects, "b"), "waits for apps/Deployment a/a: not ready yet: not applied yet");
@@ -93,7 +94,8 @@ async fn an_object_waits_until_what_it_needs_is_ready_and_says_why() {
 async fn dependents_of_a_failed_object_wait_and_others_do_not() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])]);
+    objects
+        .install(vec![wanted("a", 1, &[]), wanted("b", 1, &["a"]), wanted("free", 1, &[])], Instant::now());
     assert_eq!(next(&mut objects, now).as_deref(), Some("a"));
     assert!(objects.failed(0, "no".to_owned(), false, now).1);
     assert_eq!(next(&mut objects, now).as_deref(), Some("free"));
@@ -109,7 +111,7 @@ async fn dependents_of_a_failed_object_wait_and_others_do_not() {
 async fn trouble_that_passes_holds_pruning_back_for_a_minute() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     objects.failed(0, "away".to_owned(), true, now);
     assert_eq!(objects.settled(now, patience()), Settled::No(Some(now + PASSING)));
@@ -120,7 +122,7 @@ async fn trouble_that_passes_holds_pruning_back_for_a_minute() {
 async fn pruning_waits_a_minute_for_what_is_not_ready_and_not_for_what_has_failed() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     applied(&mut objects, "a", Status::InProgress(String::new()), now);
     assert_eq!(objects.settled(now, patience()), Settled::No(Some(now + PATIENCE)));
@@ -133,12 +135,12 @@ async fn pruning_waits_a_minute_for_what_is_not_ready_and_not_for_what_has_faile
 async fn another_commit_takes_up_only_what_it_changes() {
     let now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("gone", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("gone", 1, &[])], Instant::now());
     for name in ["a", "b", "gone"] {
         next(&mut objects, now);
         applied(&mut objects, name, Status::Current, now);
     }
-    objects.install(vec![wanted("a", 1, &[]), wanted("b", 2, &[]), wanted("new", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[]), wanted("b", 2, &[]), wanted("new", 1, &[])], Instant::now());
     assert_eq!(objects.at(0).deed, Some(Deed::Unchanged));
     assert_eq!(next(&mut objects, now).as_deref(), Some("b"));
     assert_eq!(next(&mut objects, now).as_deref(), Some("new"));
@@ -150,7 +152,7 @@ async fn another_commit_takes_up_only_what_it_changes() {
 async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_longer() {
     let mut now = Instant::now();
     let mut objects = Objects::default();
-    objects.install(vec![wanted("a", 1, &[])]);
+    objects.install(vec![wanted("a", 1, &[])], Instant::now());
     next(&mut objects, now);
     applied(&mut objects, "a", Status::Current, now);
     let mut delays = Vec::new();
@@ -167,4 +169,17 @@ async fn the_first_fight_is_won_at_once_and_a_fighter_is_left_alone_longer_and_l
     assert!(delays[1] <= 1 && delays[9] >= 48, "{delays:?}");
     // After a truce it is put right at once.
     assert_eq!(objects.disturb(0, now + Duration::from_secs(400)), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_needs_many_is_looked_at_again_only_for_the_one_it_waits_for() {
+    let now = Instant::now();
+    let mut objects = Objects::default();
+    let all = vec![wanted("a", 1, &[]), wanted("b", 1, &[]), wanted("c", 1, &["a", "b"])];
+    objects.install(all, now);
+    while next(&mut objects, now).is_some() {}
+    applied(&mut objects, "b", Status::Current, now);
+    assert!(matches!(objects.at(2).state, State::Blocked { .. }));
+    applied(&mut objects, "a", Status::Current, now);
+    assert_eq!(next(&mut objects, now).as_deref(), Some("c"));
 }

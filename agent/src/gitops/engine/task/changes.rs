@@ -7,11 +7,11 @@ use crate::{
         engine::{
             api::Api,
             bring::{Brought, Did, Failure},
-            likeness::{Seen, holds, id_of},
+            likeness::{Seen, holds, id_of, likeness},
             progress::{Deed, Known, Mark, Object, State},
             record,
             scopes::Scope,
-            task::Task,
+            task::{GRACE, Task},
         },
         inventory::{self, Inventory},
     },
@@ -65,17 +65,24 @@ impl<A: Api> Task<A> {
                 self.uncovered = true;
             }
             Ok(Did::Would { same }) => {
-                object.mark = Some(Mark { digest, print: 0, at: now });
+                object.mark = Some(Mark { digest, print: 0, likeness: None, at: now });
                 let deed = if same { Deed::Unchanged } else { Deed::Applied };
                 self.done(place, digest, Some(deed), None);
             }
             Ok(Did::Nothing) => {
-                object.known = newer(before, &object.known);
+                let late = matches!(&before, Known::Present(before) if object.is_past(before));
+                if !late {
+                    object.known = before;
+                }
+                let raced = late && !object.is_as_left();
                 let disturbed = std::mem::take(&mut object.disturbed);
                 let deed = (!disturbed && object.deed.is_none()).then_some(Deed::Unchanged);
                 self.done(place, digest, deed, None);
+                if raced {
+                    self.objects.disturb(place, now);
+                }
             }
-            Ok(Did::Sent { seen, took }) => {
+            Ok(Did::Sent { seen, likeness, took }) => {
                 object.sent = true;
                 let changed = match &before {
                     Known::Present(before) => before.print != seen.print,
@@ -88,16 +95,15 @@ impl<A: Api> Task<A> {
                     (true, false) => Some(Deed::Applied),
                     (false, false) => Some(Deed::Unchanged),
                 };
-                object.mark = Some(Mark { digest, print: seen.print, at: now });
+                object.mark = Some(Mark { digest, print: seen.print, likeness: Some(likeness), at: now });
                 // Somebody may have been faster than the answer.
-                let raced = match &object.known {
-                    Known::Present(known) => seen.older_than(known) && known.print != seen.print,
-                    _ => false,
-                };
-                if !raced && !dry {
+                let late = object.is_past(&seen);
+                let raced = late && !object.is_as_left();
+                if !late && !dry {
                     object.known = Known::Present(seen);
                 }
-                if disturbed {
+                // What only looked different is nobody's fight.
+                if disturbed && changed {
                     self.objects.at_mut(place).fought(now);
                 }
                 self.done(place, digest, deed, Some(took));
@@ -121,12 +127,8 @@ impl<A: Api> Task<A> {
         let object = self.objects.at(place);
         if object.wanted.manifest.digest != digest {
             self.objects.set(place, State::Wanted);
-        } else if !self.settings.dry_run.is_dry() {
-            let watch = self.scopes.of(&object.wanted.kind, &object.id().namespace);
-            if !watch.is_some_and(|watch| watch.listed) {
-                let delay = if object.is_ready() { READY } else { UNREADY };
-                self.objects.set(place, State::Later(Instant::now() + delay));
-            }
+        } else {
+            self.rest(place);
         }
     }
 
@@ -150,6 +152,12 @@ impl<A: Api> Task<A> {
                 if let Some(watch) = self.scopes.watch_mut(scope) {
                     watch.began = now;
                     watch.found.clear();
+                    let broke = std::mem::take(&mut watch.listed);
+                    if broke {
+                        watch.since = now;
+                        self.grace.get_or_insert(now + GRACE);
+                        self.unwatched(scope);
+                    }
                 }
             }
             Change::Found(live) => {
@@ -177,6 +185,26 @@ impl<A: Api> Task<A> {
         }
     }
 
+    /// Until the next list is complete, what is known may be outdated: objects are looked at now and then.
+    fn unwatched(&mut self, scope: &Scope) {
+        for place in 0..self.objects.len() {
+            let object = self.objects.at(place);
+            if object.state == State::Rest && scope.covers(&object.wanted.kind, &object.id().namespace) {
+                self.rest(place);
+            }
+        }
+        self.stir();
+    }
+
+    /// Nothing is to be done, unless no watch would tell that there is.
+    fn rest(&mut self, place: usize) {
+        let object = self.objects.at(place);
+        let watch = self.scopes.of(&object.wanted.kind, &object.id().namespace);
+        let told = self.settings.dry_run.is_dry() || watch.is_some_and(|watch| watch.listed);
+        let delay = if object.is_ready() { READY } else { UNREADY };
+        self.objects.set(place, if told { State::Rest } else { State::Later(Instant::now() + delay) });
+    }
+
     /// What a list did not have is gone.
     fn listed(&mut self, scope: &Scope, now: Instant) {
         let Some(watch) = self.scopes.watch_mut(scope) else { return };
@@ -190,20 +218,23 @@ impl<A: Api> Task<A> {
             }
             if object.mark.as_ref().is_some_and(|mark| mark.at >= began) {
                 // It was applied while the list was made, which may be older.
-                if object.state == State::Rest {
+                if object.trouble.is_none() && matches!(object.state, State::Rest | State::Later(_)) {
                     object.known = Known::Unknown;
                     self.objects.set(place, State::Wanted);
                 }
-            } else {
+            } else if object.since < began {
                 self.gone(place, None, now);
             }
+            // Else it may have been found before anybody listened: it stays unknown and is asked for.
         }
         for place in 0..self.objects.len() {
-            // What no watch told about was looked at now and then; from now on the watch tells.
+            // What no watch told about was looked at now and then; from now on the watch tells. Disturbed ones are left
+            // alone for a while.
             let object = self.objects.at(place);
             let looked = matches!(object.state, State::Later(_)) && object.trouble.is_none();
             if looked && !object.disturbed && scope.covers(&object.wanted.kind, &object.id().namespace) {
-                self.objects.set(place, State::Wanted);
+                let done = object.in_force() && object.is_as_left();
+                self.objects.set(place, if done { State::Rest } else { State::Wanted });
             }
         }
         let covered = |object: &Object| scope.covers(&object.wanted.kind, &object.id().namespace);
@@ -228,7 +259,9 @@ impl<A: Api> Task<A> {
         object.known = Known::Present(seen);
         let in_force = object.in_force() && object.state != State::Flying;
         if let Some(mark) = object.mark.as_mut().filter(|_| in_force) {
-            if mark.print != print && owned && holds(live, &object.wanted.manifest.value) {
+            let manifest = &object.wanted.manifest.value;
+            let alike = || holds(live, manifest) || mark.likeness == Some(likeness(live, manifest));
+            if mark.print != print && owned && alike() {
                 // Others may add what they like, as long as it is not ours.
                 mark.print = print;
             }
@@ -239,7 +272,7 @@ impl<A: Api> Task<A> {
                 // Whoever changed it has changed it back.
                 object.disturbed = false;
                 if !matches!(object.state, State::Blocked { .. }) {
-                    self.objects.set(place, State::Rest);
+                    self.rest(place);
                 }
             }
         }
@@ -258,6 +291,7 @@ impl<A: Api> Task<A> {
         }
         let was_ready = object.is_ready();
         object.known = Known::Absent;
+        object.gone = last.and_then(|last| last.version);
         if object.mark.is_some() {
             self.objects.disturb(place, now);
         }
@@ -285,12 +319,5 @@ impl<A: Api> Task<A> {
     /// Something has changed that the next stage or the report may have waited for.
     pub(super) fn stir(&mut self) {
         self.dirty = true;
-    }
-}
-
-fn newer(this: Known, other: &Known) -> Known {
-    match (&this, other) {
-        (Known::Present(a), Known::Present(b)) if a.older_than(b) => other.clone(),
-        _ => this,
     }
 }

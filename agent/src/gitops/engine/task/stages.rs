@@ -184,7 +184,7 @@ impl<A: Api> Task<A> {
         });
         self.stored = Some(stored);
         self.hindrance = None;
-        self.objects.install(wanted);
+        self.objects.install(wanted, now);
         if !again {
             self.fates.clear();
             self.results.read(self.objects.len() + rejected.len() + unknown.len(), problems.len());

@@ -222,3 +222,23 @@ async fn many_rejected_objects_and_a_long_inventory_take_no_time_together() {
     bench.state("c1", "degraded").await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_stood_still_for_longer_than_the_lease_lasts_sends_nothing() {
+    let bench = Bench::start();
+    bench.commit("c1", &[("a.yaml", &config_map("default", "a", "1"))]);
+    bench.synchronized("c1").await;
+    bench.term.lasts_until(Instant::now() + Duration::from_secs(10));
+    let calls = bench.fake.calls().len();
+    tokio::time::advance(Duration::from_secs(20)).await;
+    // Nobody has told yet that it does not lead.
+    bench.fake.edit(&map("a"), "/data/key", "mine".into());
+    let manifests = [config_map("default", "a", "1"), config_map("default", "b", "1")].concat();
+    bench.commit("c2", &[("a.yaml", &manifests)]);
+    bench.pass(60).await;
+    let sent: Vec<_> =
+        bench.fake.calls().into_iter().skip(calls).filter(|call| !call.starts_with("get")).collect();
+    assert!(sent.is_empty(), "{sent:#?}");
+    bench.term.lasts_until(Instant::now() + Duration::from_secs(10_000));
+    bench.synchronized("c2").await;
+}
