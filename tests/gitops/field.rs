@@ -251,8 +251,9 @@ pub(crate) fn config_map(namespace: &str, name: &str, value: &str) -> String {
 
 async fn client(kubeconfig: &std::path::Path) -> Client {
     let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default());
-    Client::try_from(config.await.unwrap()).unwrap()
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
+    Client::try_from(config).unwrap()
 }
 
 pub(crate) fn api(
