@@ -16,7 +16,6 @@ pub use relay::{Address, BadAddress, Pace};
 
 use crate::{broker::Road, cluster::Change, configuration::Latest, error, observability::Metrics};
 use futures::StreamExt;
-use patterns::Patterns;
 use policies::Policies;
 use postern_wire::proto::{flow::Flow, gitlab::agent::agentcfg::AgentConfiguration};
 use posts::{Alert, Posted, Posts};
@@ -114,7 +113,6 @@ impl<S: Source> Alerts<S> {
         let since = Timestamp::from(SystemTime::now());
         let mut work = Work {
             policies: Policies::new(settings.project_id),
-            patterns: Patterns::default(),
             restraint: Restraint::default(),
             posts: Posts::new(self.road.clone(), self.pace.post_again),
             metrics: &self.metrics,
@@ -134,7 +132,11 @@ impl<S: Source> Alerts<S> {
                     // The cluster's task has ended, and with it the process.
                     None => return std::future::pending().await,
                 },
-                Some(flow) = flows.recv(), if ready => work.judge(&flow),
+                Some(flow) = flows.recv(), if ready => {
+                    work.judge(&flow);
+                    // It may have taken as long as policies and flows may be large: now everybody else.
+                    tokio::task::yield_now().await;
+                }
                 posted = work.posts.next() => work.settle(posted),
                 () = &mut following, if ready => return std::future::pending().await,
             }
@@ -166,7 +168,6 @@ async fn changed(configuration: &mut Latest, leads: &mut watch::Receiver<bool>) 
 /// What there is while alerts are wanted.
 struct Work<'a> {
     policies: Policies,
-    patterns: Patterns,
     restraint: Restraint,
     posts: Posts,
     metrics: &'a Metrics,
@@ -181,7 +182,11 @@ impl Work<'_> {
     }
 
     fn judge(&mut self, flow: &Flow) {
-        let Some(policy) = matching::first(flow, &self.policies, &mut self.patterns) else {
+        if matching::is_too_large(flow) {
+            debug!(uuid = %flow.uuid, "flow skipped: it has too many labels or headers, or too long ones");
+            return self.metrics.alert("skipped");
+        }
+        let Some(policy) = matching::first(flow, &self.policies) else {
             return;
         };
         let key = match self.restraint.decide(&policy.name, flow, Instant::now()) {

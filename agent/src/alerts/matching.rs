@@ -2,19 +2,33 @@
 //! policies. After it: the decision whether to say so. The rules are those of GitLab's agentk, which compares texts.
 
 use super::{
-    patterns::Patterns,
+    patterns::Pattern,
     policies::Policies,
     policy::{HttpRule, Part, Policy, Protocol, Section, Selector},
 };
 use percent_encoding::percent_decode_str;
 use postern_wire::proto::flow::{Endpoint, Flow, Http, HttpHeader, TrafficDirection, layer4, layer7};
 
-/// The first policy, in the order of their names, that this flow goes against.
-pub(crate) fn first<'a>(flow: &Flow, policies: &'a Policies, patterns: &mut Patterns) -> Option<&'a Policy> {
-    policies.iter().find(|policy| goes_against(flow, policy, patterns))
+/// Labels of an end, and headers of a request, that are compared: pods and proxies have far fewer.
+const MOST_LABELS: usize = 128;
+/// Bytes of a label; Kubernetes has none that is longer.
+const LONGEST_LABEL: usize = 512;
+
+/// Whether it would take too long to compare this flow with all policies.
+pub(crate) fn is_too_large(flow: &Flow) -> bool {
+    let large = |labels: &[String]| {
+        labels.len() > MOST_LABELS || labels.iter().any(|label| label.len() > LONGEST_LABEL)
+    };
+    let headers = http(flow).map_or(0, |http| http.headers.len());
+    large(labels(flow.source.as_ref())) || large(labels(flow.destination.as_ref())) || headers > MOST_LABELS
 }
 
-fn goes_against(flow: &Flow, policy: &Policy, patterns: &mut Patterns) -> bool {
+/// The first policy, in the order of their names, that this flow goes against.
+pub(crate) fn first<'a>(flow: &Flow, policies: &'a Policies) -> Option<&'a Policy> {
+    policies.iter().find(|policy| goes_against(flow, policy))
+}
+
+fn goes_against(flow: &Flow, policy: &Policy) -> bool {
     let direction = flow.traffic_direction();
     let (source, destination) = (labels(flow.source.as_ref()), labels(flow.destination.as_ref()));
     let (own, peer) = match direction {
@@ -27,7 +41,7 @@ fn goes_against(flow: &Flow, policy: &Policy, patterns: &mut Patterns) -> bool {
     }
     let sections = || policy.rules.iter().flat_map(move |rule| rule.sections(direction));
     let strange_peer = !sections().flat_map(|section| &section.peers).all(|selector| selects(selector, peer));
-    strange_peer || !port_is_named(flow, sections()) || !http_fits(flow, sections(), patterns)
+    strange_peer || !port_is_named(flow, sections()) || !http_fits(flow, sections())
 }
 
 fn labels(end: Option<&Endpoint>) -> &[String] {
@@ -59,30 +73,35 @@ fn port_is_named<'a>(flow: &Flow, mut sections: impl Iterator<Item = &'a Section
 }
 
 /// Whether there are no rules about HTTP or one of them fits.
-fn http_fits<'a>(flow: &Flow, sections: impl Iterator<Item = &'a Section>, patterns: &mut Patterns) -> bool {
+fn http_fits<'a>(flow: &Flow, sections: impl Iterator<Item = &'a Section>) -> bool {
     let mut rules = sections.flat_map(|section| &section.http).peekable();
     if rules.peek().is_none() {
         return true;
     }
-    let Some(layer7::Record::Http(http)) = flow.l7.as_ref().and_then(|l7| l7.record.as_ref()) else {
+    let Some(http) = http(flow) else {
         return false;
     };
-    rules.any(|rule| fits(rule, http, patterns))
+    let place = host_and_path(&http.url);
+    rules.any(|rule| fits(rule, http, place.as_ref().map(|(host, path)| (*host, path.as_str()))))
 }
 
-fn fits(rule: &HttpRule, http: &Http, patterns: &mut Patterns) -> bool {
+fn http(flow: &Flow) -> Option<&Http> {
+    match flow.l7.as_ref()?.record.as_ref()? {
+        layer7::Record::Http(http) => Some(http),
+        _ => None,
+    }
+}
+
+fn fits(rule: &HttpRule, http: &Http, place: Option<(&str, &str)>) -> bool {
     if !rule.headers.iter().all(|wanted| has_header(&http.headers, wanted)) {
         return false;
     }
-    if rule.host.is_empty() && rule.path.is_empty() && rule.method.is_empty() {
+    if rule.patterns().into_iter().all(Pattern::is_empty) {
         return true;
     }
-    let Some((host, path)) = host_and_path(&http.url) else {
-        return false;
-    };
-    [(&rule.host, host), (&rule.path, path.as_str()), (&rule.method, http.method.as_str())]
-        .into_iter()
-        .all(|(pattern, text)| pattern.is_empty() || patterns.fits(pattern, text))
+    place.is_some_and(|(host, path)| {
+        rule.host.fits(host) && rule.path.fits(path) && rule.method.fits(&http.method)
+    })
 }
 
 fn has_header(headers: &[HttpHeader], wanted: &str) -> bool {

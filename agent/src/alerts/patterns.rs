@@ -1,12 +1,8 @@
-//! The regular expressions of policies, compiled when a flow first needs them. Used by `matching.rs`. A pattern that is
-//! none, or too large, fits nothing; what is kept is bounded whatever policies say.
+//! The regular expressions of policies. Before it: `policy.rs`, which reads and compiles them once, when it reads a policy.
+//! After it: `matching.rs`, which compiles nothing. A pattern that is none, or too large, fits nothing.
 
 use regex::bytes::{Regex, RegexBuilder};
-use std::collections::HashMap;
-use tracing::warn;
 
-/// Patterns kept at a time.
-const MOST: usize = 64;
 /// Bytes of a pattern.
 const LONGEST: usize = 4 * 1024;
 /// Bytes that a compiled pattern may take, and as many while it is used.
@@ -14,45 +10,62 @@ const LARGEST: usize = 64 * 1024;
 /// Bytes of a text, longer than those of real hosts, paths and methods. Time is bounded by both.
 const LONGEST_TEXT: usize = 8 * 1024;
 
-/// Compiled patterns; `None`: not one.
+/// A pattern of a policy. Until it is compiled it fits nothing, unless it is empty: it says nothing then.
 #[derive(Debug, Default)]
-pub(crate) struct Patterns(HashMap<String, Option<Regex>>);
-
-impl Patterns {
-    /// Whether a pattern fits some part of the text.
-    pub(crate) fn fits(&mut self, pattern: &str, text: &str) -> bool {
-        if pattern.len() > LONGEST || text.len() > LONGEST_TEXT {
-            return false;
-        }
-        if !self.0.contains_key(pattern) {
-            if self.0.len() >= MOST {
-                self.0.clear();
-            }
-            self.0.insert(pattern.to_owned(), compile(pattern));
-        }
-        self.0[pattern].as_ref().is_some_and(|regex| regex.is_match(text.as_bytes()))
-    }
+pub(crate) struct Pattern {
+    text: String,
+    compiled: Option<Regex>,
 }
 
-fn compile(pattern: &str) -> Option<Regex> {
-    // As in Go, whose patterns these are, `\w` and `\d` are those of ASCII.
-    let compiled =
-        RegexBuilder::new(pattern).unicode(false).size_limit(LARGEST).dfa_size_limit(LARGEST).build();
-    if compiled.is_err() {
-        let pattern: String = pattern.chars().take(100).collect();
-        warn!(%pattern, "pattern of an HTTP rule fits nothing: it is illegal or too large");
+impl Pattern {
+    /// Not compiled yet.
+    pub(crate) fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), compiled: None }
     }
-    compiled.ok()
+
+    /// Whether it says nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// The beginning of its text, for people.
+    pub(crate) fn begin(&self) -> String {
+        self.text.chars().take(100).collect()
+    }
+
+    /// Whether it can be used from now on; one that is illegal or too large cannot.
+    pub(crate) fn compile(&mut self) -> bool {
+        if self.is_empty() {
+            return true;
+        }
+        // As in Go, whose patterns these are, `\w` and `\d` are those of ASCII.
+        let mut builder = RegexBuilder::new(&self.text);
+        builder.unicode(false).size_limit(LARGEST).dfa_size_limit(LARGEST);
+        self.compiled = if self.text.len() <= LONGEST { builder.build().ok() } else { None };
+        self.compiled.is_some()
+    }
+
+    /// Whether it is empty or fits some part of the text.
+    pub(crate) fn fits(&self, text: &str) -> bool {
+        let fits = |regex: &Regex| text.len() <= LONGEST_TEXT && regex.is_match(text.as_bytes());
+        self.is_empty() || self.compiled.as_ref().is_some_and(fits)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn compiled(text: &str) -> Pattern {
+        let mut pattern = Pattern::new(text);
+        pattern.compile();
+        pattern
+    }
+
     #[test]
     fn patterns_fit_parts_of_texts() {
-        let mut patterns = Patterns::default();
         let table = [
+            ("", "/a", true),
             ("/public", "/a/public/b", true),
             ("^/public$", "/a/public/b", false),
             ("GET|PUT", "PUT", true),
@@ -64,13 +77,10 @@ mod tests {
             ("^/caf.+$", "/café", true),
         ];
         for (pattern, text, fits) in table {
-            assert_eq!(patterns.fits(pattern, text), fits, "{pattern}");
+            assert_eq!(compiled(pattern).fits(text), fits, "{pattern}");
         }
-        assert!(!patterns.fits(&"a".repeat(LONGEST + 1), &"a".repeat(LONGEST + 1)));
-        assert!(!patterns.fits("a", &"a".repeat(LONGEST_TEXT + 1)));
-        for number in 0..10 * MOST {
-            assert!(patterns.fits(&number.to_string(), &number.to_string()));
-            assert!(patterns.0.len() <= MOST);
-        }
+        assert!(!compiled(&"a".repeat(LONGEST + 1)).fits(&"a".repeat(LONGEST + 1)));
+        assert!(!compiled("a").fits(&"a".repeat(LONGEST_TEXT + 1)));
+        assert!(!Pattern::new("a").fits("a"), "not compiled");
     }
 }

@@ -1,7 +1,7 @@
 //! The policies that ask for alerts, as the cluster has them now. Before it: a list and a watch of CiliumNetworkPolicies.
 //! After it: `matching.rs`, which asks for them in the order of their names. Bounded in number and in size.
 
-use super::policy::{self, Policy, Read};
+use super::policy::{self, Effort, Policy, Read};
 use crate::cluster::{Change, Cluster, Kind};
 use futures::{StreamExt, stream, stream::BoxStream};
 use serde_json::Value;
@@ -12,6 +12,8 @@ use tracing::{info, warn};
 pub(crate) const MOST: usize = 1_000;
 /// Bytes of JSON of all of them together.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// What all of them together may cost each flow; `policy.rs` says these numbers.
+const MOST_EFFORT: Effort = Effort { patterns: 200, texts: 20_000 };
 
 /// Where policies come from: every call lists them anew and then follows what becomes of them.
 pub trait Source: Send + Sync + 'static {
@@ -39,6 +41,9 @@ pub(crate) struct Policies {
     project: String,
     kept: BTreeMap<String, Policy>,
     bytes: usize,
+    effort: Effort,
+    /// By name, what has been said of those that alerts are asked of in vain; at most [`MOST`].
+    said: BTreeMap<String, String>,
     /// Names seen in a list that is not over yet.
     listing: Option<BTreeSet<String>>,
     listed: bool,
@@ -53,6 +58,8 @@ impl Policies {
             project: project_id.to_string(),
             kept: BTreeMap::new(),
             bytes: 0,
+            effort: Effort::default(),
+            said: BTreeMap::new(),
             listing: None,
             listed: false,
             said_too_many: false,
@@ -79,13 +86,18 @@ impl Policies {
         match change {
             Change::Begun => self.listing = Some(BTreeSet::new()),
             Change::Found(object) | Change::Applied(object) => self.put(&object),
-            Change::Deleted(object) => self.remove(&policy::name(&object)),
+            Change::Deleted(object) => {
+                let name = policy::name(&object);
+                self.remove(&name);
+                self.said.remove(&name);
+            }
             Change::Listed => {
                 self.listed = true;
                 if let Some(seen) = self.listing.take() {
                     let gone: Vec<_> =
                         self.kept.keys().filter(|name| !seen.contains(*name)).cloned().collect();
                     gone.iter().for_each(|name| self.remove(name));
+                    self.said.retain(|name, _| seen.contains(name));
                 }
             }
         }
@@ -93,16 +105,28 @@ impl Policies {
 
     fn put(&mut self, object: &Value) {
         let name = policy::name(object);
-        let read = policy::read(object, &self.project);
         let before = self.kept.contains_key(&name);
         self.remove(&name);
-        let policy = match read {
+        let policy = match policy::read(object, &self.project, MOST_EFFORT.without(self.effort)) {
             Read::Policy(policy) => policy,
-            Read::NotOurs => return,
+            Read::NotOurs => {
+                self.said.remove(&name);
+                return;
+            }
             Read::Unusable(why) => {
-                return warn!(policy = %name, why, "policy asks for alerts but cannot be compared with flows");
+                if self.is_news(&name, why) {
+                    warn!(policy = %name, why, "policy asks for alerts but cannot be compared with flows");
+                }
+                return;
             }
         };
+        match &policy.bad_pattern {
+            Some(pattern) if self.is_news(&name, pattern) => {
+                warn!(policy = %name, %pattern, "pattern of an HTTP rule fits nothing: it is illegal or too large");
+            }
+            Some(_) => {}
+            None => _ = self.said.remove(&name),
+        }
         if self.kept.len() >= MOST || self.bytes + policy.size > MOST_BYTES {
             if !std::mem::replace(&mut self.said_too_many, true) {
                 warn!(
@@ -119,13 +143,24 @@ impl Policies {
             seen.insert(name.clone());
         }
         self.bytes += policy.size;
+        self.effort = self.effort.and(policy.effort);
         self.kept.insert(name, policy);
     }
 
     fn remove(&mut self, name: &str) {
         if let Some(policy) = self.kept.remove(name) {
             self.bytes -= policy.size;
+            self.effort = self.effort.without(policy.effort);
         }
+    }
+
+    /// Whether it is to be said: policies change, in their status say, more often than what is wrong with them.
+    fn is_news(&mut self, name: &str, what: &str) -> bool {
+        if let Some(seen) = self.listing.as_mut().filter(|seen| seen.len() < 2 * MOST) {
+            seen.insert(name.to_owned());
+        }
+        let room = self.said.len() < MOST || self.said.contains_key(name);
+        room && self.said.insert(name.to_owned(), what.to_owned()).as_deref() != Some(what)
     }
 }
 
@@ -172,6 +207,52 @@ mod tests {
         assert_eq!(names(&policies), ["shop/c"]);
         policies.apply(Change::Deleted(object("c", "21")));
         assert_eq!((policies.len(), policies.bytes), (0, 0));
+    }
+
+    fn with_paths(name: &str, count: usize) -> Arc<Value> {
+        let mut object = Arc::unwrap_or_clone(object(name, "21"));
+        let rules = json!({"http": vec![json!({"path": "/a"}); count]});
+        object["spec"]["ingress"] = json!([{"toPorts": [{"rules": rules}]}]);
+        Arc::new(object)
+    }
+
+    #[test]
+    fn all_of_them_together_cost_a_flow_no_more_than_the_bound() {
+        let mut policies = Policies::new(21);
+        for name in ["a", "b", "c"] {
+            policies.apply(Change::Applied(with_paths(name, 100)));
+        }
+        assert_eq!((names(&policies), policies.effort.patterns), (vec!["shop/a", "shop/b"], 200));
+        policies.apply(Change::Applied(with_paths("d", 0)));
+        // One of them again, smaller: there is room for another.
+        policies.apply(Change::Applied(with_paths("a", 50)));
+        policies.apply(Change::Applied(with_paths("c", 50)));
+        assert_eq!(names(&policies), ["shop/a", "shop/b", "shop/c", "shop/d"]);
+        policies.apply(Change::Applied(with_paths("a", 2_000)));
+        assert_eq!(names(&policies), ["shop/b", "shop/c", "shop/d"]);
+        for name in ["b", "c", "d"] {
+            policies.apply(Change::Deleted(object(name, "21")));
+        }
+        assert_eq!(policies.effort, Effort::default());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_policy_is_said_once() {
+        let mut policies = Policies::new(21);
+        assert!(policies.is_news("shop/a", "it is large") && !policies.is_news("shop/a", "it is large"));
+        assert!(policies.is_news("shop/a", "it is empty"));
+        policies.apply(Change::Applied(with_paths("b", 201)));
+        assert_eq!(policies.said.keys().collect::<Vec<_>>(), ["shop/a", "shop/b"]);
+        policies.apply(Change::Begun);
+        policies.apply(Change::Found(with_paths("b", 201)));
+        policies.apply(Change::Listed);
+        assert_eq!(policies.said.keys().collect::<Vec<_>>(), ["shop/b"]);
+        policies.apply(Change::Applied(with_paths("b", 1)));
+        assert!(policies.said.is_empty());
+        for number in 0..2 * MOST {
+            policies.is_news(&number.to_string(), "x");
+        }
+        assert_eq!(policies.said.len(), MOST);
     }
 
     #[test]

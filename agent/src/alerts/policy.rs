@@ -1,6 +1,7 @@
 //! One CiliumNetworkPolicy, read into what flows are compared with. Before it: `policies.rs`, which keeps them. After it:
 //! `matching.rs`, which compares. What an alert does not look at is not read; nothing here fails on any JSON.
 
+use super::patterns::Pattern;
 use postern_wire::proto::flow::TrafficDirection;
 use serde_json::Value;
 use std::sync::Arc;
@@ -23,7 +24,19 @@ pub(crate) struct Policy {
     pub(crate) value: Arc<Value>,
     /// Bytes of JSON, about.
     pub(crate) size: usize,
+    pub(crate) effort: Effort,
+    /// The beginning of a pattern of an HTTP rule that is illegal or too large.
+    pub(crate) bad_pattern: Option<String>,
     pub(crate) rules: Vec<Rule>,
+}
+
+/// What it takes to compare a flow with policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effort {
+    /// Regular expressions.
+    pub(crate) patterns: usize,
+    /// Texts of selectors and of rules about headers.
+    pub(crate) texts: usize,
 }
 
 /// One of its rules.
@@ -64,11 +77,11 @@ pub(crate) enum Protocol {
 }
 
 /// A rule about HTTP requests; empty texts say nothing.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct HttpRule {
-    pub(crate) host: String,
-    pub(crate) path: String,
-    pub(crate) method: String,
+    pub(crate) host: Pattern,
+    pub(crate) path: Pattern,
+    pub(crate) method: Pattern,
     /// `Name: value`.
     pub(crate) headers: Vec<String>,
 }
@@ -103,8 +116,8 @@ pub(crate) fn name(object: &Value) -> String {
     format!("{}/{}", text(&metadata["namespace"]), text(&metadata["name"]))
 }
 
-/// Reads a policy for the agent of this project.
-pub(crate) fn read(object: &Value, project: &str) -> Read {
+/// Reads a policy for the agent of this project, which may take so much effort.
+pub(crate) fn read(object: &Value, project: &str, most: Effort) -> Read {
     let metadata = &object["metadata"];
     if metadata["annotations"][ALERT] != "true" || metadata["labels"][PROJECT] != project {
         return Read::NotOurs;
@@ -117,11 +130,28 @@ pub(crate) fn read(object: &Value, project: &str) -> Read {
     let specs = list(&object["specs"]);
     let rules: Option<Vec<Rule>> =
         Some(&object["spec"]).filter(|spec| spec.is_object()).into_iter().chain(specs).map(rule).collect();
-    match rules {
-        None => Read::Unusable("one of its rules has no endpointSelector"),
-        Some(rules) if rules.is_empty() => Read::Unusable("it has neither spec nor specs"),
-        Some(rules) => Read::Policy(Policy { name: name(object), value: Arc::new(value), size, rules }),
+    let Some(mut rules) = rules else {
+        return Read::Unusable("one of its rules has no endpointSelector");
+    };
+    if rules.is_empty() {
+        return Read::Unusable("it has neither spec nor specs");
     }
+    let effort = rules.iter().fold(Effort::default(), |effort, rule| effort.and(rule.effort()));
+    if effort.patterns > most.patterns {
+        return Read::Unusable("it and those before it have more than 200 regular expressions in HTTP rules");
+    }
+    if effort.texts > most.texts {
+        return Read::Unusable(
+            "it and those before it have more than 20,000 texts in selectors and HTTP rules",
+        );
+    }
+    let http = rules.iter_mut().flat_map(Rule::all_sections_mut).flat_map(|section| &mut section.http);
+    let patterns = http.flat_map(|rule| [&mut rule.host, &mut rule.path, &mut rule.method]);
+    // All of them, also those behind a bad one.
+    let bad: Vec<&mut Pattern> =
+        patterns.filter_map(|pattern| if pattern.compile() { None } else { Some(pattern) }).collect();
+    let bad_pattern = bad.first().map(|pattern| pattern.begin());
+    Read::Policy(Policy { name: name(object), value: Arc::new(value), size, effort, bad_pattern, rules })
 }
 
 fn without_bookkeeping(object: &Value) -> Value {
@@ -172,7 +202,7 @@ fn port(port: &Value) -> Option<Port> {
 }
 
 fn http_rule(rule: &Value) -> HttpRule {
-    let of = |name: &str| text(&rule[name]).to_owned();
+    let of = |name: &str| Pattern::new(text(&rule[name]));
     HttpRule {
         host: of("host"),
         path: of("path"),
@@ -188,6 +218,47 @@ impl Rule {
             TrafficDirection::Ingress => &self.ingress,
             TrafficDirection::Egress => &self.egress,
             TrafficDirection::Unknown => &[],
+        }
+    }
+
+    fn all_sections_mut(&mut self) -> impl Iterator<Item = &mut Section> {
+        self.ingress.iter_mut().chain(&mut self.egress)
+    }
+
+    fn effort(&self) -> Effort {
+        let sections = self.ingress.iter().chain(&self.egress);
+        let own = Effort { patterns: 0, texts: self.endpoints.texts() };
+        sections.fold(own, |effort, section| effort.and(section.effort()))
+    }
+}
+
+impl Section {
+    fn effort(&self) -> Effort {
+        let patterns = self.http.iter().flat_map(HttpRule::patterns).filter(|pattern| !pattern.is_empty());
+        let peers: usize = self.peers.iter().map(Selector::texts).sum();
+        // What says nothing is looked at too.
+        let http: usize = self.http.iter().map(|rule| 1 + rule.headers.len()).sum();
+        Effort { patterns: patterns.count(), texts: peers + http }
+    }
+}
+
+impl HttpRule {
+    pub(crate) fn patterns(&self) -> [&Pattern; 3] {
+        [&self.host, &self.path, &self.method]
+    }
+}
+
+impl Effort {
+    /// Both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { patterns: self.patterns + other.patterns, texts: self.texts + other.texts }
+    }
+
+    /// What is left of it after the other one; nothing where that is more.
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self {
+            patterns: self.patterns.saturating_sub(other.patterns),
+            texts: self.texts.saturating_sub(other.texts),
         }
     }
 }
@@ -221,6 +292,11 @@ impl Selector {
         parts.retain(|part| !part.texts().iter().any(|text| text.contains(NAMESPACE)));
         Self(parts)
     }
+
+    /// How many texts are compared; what has none is looked at too.
+    fn texts(&self) -> usize {
+        self.0.iter().map(|part| part.texts().len().max(1)).sum::<usize>().max(1)
+    }
 }
 
 impl Part {
@@ -249,104 +325,4 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn object(spec: Value) -> Value {
-        json!({
-            "metadata": {
-                "namespace": "shop", "name": "web",
-                "labels": {PROJECT: "21"}, "annotations": {ALERT: "true"},
-            },
-            "spec": spec,
-        })
-    }
-
-    #[test]
-    fn only_policies_of_the_project_that_ask_for_alerts_are_ours() {
-        let good = object(json!({"endpointSelector": {}}));
-        assert!(matches!(read(&good, "21"), Read::Policy(_)));
-        let table = [
-            ("/metadata/labels/app.gitlab.com~1proj", json!("22")),
-            ("/metadata/labels/app.gitlab.com~1proj", json!("021")),
-            ("/metadata/labels/app.gitlab.com~1proj", json!(21)),
-            ("/metadata/annotations/app.gitlab.com~1alert", json!("false")),
-            ("/metadata/annotations/app.gitlab.com~1alert", json!(true)),
-            ("/metadata/annotations", Value::Null),
-            ("/metadata", json!("x")),
-        ];
-        for (place, value) in table {
-            let mut other = good.clone();
-            *other.pointer_mut(place).unwrap() = value.clone();
-            assert!(matches!(read(&other, "21"), Read::NotOurs), "{place} {value}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_compared_says_why() {
-        let unusable = |object: Value| match read(&object, "21") {
-            Read::Unusable(why) => why,
-            other => panic!("{other:?}"),
-        };
-        assert!(unusable(object(Value::Null)).contains("neither spec nor specs"));
-        assert!(unusable(object(json!({"nodeSelector": {}}))).contains("endpointSelector"));
-        let long = "x".repeat(LARGEST);
-        assert!(unusable(object(json!({"endpointSelector": {}, "description": long}))).contains("larger"));
-        let mut both = object(json!({"endpointSelector": {}}));
-        both["specs"] = json!([{"endpointSelector": {"matchLabels": {"a": "b"}}}, {"endpointSelector": {}}]);
-        let Read::Policy(policy) = read(&both, "21") else { panic!("usable") };
-        assert_eq!((policy.rules.len(), policy.name.as_str()), (3, "shop/web"));
-    }
-
-    #[test]
-    fn bookkeeping_is_not_sent_along() {
-        let mut object = object(json!({"endpointSelector": {}}));
-        object["status"] = json!({"nodes": {}});
-        object["metadata"]["managedFields"] = json!([{}]);
-        object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] = json!("{}");
-        object["metadata"]["uid"] = json!("u");
-        let Read::Policy(policy) = read(&object, "21") else { panic!("usable") };
-        let metadata = &policy.value["metadata"];
-        assert!(policy.value.get("status").is_none() && metadata.get("managedFields").is_none());
-        assert_eq!(metadata["annotations"], json!({ALERT: "true"}));
-        assert_eq!((&metadata["uid"], &policy.value["spec"]), (&json!("u"), &object["spec"]));
-    }
-
-    #[test]
-    fn selectors_become_texts_to_be_found_in_labels() {
-        let is = |texts: &[&str]| Part::In(texts.iter().map(|text| (*text).to_owned()).collect());
-        let is_not = |texts: &[&str]| Part::NotIn(texts.iter().map(|text| (*text).to_owned()).collect());
-        let expression = |operator: &str| json!({"matchExpressions": [{"key": "any:a", "operator": operator, "values": ["1", "2"]}]});
-        let table = [
-            (json!({}), vec![]),
-            (json!({"matchLabels": {"app": "web"}}), vec![is(&["app=web"])]),
-            (json!({"matchLabels": {"any:app": "web", "any.b": "c"}}), vec![is(&["b=c"]), is(&["app=web"])]),
-            (json!({"matchLabels": {"k8s:app": "web"}}), vec![is(&["k8s:app=web"])]),
-            (json!({"matchLabels": {"company.com/x": "1"}}), vec![is(&["company.com/x=1"])]),
-            (json!({"matchLabels": {"k8s:io.kubernetes.pod.namespace": "shop", "a": ""}}), vec![is(&["a="])]),
-            (expression("In"), vec![is(&["a=1", "a=2"])]),
-            (expression("NotIn"), vec![is_not(&["a=1", "a=2"])]),
-            (expression("Exists"), vec![is(&["a"])]),
-            (expression("DoesNotExist"), vec![is_not(&["a"])]),
-        ];
-        for (selector, parts) in table {
-            assert_eq!(Selector::read(&selector).0, parts, "{selector}");
-        }
-    }
-
-    #[test]
-    fn ports_have_numbers_and_protocols() {
-        let read = |value: Value| port(&value);
-        let http = read(json!({"port": "80", "protocol": "TCP"})).unwrap();
-        assert!(http.is(80, Protocol::Tcp) && !http.is(81, Protocol::Tcp) && !http.is(80, Protocol::Udp));
-        for any in [json!({"port": "53"}), json!({"port": 53, "protocol": "ANY"})] {
-            let dns = read(any).unwrap();
-            assert!(dns.is(53, Protocol::Tcp) && dns.is(53, Protocol::Udp) && !dns.is(53, Protocol::Other));
-        }
-        let range = read(json!({"port": "8000", "endPort": 8010, "protocol": "udp"})).unwrap();
-        assert!(range.is(8010, Protocol::Udp) && !range.is(8011, Protocol::Udp));
-        assert_eq!(read(json!({"port": "http", "protocol": "TCP"})), None);
-        assert!(!read(json!({"port": "1", "protocol": "SCTP"})).unwrap().is(1, Protocol::Other));
-    }
-}
+mod tests;

@@ -117,7 +117,7 @@ impl ClusterError {
                 let told = if secret { about_secrets(status, words, document) } else { words.to_owned() };
                 let reason =
                     if is_typing(words) { INVALID } else { document["reason"].as_str().unwrap_or_default() };
-                (one_line(reason), told)
+                (one_line(if secret { known_reason(reason) } else { reason }), told)
             }
             None if secret => (String::new(), String::new()),
             None => {
@@ -147,19 +147,18 @@ pub(super) fn about(verb: &str, kind: &Kind, namespace: &str, name: &str) -> Str
     }
 }
 
-/// Refusals that quote nothing are told, of all others only which fields they are about.
+/// The API server's own refusals are told, of all others only who refused or which fields they are about.
 fn about_secrets(status: StatusCode, words: &str, document: &Value) -> String {
-    match status.as_u16() {
-        401 | 404 | 409 | 410 | 429 | 503 => return words.to_owned(),
-        // RBAC, and nothing else that answers 403, says it in these words.
-        403 if words.contains(" is forbidden: User \"") => return words.to_owned(),
-        _ => {}
+    // Before anything else: a webhook chooses its code, its reason and its words, and has seen the Secret.
+    if let Some(webhook) = denier(words) {
+        return format!("admission webhook \"{webhook}\" denied the request");
     }
-    if let Some((webhook, _)) = words.split_once(" denied the request") {
-        return format!("{webhook} denied the request");
+    if is_own(status, words) {
+        return words.to_owned();
     }
-    if let Some((_, rest)) = words.split_once("): ").filter(|_| is_typing(words))
-        && let Some((field, _)) = rest.split_once(": ").filter(|(field, _)| field.starts_with('.'))
+    if let Some((_, rest)) = words.split_once(')').filter(|_| is_typing(words))
+        && let Some((field, _)) = rest.strip_prefix(": ").and_then(|rest| rest.split_once(": "))
+        && field.starts_with('.')
     {
         return left_out(field);
     }
@@ -169,6 +168,86 @@ fn about_secrets(status: StatusCode, words: &str, document: &Value) -> String {
         [] => "why is left out, because it may quote what the Secret holds".to_owned(),
         _ => left_out(&fields.join(", ")),
     }
+}
+
+/// The webhook that denied the request, as its configuration names it.
+fn denier(words: &str) -> Option<&str> {
+    let (name, rest) = words.strip_prefix("admission webhook \"")?.split_once('"')?;
+    rest.starts_with(" denied the request").then_some(name)
+}
+
+/// Whether the API server itself answers this code with these words, none of which are out of an object.
+fn is_own(status: StatusCode, words: &str) -> bool {
+    let begins = |with: &[&str]| with.iter().any(|with| words.starts_with(with));
+    match status.as_u16() {
+        401 => words == "Unauthorized",
+        // Who authorizes has not seen the object.
+        403 => after_subject(words).is_some_and(|rest| rest.starts_with(" is forbidden: User \"")),
+        404 => {
+            after_subject(words) == Some(" not found")
+                || words == "the server could not find the requested resource"
+                || words == "404 page not found"
+        }
+        409 => {
+            after_subject(words) == Some(" already exists")
+                || words.strip_prefix("Operation cannot be fulfilled on ").and_then(after_subject).is_some_and(|rest| {
+                    [": the object has been modified;", ": Precondition failed:", ": StorageError: invalid object,"]
+                        .iter()
+                        .any(|why| rest.starts_with(why))
+                })
+                // Of fields it tells the path.
+                || begins(&["Apply failed with "])
+        }
+        410 => begins(&[
+            "too old resource version",
+            "The resourceVersion for the provided ",
+            "The provided continue parameter is too old",
+            "The provided from parameter is too old",
+        ]),
+        429 => begins(&[
+            "Too many requests, please try again later",
+            "The server has received too many requests and has asked us to try again later",
+            "the server has received too many requests and has asked us to try again later",
+            "storage is (re)initializing",
+        ]),
+        503 => begins(&["the server is currently unable to handle the request"]),
+        _ => false,
+    }
+}
+
+/// What follows `secrets`, `secrets "name"` or the like. `None`: the words begin otherwise.
+fn after_subject(words: &str) -> Option<&str> {
+    let subjects = ["secrets", "namespaces", "resourcequotas", "users", "groups", "serviceaccounts"];
+    let rest = subjects.iter().find_map(|subject| words.strip_prefix(subject))?;
+    match rest.strip_prefix(" \"") {
+        Some(named) => named.split_once('"').map(|(_, rest)| rest),
+        None => Some(rest),
+    }
+}
+
+/// The API's own reasons; webhooks may give any.
+fn known_reason(reason: &str) -> &str {
+    const KNOWN: [&str; 18] = [
+        "AlreadyExists",
+        "BadRequest",
+        "Conflict",
+        "Expired",
+        "Forbidden",
+        "Gone",
+        "InternalError",
+        INVALID,
+        "MethodNotAllowed",
+        "NotAcceptable",
+        "NotFound",
+        "RequestEntityTooLarge",
+        "ServerTimeout",
+        "ServiceUnavailable",
+        "Timeout",
+        "TooManyRequests",
+        "Unauthorized",
+        "UnsupportedMediaType",
+    ];
+    if KNOWN.contains(&reason) { reason } else { "" }
 }
 
 fn left_out(field: &str) -> String {
@@ -207,91 +286,4 @@ pub(super) fn cut(text: &str, most: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn told(status: u16, document: &Value, secret: bool) -> String {
-        let status = StatusCode::from_u16(status).unwrap();
-        ClusterError::refused("apply Secret a/b", status, document.to_string().as_bytes(), secret).to_string()
-    }
-
-    fn status(reason: &str, message: &str) -> Value {
-        json!({"kind": "Status", "reason": reason, "message": message})
-    }
-
-    #[test]
-    fn a_refusal_is_told_on_one_line_in_the_servers_words() {
-        let document = status("Invalid", "Pod \"x\" is invalid:\n  spec: Required value");
-        assert_eq!(
-            told(422, &document, false),
-            "cannot apply Secret a/b: Pod \"x\" is invalid: spec: Required value (422 Invalid)"
-        );
-        let page = ClusterError::refused("get Pod a/b", StatusCode::BAD_GATEWAY, b"<html>\nbad\n", false);
-        assert_eq!(page.to_string(), "cannot get Pod a/b: <html> bad (502)");
-    }
-
-    #[test]
-    fn what_a_secret_holds_is_in_no_refusal() {
-        let typed = ".stringData.password: expected string, got &value.valueUnstructured{Value:hunter2}";
-        let mut invalid = status("Invalid", "data[x]: Invalid value: \"hunter2\"");
-        invalid["details"] = json!({"causes": [{"field": "data[x]", "message": "hunter2"}]});
-        let cases = [
-            (400, status("BadRequest", typed)),
-            (500, status("InternalError", typed)),
-            (422, invalid),
-            (
-                403,
-                status("Forbidden", "admission webhook \"no.example\" denied the request: hunter2 is weak"),
-            ),
-            (403, status("Forbidden", "secrets \"b\" is forbidden: hunter2")),
-        ];
-        for (code, document) in cases {
-            let told = told(code, &document, true);
-            assert!(!told.contains("hunter2"), "{told}");
-            assert!(told.contains("cannot apply Secret a/b"), "{told}");
-        }
-        let rbac = "secrets \"b\" is forbidden: User \"agentk\" cannot patch resource \"secrets\"";
-        assert!(told(403, &status("Forbidden", rbac), true).contains(rbac));
-    }
-
-    #[test]
-    fn callers_can_tell_what_passes_from_what_does_not() {
-        let of = |code: u16| ClusterError::refused("x", StatusCode::from_u16(code).unwrap(), b"", false);
-        for code in [408, 409, 429, 500, 502, 503, 504] {
-            assert!(of(code).passes(), "{code}");
-        }
-        for code in [400, 401, 403, 404, 405, 413, 415, 422] {
-            assert!(!of(code).passes(), "{code}");
-        }
-        assert!(of(409).is_conflict() && of(422).is_invalid() && of(400).is_invalid());
-        assert!(of(403).is_forbidden() && of(401).is_forbidden() && of(404).is_not_found());
-        assert!(ClusterError::Unreachable { what: String::new(), cause: String::new() }.passes());
-    }
-
-    #[test]
-    fn an_object_that_does_not_fit_its_schema_is_invalid_and_no_failure_of_the_server() {
-        let words = "failed to create typed patch object (a/b; /v1, Kind=Secret): .stringData.x: expected string, got \
-                     &value.valueUnstructured{Value:12345}";
-        let document = status("", words).to_string();
-        let of = |secret| {
-            ClusterError::refused("x", StatusCode::INTERNAL_SERVER_ERROR, document.as_bytes(), secret)
-        };
-        for secret in [false, true] {
-            assert!(of(secret).is_invalid() && !of(secret).passes());
-        }
-        assert!(of(false).to_string().contains("12345"));
-        let said = of(true).to_string();
-        assert!(
-            said.contains(": .stringData.x: what is wrong is left out") && !said.contains("12345"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn cutting_respects_characters() {
-        assert_eq!(cut("short", 10), "short");
-        assert_eq!(cut("äöüäöü", 8), "äö...");
-        assert!(one_line(&"word ".repeat(1000)).len() <= MOST_WORDS);
-    }
-}
+mod tests;

@@ -397,6 +397,18 @@ async fn a_policy_that_everything_goes_against_does_not_flood_gitlab() {
 }
 
 #[tokio::test]
+async fn a_flow_with_more_labels_than_anybody_has_is_skipped_and_counted() {
+    let field = Field::following().await;
+    let mut crowded = dropped("crowded", "other", "web", 8080, Ingress);
+    if let Some(source) = &mut crowded.source {
+        source.labels = vec!["k8s:app=other".to_owned(); 10_000];
+    }
+    field.hubble.send(crowded);
+    field.nothing_more_than(0).await;
+    assert_eq!(field.metric("agentk_alerts_total{result=\"skipped\"}"), Some(1.0));
+}
+
+#[tokio::test]
 async fn a_whole_agent_follows_its_configuration_and_its_cluster() {
     let (broker, hubble) = (FakeBroker::start(Via::Grpc).await, Hubble::start().await.expect("a free port"));
     let api = KubeApi::start(Options::default()).await.expect("a free port");

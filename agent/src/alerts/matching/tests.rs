@@ -41,7 +41,7 @@ fn policies(specs: &[(&str, Value)]) -> Policies {
 }
 
 fn alerts(flow: &Flow, spec: &Value) -> bool {
-    first(flow, &policies(&[("web", spec.clone())]), &mut Patterns::default()).is_some()
+    first(flow, &policies(&[("web", spec.clone())])).is_some()
 }
 
 fn app(name: &str) -> Value {
@@ -112,10 +112,10 @@ fn a_policy_is_asked_only_about_endpoints_that_all_its_rules_select() {
     };
     policies.apply(Change::Applied(of(json!([{"endpointSelector": app("web")}]))));
     let coming = flow(TrafficDirection::Ingress);
-    assert!(first(&coming, &policies, &mut Patterns::default()).is_some());
+    assert!(first(&coming, &policies).is_some());
     let two = json!([{"endpointSelector": app("web")}, {"endpointSelector": app("db")}]);
     policies.apply(Change::Applied(of(two)));
-    assert!(first(&coming, &policies, &mut Patterns::default()).is_none());
+    assert!(first(&coming, &policies).is_none());
 }
 
 #[test]
@@ -296,7 +296,26 @@ fn urls_come_apart_even_where_they_are_not_whole() {
 fn the_first_policy_by_name_is_the_one_that_is_named() {
     let denied = json!({"endpointSelector": app("web")});
     let all = policies(&[("c", denied.clone()), ("b", denied), ("a", ingress())]);
-    let found = first(&flow(TrafficDirection::Ingress), &all, &mut Patterns::default()).unwrap();
+    let found = first(&flow(TrafficDirection::Ingress), &all).unwrap();
     assert_eq!(found.name, "shop/b");
-    assert!(first(&flow(TrafficDirection::Egress), &all, &mut Patterns::default()).is_none());
+    assert!(first(&flow(TrafficDirection::Egress), &all).is_none());
+}
+
+#[test]
+fn flows_with_more_than_anybody_has_are_not_compared() {
+    let with = |count: usize, label: &str| Flow {
+        source: end(&vec![label; count]),
+        ..flow(TrafficDirection::Ingress)
+    };
+    assert!(!is_too_large(&with(MOST_LABELS, "k8s:app=front")));
+    assert!(is_too_large(&with(MOST_LABELS + 1, "k8s:app=front")));
+    assert!(is_too_large(&with(1, &"x".repeat(LONGEST_LABEL + 1))));
+    let other = with(MOST_LABELS + 1, "a");
+    assert!(is_too_large(&Flow { source: None, destination: other.source, ..Default::default() }));
+    let asks = |count: usize| {
+        let http = Http { headers: vec![HttpHeader::default(); count], ..Default::default() };
+        let l7 = Layer7 { record: Some(layer7::Record::Http(http)), ..Default::default() };
+        Flow { l7: Some(l7), ..Default::default() }
+    };
+    assert!(!is_too_large(&asks(MOST_LABELS)) && is_too_large(&asks(MOST_LABELS + 1)));
 }
