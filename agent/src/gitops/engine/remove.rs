@@ -93,7 +93,7 @@ impl<A: Api> Removal<A> {
             let definitions = found.keys().filter(|other| inventory::may_define(other, &id.group));
             edges.entry(id.clone()).or_default().extend(definitions.cloned());
         }
-        let mut users: Users<'_'> = HashMap::new();
+        let mut users: Users<'_> = HashMap::new();
         for (user, needs) in &edges {
             needs.iter().for_each(|need| users.entry(need).or_default().push(user));
         }
