@@ -6,6 +6,8 @@ mod harness;
 
 /// Who is let in and what the others are told.
 mod admission;
+/// Denied flows, posted to GitLab as alerts.
+mod alerts;
 /// Configuration from a git repository to an agent.
 mod configuration;
 /// The crate graph is what ARCHITECTURE.md says.

@@ -258,7 +258,7 @@ pub(crate) fn config_map(namespace: &str, name: &str, value: &str) -> String {
     )
 }
 
-async fn client(kubeconfig: &std::path::Path) -> Client {
+pub(crate) async fn client(kubeconfig: &std::path::Path) -> Client {
     let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
