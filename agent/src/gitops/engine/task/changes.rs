@@ -222,7 +222,7 @@ impl<A: Api> Task<A> {
                     object.known = Known::Unknown;
                     self.objects.set(place, State::Wanted);
                 }
-            } else if object.since < began {
+            } else if object.since <= began {
                 self.gone(place, None, now);
             }
             // Else it may have been found before anybody listened: it stays unknown and is asked for.

@@ -78,7 +78,7 @@ fn what_is_too_large_or_too_deep_as_yaml_is_not_tried_as_json() {
             "too much content with all aliases written out; ",
         ),
         (object("second", &deep), "not YAML: recursion limit exceeded; "),
-        (json(&deep), "not JSON: too deeply nested; "),
+        (json(&deep), "not YAML: recursion limit exceeded; "),
     ] {
         let (objects, problems) = shown(&[file("a.json", text)]);
         assert!(
