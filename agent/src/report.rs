@@ -95,6 +95,7 @@ impl Reports {
         report.results.truncate(RESULTS);
         for result in &mut report.results {
             line(&mut result.text);
+            line(&mut result.file);
         }
         self.tell(Key::Gitops(report.project.clone()), About::Gitops(report));
     }
