@@ -15,6 +15,8 @@ const LIVED: Duration = Duration::from_secs(60);
 pub(crate) struct Pace {
     /// For what passes by itself. Each try counts against the token's limit, which all projects share.
     quick: Backoff,
+    /// For commits that come one upon the other: the newest of them must not wait for long.
+    news: Backoff,
     /// For what somebody must repair.
     slow: Backoff,
 }
@@ -23,6 +25,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             quick: Backoff::new(Duration::from_millis(200), Duration::from_secs(60), 2.0),
+            news: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), 2.0),
             slow: Backoff::new(Duration::from_secs(10), Duration::from_secs(300), 2.0),
         }
     }
@@ -32,11 +35,12 @@ impl Pace {
     /// After a new commit. The broker sends the first one as soon as it is asked, so that one says nothing.
     pub(crate) fn news(&mut self, lived: Duration, first: bool) -> Option<Duration> {
         self.slow.reset();
-        if first {
-            self.quick.reset();
+        self.quick.reset();
+        if first || lived >= SHORTEST {
+            self.news.reset();
             return None;
         }
-        self.quiet(lived)
+        Some(self.news.step())
     }
 
     /// After an end with OK and without a commit.
@@ -46,6 +50,7 @@ impl Pace {
         }
         if lived >= SHORTEST {
             self.quick.reset();
+            self.news.reset();
             return None;
         }
         Some(self.quick.step())
@@ -88,7 +93,9 @@ mod tests {
         assert_eq!(pace.quiet(POLL), None);
         let delays: Vec<_> = (0..12).map(|_| pace.news(MOMENT, false).unwrap()).collect();
         assert!(delays[0] < Duration::from_millis(300), "{delays:?}");
-        assert!(delays[11] > Duration::from_secs(40), "{delays:?}");
+        assert!((Duration::from_secs(4)..=Duration::from_secs(5)).contains(&delays[11]), "{delays:?}");
+        let last = (0..12).map(|_| pace.quiet(MOMENT).unwrap()).last().unwrap();
+        assert!(last > Duration::from_secs(40), "{last:?}");
         assert_eq!(pace.quiet(POLL), None);
         assert!(pace.quiet(MOMENT).unwrap() < Duration::from_millis(300));
         let last = (0..12).map(|_| pace.repeated()).last().unwrap();
