@@ -3,7 +3,7 @@
 use crate::{
     COMMIT, PROGRAM, VERSION,
     alerts::{self, Alerts},
-    broker::{self, Road, dial::Dialler, tls::Tls},
+    broker::{self, Road, dial::Dialler},
     cluster::{Cluster, leader},
     config::{Config, Pod},
     configuration, drain, error,
@@ -96,7 +96,7 @@ impl Agent {
         info!(version = VERSION, commit = COMMIT, kas_address = %broker.address, "agentk starting");
 
         let observability = Observability::bind(&observability).await?;
-        let trust = ClientTrust::load(broker.ca_cert_file).context("--ca-cert-file")?;
+        let trust = ClientTrust::load(broker.ca_cert_file.clone()).context("--ca-cert-file")?;
         let token = broker.token.read()?;
         let access = Access::load(kubernetes).await?;
 
@@ -107,15 +107,8 @@ impl Agent {
         tokio::spawn(trust.keep_fresh(stop.clone()));
         let (token_sender, tokens) = watch::channel(token);
         let token_place = broker.token.to_string();
-        always.spawn(broker.token.keep_fresh(token_sender));
-        let dialler = Dialler {
-            address: broker.address,
-            headers: broker.headers,
-            tls: Tls { trust, skip_verify: broker.insecure_skip_tls_verify },
-            tls_server_name: broker.tls_server_name,
-            proxies: broker.proxies,
-            user_agent: PROGRAM.to_string(),
-        };
+        always.spawn(broker.token.clone().keep_fresh(token_sender));
+        let dialler = Dialler::new(broker, trust);
         let (road, keeper) = broker::road(dialler, tokens, &token_place, metrics.clone());
         always.spawn(keeper.keep_connected());
 
@@ -123,13 +116,7 @@ impl Agent {
         always.spawn(sending.send(road.clone(), pod.name.clone()));
         let limits = Limits::new(metrics.clone());
 
-        let meta = AgentMeta {
-            version: PROGRAM.version.to_owned(),
-            commit_id: COMMIT.to_owned(),
-            pod_namespace: pod.namespace.clone(),
-            pod_name: pod.name.clone(),
-            kubernetes_version: None,
-        };
+        let meta = pod.meta();
         let (generation, known) = watch::channel(Generation::Unknown);
         let (latest_sender, latest) = watch::channel(None);
         let receiver = configuration::Receiver {

@@ -9,14 +9,10 @@ mod road;
 
 pub use report::{Report, State, Step};
 
-use crate::{
-    PROGRAM,
-    broker::{dial::Dialler, tls::Tls},
-    config::Config,
-};
+use crate::{broker::dial::Dialler, config::Config};
 use anyhow::Context as _;
 use postern_certs::client::ClientTrust;
-use postern_wire::{proto::gitlab::agent::modshared::AgentMeta, token::AgentToken};
+use postern_wire::token::AgentToken;
 use report::Steps;
 use std::time::Duration;
 
@@ -30,24 +26,11 @@ pub const STEP: Duration = Duration::from_secs(10);
 pub async fn run(config: Config, limit: Duration) -> anyhow::Result<Report> {
     postern_certs::install_provider();
     let Config { broker, kubernetes, pod, .. } = config;
-    let trust = ClientTrust::load(broker.ca_cert_file).context("--ca-cert-file")?;
+    let trust = ClientTrust::load(broker.ca_cert_file.clone()).context("--ca-cert-file")?;
     let token = broker.token.read()?;
     let token_place = broker.token.to_string();
-    let dialler = Dialler {
-        address: broker.address,
-        headers: broker.headers,
-        tls: Tls { trust, skip_verify: broker.insecure_skip_tls_verify },
-        tls_server_name: broker.tls_server_name,
-        proxies: broker.proxies,
-        user_agent: PROGRAM.to_string(),
-    };
-    let meta = AgentMeta {
-        version: PROGRAM.version.to_owned(),
-        commit_id: crate::COMMIT.to_owned(),
-        pod_namespace: pod.namespace.clone(),
-        pod_name: pod.name,
-        kubernetes_version: None,
-    };
+    let dialler = Dialler::new(broker, trust);
+    let meta = pod.meta();
     let secrets = secrets(&token, &dialler);
     let mut steps = Steps::new(limit, dialler.address.scheme());
     if let Some(opened) = road::connect(&mut steps, &dialler, &token).await

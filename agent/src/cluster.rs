@@ -84,7 +84,8 @@ impl Kind {
 }
 
 impl Propagation {
-    fn as_str(self) -> &'static str {
+    /// As `propagationPolicy` of DeleteOptions has it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Orphan => "Orphan",
             Self::Background => "Background",

@@ -8,6 +8,7 @@ mod tests;
 pub use flags::{CheckFlags, Command, CommandLine, Flags, version};
 
 use crate::{
+    COMMIT, PROGRAM,
     broker::{address::Address, proxy::Proxies, token::TokenSource},
     error, kubernetes_api, observability,
     observability::Listen,
@@ -15,7 +16,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use postern_certs::CertFiles;
-use postern_wire::token::AgentToken;
+use postern_wire::{proto::gitlab::agent::modshared::AgentMeta, token::AgentToken};
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
@@ -63,6 +64,19 @@ pub struct Pod {
     pub namespace: String,
     /// `POD_NAME`.
     pub name: String,
+}
+
+impl Pod {
+    /// How this replica introduces itself in messages.
+    pub fn meta(&self) -> AgentMeta {
+        AgentMeta {
+            version: PROGRAM.version.to_owned(),
+            commit_id: COMMIT.to_owned(),
+            pod_namespace: self.namespace.clone(),
+            pod_name: self.name.clone(),
+            kubernetes_version: None,
+        }
+    }
 }
 
 /// Everything that is wrong with the command line, in the order of the flags.

@@ -1,16 +1,21 @@
 //! One dial: name -> TCP -> proxy -> TLS -> WebSocket, as far as the address asks for it. Ends with a byte stream on
 //! which HTTP/2 can be spoken (see `connection.rs`). It tries once; retries and logging belong to `broker.rs`.
 
-use crate::broker::{
-    address::{Address, BadAddress, Scheme},
-    proxy::{Proxies, Proxy, ProxyError},
-    tls::{Tls, TlsError},
+use crate::{
+    PROGRAM,
+    broker::{
+        address::{Address, BadAddress, Scheme},
+        proxy::{Proxies, Proxy, ProxyError},
+        tls::{Tls, TlsError},
+    },
+    config::Broker,
 };
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::HeaderMap;
+use postern_certs::client::ClientTrust;
 use postern_wire::ws;
 use rustls::ProtocolVersion;
-use std::{collections::VecDeque, future::Future, io, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -45,6 +50,20 @@ pub struct Dialler {
     pub proxies: Proxies,
     /// `User-Agent` of the upgrade.
     pub user_agent: String,
+}
+
+impl Dialler {
+    /// As the flags say. `trust` is what `--ca-cert-file` led to.
+    pub fn new(broker: Broker, trust: Arc<ClientTrust>) -> Self {
+        Self {
+            address: broker.address,
+            headers: broker.headers,
+            tls: Tls { trust, skip_verify: broker.insecure_skip_tls_verify },
+            tls_server_name: broker.tls_server_name,
+            proxies: broker.proxies,
+            user_agent: PROGRAM.to_string(),
+        }
+    }
 }
 
 /// Where a dial ended up.

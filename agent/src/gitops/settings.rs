@@ -2,7 +2,7 @@
 //! in. Before it: `plan.rs`, which says which projects there are. After it: whatever applies, which finds nothing left
 //! to guess. It asks nobody, and an option that it does not understand is an error, never a default.
 
-use crate::gitops::inventory::Policy;
+use crate::{cluster::Propagation, gitops::inventory::Policy};
 use postern_wire::proto::gitlab::agent::agentcfg::{ManifestProjectCf, manifest_project_cf::PruneOneof};
 use std::{fmt, time::Duration};
 
@@ -48,29 +48,6 @@ impl DryRun {
     /// Whether the cluster stays as it is.
     pub fn is_dry(self) -> bool {
         self != Self::None
-    }
-}
-
-/// What a deletion does to the objects that the deleted one owns, in Kubernetes' own words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Propagation {
-    /// They stay, without an owner.
-    Orphan,
-    /// They go later.
-    Background,
-    /// They go first.
-    #[default]
-    Foreground,
-}
-
-impl Propagation {
-    /// As `propagationPolicy` of DeleteOptions has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Orphan => "Orphan",
-            Self::Background => "Background",
-            Self::Foreground => "Foreground",
-        }
     }
 }
 

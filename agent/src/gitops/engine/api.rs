@@ -1,10 +1,7 @@
 //! The few calls by which the engine reaches a cluster, so that it can be tried without one. `cluster.rs` implements
 //! them for real; the tests have a small one in memory.
 
-use crate::{
-    cluster::{self, Change, Cluster, ClusterError, Following, Kind, Note, leader::Term},
-    gitops::settings::Propagation,
-};
+use crate::cluster::{Change, Cluster, ClusterError, Following, Kind, Note, Propagation, leader::Term};
 use serde_json::Value;
 use std::future::Future;
 
@@ -170,11 +167,6 @@ impl Api for Cluster {
         how: Propagation,
         dry_run: bool,
     ) -> Result<(), ClusterError> {
-        let how = match how {
-            Propagation::Orphan => cluster::Propagation::Orphan,
-            Propagation::Background => cluster::Propagation::Background,
-            Propagation::Foreground => cluster::Propagation::Foreground,
-        };
         Self::delete(self, kind, namespace, name, uid, how, dry_run).await
     }
 

@@ -3,12 +3,11 @@
 //! asks, and asks again where somebody else was faster.
 
 use crate::{
-    cluster::{Change, ClusterError, Kind},
+    cluster::{Change, ClusterError, Kind, Propagation},
     gitops::{
         engine::api::{Api, Follow as _},
         inventory::{InventoryError, LABEL, Stored, Template, Write},
         object::ObjectId,
-        settings::Propagation,
     },
 };
 use serde_json::Value;

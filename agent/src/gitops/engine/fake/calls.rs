@@ -1,9 +1,9 @@
 //! The fake's side of the calls that the engine makes.
 
 use super::*;
-use crate::gitops::{
-    engine::{api::Api, likeness::id_of},
-    settings::Propagation,
+use crate::{
+    cluster::Propagation,
+    gitops::engine::{api::Api, likeness::id_of},
 };
 
 impl Api for Fake {
