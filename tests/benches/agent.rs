@@ -26,7 +26,7 @@ use harness::{
     http::{self, Client, full},
     within,
 };
-use serde_json::json;
+use serde_json::{Map, Value};
 use std::{fs, path::Path, time::Duration};
 use tokio::time::{Instant, sleep};
 
@@ -51,9 +51,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// At rest, with so many streams, and after they have gone.
-async fn memory() -> (f64, f64, f64) {
-    let field = Field::with(options()).await;
+/// At rest, with so many streams, and after they have gone: of the stand-in API, plain HTTP/1.1 without anything to say, or
+/// of a real API server, over TLS.
+async fn memory(is_real: bool) -> (f64, f64, f64) {
+    let kubeconfig = is_real.then(control_plane::kubeconfig);
+    let field = Field::with(Options { kubeconfig, ..options() }).await;
     sleep(REST).await;
     let idle = mib(field.agent.resident());
     let mut watches = Vec::new();
@@ -107,41 +109,66 @@ async fn gitops() -> (f64, f64) {
     (rate, gitops.calls().await - before)
 }
 
-#[tokio::main]
-async fn main() {
-    let (mut idle, mut busy, mut after) = (Vec::new(), Vec::new(), Vec::new());
+async fn sizes(figures: &mut Map<String, Value>) {
+    let (mut idle, mut busy) = (Vec::new(), Vec::new());
+    for is_real in [false, true] {
+        let what = if is_real { "of a real API server, over TLS" } else { "of a stand-in" };
+        for _ in 0..ROUNDS {
+            let (at_rest, streaming, left) = memory(is_real).await;
+            println!(
+                "resident: at rest {at_rest:.1} MiB, {STREAMS} streams {what} {streaming:.1} MiB, after them {left:.1} MiB"
+            );
+            if !is_real {
+                idle.push(at_rest);
+                busy.push(streaming);
+            }
+        }
+    }
+    figures.insert("idle_rss_mib".to_owned(), round(median(idle)));
+    figures.insert("rss_500_streams_mib".to_owned(), round(median(busy)));
+}
+
+async fn manifests(figures: &mut Map<String, Value>) {
     let (mut rates, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (at_rest, streaming, left) = memory().await;
-        println!(
-            "resident: at rest {at_rest:.1} MiB, {STREAMS} streams {streaming:.1} MiB, after them {left:.1} MiB"
-        );
-        idle.push(at_rest);
-        busy.push(streaming);
-        after.push(left);
         let (rate, each) = gitops().await;
         println!("manifests: {rate:.0} objects a second, {each} calls for an unchanged commit");
         rates.push(rate);
         calls.push(each);
     }
-    let tunnel = first_tunnel().await;
-    println!("first tunnel after {tunnel:.0} ms (median of {STARTS})");
-    let figures = json!({
-        "idle_rss_mib": round(median(idle)),
-        "rss_500_streams_mib": round(median(busy)),
-        "first_tunnel_ms": round(tunnel),
-        "objects_applied_per_s": round(median(rates)),
-        "api_calls_per_unchanged_sync": median(calls),
-    });
-    println!("after the streams {:.1} MiB", median(after));
-    let folder =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").join("target/bench");
-    fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("agent.json");
-    fs::write(&file, format!("{figures:#}\n")).unwrap();
-    println!("{figures}\nwritten to {}", file.display());
+    figures.insert("objects_applied_per_s".to_owned(), round(median(rates)));
+    figures.insert("api_calls_per_unchanged_sync".to_owned(), median(calls).into());
 }
 
-fn round(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
+#[tokio::main]
+async fn main() {
+    // `-- sizes` and the like: only that, for whoever looks into one figure; nothing is written then.
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    let mut figures = Map::new();
+    if is_wanted("sizes") {
+        sizes(&mut figures).await;
+    }
+    if is_wanted("manifests") {
+        manifests(&mut figures).await;
+    }
+    if is_wanted("start") {
+        let tunnel = first_tunnel().await;
+        println!("first tunnel after {tunnel:.0} ms (median of {STARTS})");
+        figures.insert("first_tunnel_ms".to_owned(), round(tunnel));
+    }
+    let figures = Value::from(figures);
+    println!("{figures}");
+    if wanted.is_empty() {
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").join("target/bench");
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("agent.json");
+        fs::write(&file, format!("{figures:#}\n")).unwrap();
+        println!("written to {}", file.display());
+    }
+}
+
+fn round(value: f64) -> Value {
+    ((value * 10.0).round() / 10.0).into()
 }

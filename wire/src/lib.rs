@@ -12,6 +12,7 @@ pub mod http;
 pub mod order;
 
 pub mod caller;
+pub mod codec;
 pub mod ids;
 pub mod metadata;
 pub mod token;

@@ -57,6 +57,7 @@ fn checked_in_code_is_what_the_protos_generate() {
         .bytes(".")
         // A generated `connect` would collide with the RPC of that name.
         .build_transport(false)
+        .codec_path("crate::codec::Codec")
         .compile_fds(descriptors)
         .expect("code generation");
     let (generated, present) = (files(fresh.path()), files(&checked_in));

@@ -278,7 +278,7 @@ pub mod commit_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitaly.CommitService/FindCommit",
             );
@@ -302,7 +302,7 @@ pub mod commit_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitaly.CommitService/TreeEntry",
             );
@@ -326,7 +326,7 @@ pub mod commit_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitaly.CommitService/GetTreeEntries",
             );
@@ -487,7 +487,7 @@ pub mod commit_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FindCommitSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -533,7 +533,7 @@ pub mod commit_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = TreeEntrySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -580,7 +580,7 @@ pub mod commit_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetTreeEntriesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -745,7 +745,7 @@ pub mod smart_http_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitaly.SmartHTTPService/InfoRefsUploadPack",
             );
@@ -896,7 +896,7 @@ pub mod smart_http_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = InfoRefsUploadPackSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -114,7 +114,7 @@ pub mod agent_configuration_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.agent_configuration.rpc.AgentConfiguration/GetConfiguration",
             );
@@ -268,7 +268,7 @@ pub mod agent_configuration_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConfigurationSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -136,7 +136,7 @@ pub mod agent_tracker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgents",
             );
@@ -165,7 +165,7 @@ pub mod agent_tracker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentsByAgentIDs",
             );
@@ -196,7 +196,7 @@ pub mod agent_tracker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentsByProjectIDs",
             );
@@ -226,7 +226,7 @@ pub mod agent_tracker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.agent_tracker.rpc.AgentTracker/GetConnectedAgentksByAgentIDs",
             );
@@ -392,7 +392,7 @@ pub mod agent_tracker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConnectedAgentsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -444,7 +444,7 @@ pub mod agent_tracker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConnectedAgentsByAgentIDsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -498,7 +498,7 @@ pub mod agent_tracker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConnectedAgentsByProjectIDsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -550,7 +550,7 @@ pub mod agent_tracker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConnectedAgentksByAgentIDsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -118,7 +118,7 @@ pub mod configuration_project_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.configuration_project.rpc.ConfigurationProject/ListAgentConfigFiles",
             );
@@ -266,7 +266,7 @@ pub mod configuration_project_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListAgentConfigFilesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

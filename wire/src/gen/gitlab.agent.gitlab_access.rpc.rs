@@ -104,7 +104,7 @@ pub mod gitlab_access_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.gitlab_access.rpc.GitlabAccess/MakeRequest",
             );
@@ -262,7 +262,7 @@ pub mod gitlab_access_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MakeRequestSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -145,7 +145,7 @@ pub mod gitops_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.gitops.rpc.Gitops/GetObjectsToSynchronize",
             );
@@ -300,7 +300,7 @@ pub mod gitops_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetObjectsToSynchronizeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -101,7 +101,7 @@ pub mod notifications_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/gitlab.agent.notifications.rpc.Notifications/GitPushEvent",
             );
@@ -244,7 +244,7 @@ pub mod notifications_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GitPushEventSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

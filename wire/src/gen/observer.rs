@@ -135,7 +135,7 @@ pub mod observer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/observer.Observer/GetFlows",
             );
@@ -278,7 +278,7 @@ pub mod observer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetFlowsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

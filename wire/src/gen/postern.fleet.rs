@@ -222,7 +222,7 @@ pub mod roster_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/postern.fleet.Roster/Connected",
             );
@@ -364,7 +364,7 @@ pub mod roster_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ConnectedSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -511,7 +511,7 @@ pub mod agent_knowledge_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/postern.fleet.AgentKnowledge/Views",
             );
@@ -536,7 +536,7 @@ pub mod agent_knowledge_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/postern.fleet.AgentKnowledge/Follow",
             );
@@ -560,7 +560,7 @@ pub mod agent_knowledge_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/postern.fleet.AgentKnowledge/Reports",
             );
@@ -715,7 +715,7 @@ pub mod agent_knowledge_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ViewsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -761,7 +761,7 @@ pub mod agent_knowledge_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FollowSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -807,7 +807,7 @@ pub mod agent_knowledge_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
