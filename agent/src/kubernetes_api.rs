@@ -8,6 +8,7 @@ mod impersonation;
 pub mod limits;
 mod upgrade;
 
+pub(crate) use access::AnswerBody;
 pub use access::{Access, AccessError, Overrides, Settings};
 pub(crate) use body::RequestBody;
 
@@ -20,7 +21,6 @@ use body::{Feed, Length};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use limits::{Caller, Limits};
 use postern_telemetry::Exporter;
 use postern_wire::{
@@ -171,7 +171,7 @@ impl KubernetesApi {
         Ok((Head { method, target, headers, caller }, upgrade))
     }
 
-    fn answer(&self, response: &Response<Incoming>, switching: bool) -> HttpResponse {
+    fn answer(&self, response: &Response<AnswerBody>, switching: bool) -> HttpResponse {
         let mut headers = response.headers().clone();
         strip_hop_by_hop(&mut headers, switching);
         let version = match response.version() {
@@ -289,7 +289,7 @@ impl<F: Future<Output = Result<(), Status>>> Exchange<'_, F> {
     }
 }
 
-async fn send_body(mut body: Incoming, replies: &Replies) -> Result<(), Status> {
+async fn send_body(mut body: AnswerBody, replies: &Replies) -> Result<(), Status> {
     while let Some(frame) = body.frame().await {
         // HTTP trailers have no place in the messages.
         let Ok(mut data) = frame.map_err(unavailable_error)?.into_data() else {

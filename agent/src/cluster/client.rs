@@ -4,13 +4,12 @@
 use super::{ClusterError, Kind, error::one_line};
 use crate::{
     PROGRAM, error,
-    kubernetes_api::{Access, RequestBody},
+    kubernetes_api::{Access, AnswerBody, RequestBody},
     observability::Metrics,
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::Value;
 use std::{
@@ -187,7 +186,7 @@ impl Client {
     }
 
     /// Asks for an answer that goes on; it is a success and its body still to come.
-    pub(super) async fn open(&self, question: &Question) -> Result<Incoming, ClusterError> {
+    pub(super) async fn open(&self, question: &Question) -> Result<AnswerBody, ClusterError> {
         let opening = async {
             let response = self.send(question).await?;
             match response.status() {
@@ -219,7 +218,7 @@ impl Client {
         }
     }
 
-    async fn send(&self, question: &Question) -> Result<Response<Incoming>, ClusterError> {
+    async fn send(&self, question: &Question) -> Result<Response<AnswerBody>, ClusterError> {
         self.by_verb.get_or_create(&[("verb", question.verb.as_str())]).inc();
         if question.verb.counts() {
             self.calls.fetch_add(1, Ordering::Relaxed);
@@ -241,7 +240,7 @@ enum Once {
 }
 
 /// What there is of it; half of it still says something.
-async fn refusal(response: Response<Incoming>) -> Vec<u8> {
+async fn refusal(response: Response<AnswerBody>) -> Vec<u8> {
     let mut body = Limited::new(response.into_body(), MOST_REFUSAL);
     let mut all = Vec::new();
     while let Some(Ok(frame)) = body.frame().await {

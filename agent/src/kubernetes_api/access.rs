@@ -1,21 +1,20 @@
 //! How the Kubernetes API is reached and with whose credentials: kubeconfig, flags or the pod's service account, loaded
 //! by `kube`. The HTTP client on top is our own: kube's would decompress bodies, retry, buffer and log queries.
 
+mod connections;
 mod credentials;
 
+pub(crate) use connections::AnswerBody;
+use connections::Connections;
 pub use credentials::{AccessError, Overrides, Settings};
 
 use super::{ApiRequest, RequestBody};
 use crate::{broker::proxy::Proxy, error};
 use arc_swap::ArcSwap;
 use http::{Response, Uri};
-use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{
-        self,
-        connect::{HttpConnector, proxy::Tunnel},
-    },
-    rt::{TokioExecutor, TokioTimer},
+use hyper_util::client::legacy::{
+    self,
+    connect::{HttpConnector, proxy::Tunnel},
 };
 use kube::{
     Config,
@@ -36,14 +35,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// TCP, proxy and TLS together.
 const HANDSHAKES: Duration = Duration::from_secs(20);
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Go's API server closes idle connections after three minutes; ours go before that.
-const IDLE: Duration = Duration::from_secs(90);
-/// HTTP/1.1 takes one connection per request in flight; a burst need not dial all of them anew.
-const IDLE_CONNECTIONS: usize = 100;
 /// Certificates of credential plugins are replaced this long before they expire.
 const EXPIRES_SOON: Duration = Duration::from_secs(30);
 
-type Client = BoxCloneSyncService<ApiRequest, Response<Incoming>, BoxError>;
+type Client = BoxCloneSyncService<ApiRequest, Response<AnswerBody>, BoxError>;
 
 /// The way to one cluster's API. Clones are the same way, connections and credentials included.
 #[derive(Clone)]
@@ -85,7 +80,7 @@ impl Access {
     }
 
     /// Sends a request whose URI is a path; answers with the head, the body is still to come.
-    pub(crate) async fn send(&self, request: ApiRequest) -> Result<Response<Incoming>, Unanswered> {
+    pub(crate) async fn send(&self, request: ApiRequest) -> Result<Response<AnswerBody>, Unanswered> {
         self.0.refresh().await?;
         let client = self.0.loaded.load().client.clone();
         client.oneshot(request).await.map_err(|error| Unanswered(explain(&*error)))
@@ -158,21 +153,15 @@ fn with_auth<C>(tunnel: Tunnel<C>, authorization: Option<&http::HeaderValue>) ->
     }
 }
 
-/// TLS, pool, impersonation, credentials and base URL around a connector, in kube's order.
+/// TLS, connections, impersonation, credentials and base URL around a connector, in kube's order.
 fn stack<C>(config: &Config, connector: C) -> Result<Client, AccessError>
 where
     C: Service<Uri> + Clone + Send + Sync + 'static,
     C::Response: hyper::rt::Read + hyper::rt::Write + legacy::connect::Connection + Send + Unpin + 'static,
-    C::Future: Send + 'static,
+    C::Future: Send + Unpin + 'static,
     C::Error: Into<BoxError> + Send + Sync + 'static,
 {
-    let tls = config.rustls_https_connector_with_connector(connector).map_err(AccessError::client)?;
-    let http: legacy::Client<_, RequestBody> = legacy::Builder::new(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(Limited(tls));
-    let service = http.map_err(BoxError::from as fn(legacy::Error) -> BoxError);
+    let service = Connections::new(config, connector).map_err(|what| AccessError::Client { what })?;
     let service = config.extra_headers_layer().map_err(AccessError::client)?.layer(service);
     let base = config.base_uri_layer();
     Ok(match config.auth_layer().map_err(AccessError::client)? {

@@ -1,11 +1,10 @@
 //! exec, attach, cp, port-forward: after the API server has switched protocols, bytes go both ways as they are,
 //! whatever the protocol (SPDY/3.1, WebSocket). The inner trailer marks the switch.
 
-use super::{Requests, response, unavailable, unavailable_error};
+use super::{AnswerBody, Requests, response, unavailable, unavailable_error};
 use crate::{error, services::Replies};
 use bytes::BytesMut;
 use http::Response;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use postern_wire::{
     http::MAX_DATA,
@@ -17,7 +16,7 @@ use tonic::Status;
 
 /// Carries an upgraded connection until the API server ends it.
 pub(super) async fn carry(
-    response_101: Response<Incoming>,
+    response_101: Response<AnswerBody>,
     mut requests: Requests,
     replies: Replies,
 ) -> Result<(), Status> {
