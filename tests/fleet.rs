@@ -32,6 +32,8 @@ const BACK: Duration = Duration::from_millis(1500);
 const DETECTED: Duration = Duration::from_secs(11);
 /// From when an empty Redis answers until it knows again where agents are.
 const KNOWN_AGAIN: Duration = Duration::from_secs(2);
+/// A sentinel that did not run for two seconds trusts nothing and does nothing for half a minute.
+const FAIL_OVER: Duration = Duration::from_secs(120);
 /// 50 requests a second.
 const EVERY: Duration = Duration::from_millis(20);
 const A_SECOND: usize = 50;
@@ -250,9 +252,14 @@ async fn when_the_sentinel_makes_another_redis_master_no_request_fails() {
         fleet.redis.master.kill().await;
         fleet.redis.failed_over();
         let address = fleet.redis.master.host.address.to_string();
-        for broker in &mut fleet.brokers {
-            let at = |line: &serde_json::Value| line["server"].to_string().contains(&address);
-            broker.process.logged("connected to redis", at).await;
+        for broker in &fleet.brokers {
+            let connected = |line: &serde_json::Value| {
+                line["message"] == "connected to redis" && line["server"].to_string().contains(&address)
+            };
+            within(FAIL_OVER, "a broker is connected to the new master", async || {
+                broker.process.lines().iter().any(connected).then_some(())
+            })
+            .await;
         }
         println!(
             "all brokers were connected to the new master {:?} after the old one's end",
