@@ -165,7 +165,8 @@ async fn a_caller_that_may_not_is_told_why_in_a_status_and_the_cluster_hears_not
 
 #[tokio::test]
 async fn a_caller_over_its_limit_gets_a_429_status_and_nobody_else_does() {
-    let limits = "limits: {requests_per_token_per_minute: 6, burst: 12}\n";
+    // With one a minute none comes back while twelve are asked.
+    let limits = "limits: {requests_per_token_per_minute: 1, burst: 12}\n";
     let field =
         Field::with(Options { edge_extra: limits.into(), agent_wait: "1s", ..Options::default() }).await;
     for _ in 0..12 {
@@ -173,7 +174,7 @@ async fn a_caller_over_its_limit_gets_a_429_status_and_nobody_else_does() {
     }
     let response = get(&field, "/version", &[("authorization", &field.bearer())]).await;
     let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=10).contains(&seconds), "{seconds}");
+    assert!((1..=60).contains(&seconds), "{seconds}");
     let message = status(response, 429, "TooManyRequests").await;
     assert!(message.contains("too many requests with this token"), "{message}");
     // Another bearer has its own bucket, and the agent's tunnels are no new connections.

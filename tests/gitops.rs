@@ -59,7 +59,7 @@ async fn two_hundred_objects_converge_are_kept_so_and_go_as_the_repository_says(
     maps.patch("map-1", &PatchParams::default(), &edit).await.unwrap();
     maps.delete("map-2", &DeleteParams::default()).await.unwrap();
     let begin = Instant::now();
-    within(Duration::from_secs(10), "the edited field is put back", async || {
+    within(CONVERGES, "the edited field is put back", async || {
         (maps.get("map-1").await.unwrap().data["data"]["value"] == "one").then_some(())
     })
     .await;

@@ -28,6 +28,8 @@ pub(crate) mod http;
 pub(crate) mod program;
 #[path = "harness/redis.rs"]
 pub(crate) mod redis;
+#[path = "harness/stalls.rs"]
+pub(crate) mod stalls;
 
 /// No single step of any test takes this long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

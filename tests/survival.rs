@@ -20,11 +20,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 /// What ran through a killed process must have ended after this.
-const CUT: Duration = Duration::from_secs(5);
-/// Waiting for an agent, plus time for everything else.
-const LONGEST: Duration = Duration::from_secs(8);
+const CUT: Duration = Duration::from_secs(10);
+/// Waiting for an agent, plus time for everything else on a machine that is slow or stands still.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Far more than it takes; the test prints what it took.
-const BACK: Duration = Duration::from_secs(20);
+const BACK: Duration = Duration::from_secs(60);
 
 async fn field() -> Field {
     Field::with(Options { agent_wait: "3s", ..Options::default() }).await
@@ -398,6 +398,6 @@ async fn an_idle_process_ends_at_once_when_it_is_asked_to() {
         let status = process.ended().await;
         println!("{} ended {:?} after SIGTERM", process.name, start.elapsed());
         assert!(status.success(), "{}: {status}\n{}", process.name, process.text());
-        assert!(start.elapsed() < Duration::from_secs(5), "{}\n{}", process.name, process.text());
+        assert!(start.elapsed() < CUT, "{}\n{}", process.name, process.text());
     }
 }

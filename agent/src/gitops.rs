@@ -3,6 +3,8 @@
 //! Receiving touches no cluster, and nothing is kept across restarts.
 
 pub mod collect;
+#[cfg(test)]
+mod cost;
 pub mod engine;
 pub mod inventory;
 pub mod object;

@@ -7,7 +7,7 @@ use super::{
     hosts::{Host, Hosts},
     redis::Redis,
 };
-use crate::harness::{Process, random, within};
+use crate::harness::{PATIENCE, Process, random, within};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::{StreamExt, future::select_ok, stream::FuturesUnordered};
 use postern_certs::dev::{Ca, Issued};
@@ -37,7 +37,7 @@ const CALLERS: usize = 9;
 /// Of each log, where a test fails.
 const LAST_LINES: usize = 40;
 /// Until all agents are there.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// Every host has its ports to itself.
 const AGENT_PORT: u16 = 8150;
@@ -166,7 +166,7 @@ impl Fleet {
             (edge_host.address, EDGE_PLAIN).into(),
             brokers.iter().map(|broker| (broker.host.address, KUBERNETES_PORT).into()).collect(),
             callers,
-            AGENT_WAIT + Duration::from_secs(2),
+            AGENT_WAIT + Duration::from_secs(10),
         );
         let fleet = Self { brokers, edge, agents, redis, callers: Arc::new(callers), hosts, folder };
         fleet.arrival().await;
@@ -201,8 +201,7 @@ impl Fleet {
 
     /// Which brokers hold which agent, as soon as Redis knows of all agents. It is one each, unless an agent is moving.
     pub(crate) async fn homes(&self) -> BTreeMap<i64, BTreeSet<usize>> {
-        let patience = Duration::from_secs(20);
-        let homes = within(patience, "Redis names a broker for each agent", async || {
+        let homes = within(PATIENCE, "Redis names a broker for each agent", async || {
             let directory = self.redis.master.directory().await.ok()?;
             let number = |url: &String| self.brokers.iter().position(|broker| broker.url() == *url);
             let homes =

@@ -38,8 +38,9 @@ const EVERYTHING: [Endpoint; 9] = [
     Endpoint::AgentEvents,
     Endpoint::Module,
 ];
-/// After Rails is well: its last failure is remembered for a second or two, and agents ask every two.
-const SECONDS: Duration = Duration::from_secs(6);
+/// After Rails is well: its last failure is remembered for a second or two, and agents ask every two. The rest is for a
+/// machine that is slow or stands still.
+const SECONDS: Duration = Duration::from_secs(30);
 
 fn set(field: &GitLabField, faults: &Faults) {
     for endpoint in EVERYTHING {
@@ -157,19 +158,18 @@ async fn a_token_that_rails_refuses_is_refused_alone() {
     let (gone, fine) = (field.tokens.spare_jobs[0].clone(), field.tokens.spare_jobs[1].clone());
     field.rails().revoke(&gone);
     field.rails().revoke(&field.tokens.spare_agents[0]);
+    let start = Instant::now();
     for _ in 0..20 {
         assert_eq!(new_request(&field, &gone).await.0, 401);
         assert_eq!(new_request(&field, &fine).await.0, 200);
     }
+    let lasted = start.elapsed();
     let refused = newcomer(&field, &field.tokens.spare_agents[0]).await.unwrap().expect_err("it is refused");
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
     newcomer(&field, &field.tokens.spare_agents[1]).await.unwrap().expect("it is served");
-    // A refusal is remembered: twenty requests within its second or so are one question, or two.
-    assert!(
-        field.rails().calls(Endpoint::AllowedAgents) <= 8,
-        "{}",
-        field.rails().calls(Endpoint::AllowedAgents)
-    );
+    // A refusal is remembered for nine tenths of a second at least: requests within that time are one question, or two.
+    let (asked, bound) = (field.rails().calls(Endpoint::AllowedAgents), 7.0 + lasted.as_secs_f64() / 0.9);
+    assert!((asked as f64) < bound, "{asked} calls, {bound} at the most");
     watch.goes_on().await;
 }
 
@@ -180,7 +180,7 @@ async fn the_whole_feature_switched_off_ends_nothing_that_runs() {
     field.rails().set_feature(Feature::Off);
     let asked = field.rails().calls(Endpoint::AgentInfo);
     // Every five seconds or so Rails is asked whether the agent is still one.
-    within(Duration::from_secs(12), "Rails is asked about the agent", async || {
+    within(SECONDS, "Rails is asked about the agent", async || {
         (field.rails().calls(Endpoint::AgentInfo) > asked).then_some(())
     })
     .await;
@@ -252,7 +252,7 @@ async fn an_outage_of_rails_is_survived_without_a_storm() {
     for token in &jobs {
         is_served_again(&field, token).await;
     }
-    let all_in = within(Duration::from_secs(20), "the new agents are in", async || {
+    let all_in = within(SECONDS, "the new agents are in", async || {
         while let Some(Ok(true)) = newcomers.try_join_next() {}
         newcomers.is_empty().then_some(())
     });
@@ -301,7 +301,7 @@ async fn a_slow_rails_holds_up_those_who_are_new_and_nobody_else() {
     );
     assert_eq!(code, 500);
     assert!(start.elapsed() < Duration::from_secs(28), "{:?}", start.elapsed());
-    assert!(quick < Duration::from_secs(3), "{quick:?}");
+    assert!(quick < start.elapsed() / 2, "{quick:?}");
     let refused = agent.await.unwrap().expect_err("nobody waits for ever");
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());

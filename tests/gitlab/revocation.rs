@@ -10,8 +10,8 @@ use crate::harness::{
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The periods below are shorter than the broker's shortest, which is five seconds; the rest is the agent and the log.
-const BOUND: Duration = Duration::from_secs(8);
+/// The periods below are shorter than the broker's shortest, which is five seconds; the usual ones are minutes.
+const BOUND: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_revoked_agent_is_cut_off_within_the_bound_with_all_that_runs_through_it() {

@@ -12,12 +12,25 @@ use http::StatusCode;
 use stand_ins::kube_api::{KubeApi, Options};
 use std::{collections::BTreeSet, future::Future, time::Duration};
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Awaits with a deadline.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+/// Time that stands still although requests are answered: paused time leaps only when nobody has anything to do. In the end
+/// it may, so that what hangs is noticed.
+fn stand_still() -> AbortOnDropHandle<()> {
+    tokio::time::pause();
+    let begin = std::time::Instant::now();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        while begin.elapsed() < PATIENCE {
+            tokio::task::yield_now().await;
+        }
+    }))
 }
 
 /// A way to a server, and what writes its Events.

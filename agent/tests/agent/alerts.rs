@@ -5,7 +5,7 @@ mod flows;
 
 use crate::{
     fake_broker::{AskedGitlab, FakeBroker, Via},
-    harness::{TOKEN, keep_log, logged, soon, try_start_at},
+    harness::{Still, TOKEN, keep_log, logged, soon, try_start_at},
 };
 use TrafficDirection::{Egress, Ingress};
 use flows::{PROJECT, dropped, policies, request};
@@ -388,6 +388,8 @@ async fn an_alert_waits_for_a_broker_that_is_away() {
 #[tokio::test]
 async fn a_policy_that_everything_goes_against_does_not_flood_gitlab() {
     let field = Field::following().await;
+    // Every six seconds there may be one more.
+    let _still = Still::begin();
     for port in 0..100 {
         field.hubble.send(dropped("flood", "other", "web", 2_000 + port, Ingress));
     }

@@ -19,18 +19,58 @@ use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::fmt::MakeWriter;
 
 pub(crate) const TOKEN: &str = "glagent-secret-token";
 /// Texts that must not be in any line at any level; tests put them where secrets travel.
 const SECRETS: &[&str] = &[TOKEN, "glagent-second-token", "query-secret", "body-secret", "header-secret"];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Awaits with a deadline.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} did not happen within {PATIENCE:?}; log:\n{}", log().join("\n")),
+    }
+}
+
+/// Time that stands still while everything goes on, until this is dropped: nothing comes too late meanwhile, however slow
+/// the machine is or however long it stops.
+pub(crate) struct Still(AbortOnDropHandle<()>);
+
+impl Still {
+    pub(crate) fn begin() -> Self {
+        tokio::time::pause();
+        let begin = std::time::Instant::now();
+        // Paused time leaps as soon as nobody has anything to do; in the end it may, so that what hangs is noticed.
+        Self(AbortOnDropHandle::new(tokio::spawn(async move {
+            while begin.elapsed() < PATIENCE {
+                tokio::task::yield_now().await;
+            }
+        })))
+    }
+
+    /// Time goes on, but only a little each time everybody has had a turn.
+    pub(crate) fn almost() -> Self {
+        const STEP: Duration = Duration::from_millis(5);
+        tokio::time::pause();
+        Self(AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut last = std::time::Instant::now();
+            loop {
+                let now = std::time::Instant::now();
+                tokio::time::advance(now.duration_since(last).min(STEP)).await;
+                last = now;
+                tokio::task::yield_now().await;
+            }
+        })))
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.0.abort();
+        tokio::time::resume();
     }
 }
 

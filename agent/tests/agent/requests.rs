@@ -2,7 +2,7 @@ use crate::{
     fake_api::BOTH_WAYS,
     fake_api::FakeApi,
     fake_broker::{FakeBroker, MAKE_REQUEST, Tunnel, Via, data, head, impersonating, trailer, upgrade_data},
-    harness::{Running, TOKEN, soon, start, try_start},
+    harness::{Running, Still, TOKEN, soon, start, try_start},
 };
 use postern_wire::proto::gitlab::agent::{
     grpctool::http_response,
@@ -121,6 +121,8 @@ async fn two_megabytes_come_back_as_they_went() {
 #[tokio::test]
 async fn an_old_broker_does_not_say_whether_a_body_follows() {
     let mut field = field().await;
+    // The body's first piece would be missed if it came a moment too late.
+    let _still = Still::begin();
     let mut tunnel = field.broker.tunnel().await;
     tunnel.ask(vec![head("DELETE", "/x", &[], None), trailer()]).await.unwrap();
     assert!(!field.api.head().await.headers.contains_key("transfer-encoding"));
@@ -212,7 +214,8 @@ async fn a_caller_that_writes_before_it_reads_does_not_stop_itself() {
             tunnel.say(upgrade_data(&piece)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), writing).await.expect("all of it is taken");
+    // Eight megabytes, with a line of the log for each frame.
+    tokio::time::timeout(std::time::Duration::from_secs(120), writing).await.expect("all of it is taken");
     assert_eq!(tunnel.hear_all().await.unwrap().body.len(), BOTH_WAYS);
 }
 

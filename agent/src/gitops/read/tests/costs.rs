@@ -96,9 +96,9 @@ fn a_list_behind_many_keys_takes_no_longer_than_one_before_them() {
         .map(|at| format!("- {{apiVersion: v1, kind: ConfigMap, metadata: {{name: a{at}}}}}\n"))
         .collect();
     let took = |text: String| {
-        let begin = Instant::now();
+        let cost = Cost::begin();
         assert_eq!(read(&[file("a.yaml", text)]).objects.len(), OBJECTS);
-        begin.elapsed()
+        cost.so_far()
     };
     let before = took(format!("kind: List\nitems:\n{items}{keys}"));
     let behind = took(format!("kind: List\n{keys}items:\n{items}"));
