@@ -32,7 +32,8 @@ impl Sentinels {
         let mut sentinels = Vec::new();
         for _ in 0..count {
             let lines = vec![
-                "sentinel down-after-milliseconds mymaster 500".to_owned(),
+                // Until it is to fail: where all stand still for a moment, nobody is down for that.
+                "sentinel down-after-milliseconds mymaster 600000".to_owned(),
                 "sentinel failover-timeout mymaster 2000".to_owned(),
             ];
             let sentinel_of = Some(address.clone());
@@ -62,6 +63,9 @@ impl Sentinels {
     /// # Errors
     /// They do not.
     pub async fn fail_over(&mut self) -> io::Result<()> {
+        for sentinel in &self.sentinels {
+            sentinel.ask(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "500"]).await?;
+        }
         self.servers[0].stop().await;
         let port = self.servers[1].address().rsplit(':').next().unwrap_or_default().to_owned();
         for sentinel in &self.sentinels {
