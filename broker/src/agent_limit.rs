@@ -7,7 +7,7 @@ use crate::{
     policies::Policies,
     redis::{
         Redis,
-        lease::{Allowed, Clock, Denied, Leases, Name, Room},
+        lease::{Allowed, Clock, Denied, Leases, Name, PATIENCE, Room},
     },
 };
 use postern_policies::{PolicySet, Subject};
@@ -39,22 +39,33 @@ pub struct AgentLimit {
 impl AgentLimit {
     /// `prefix` is `redis.key_prefix`.
     pub fn new(redis: Arc<Redis>, prefix: impl Into<String>, policy: LimitPolicy) -> Arc<Self> {
-        Self::with(redis, prefix.into(), policy, ROOM, Box::new(SystemTime::now))
+        Self::with(redis, prefix.into(), policy, ROOM, (Box::new(SystemTime::now), PATIENCE))
     }
 
     /// Each call is judged by the policies that are in force for its token at that moment. No count begins anew.
     pub fn under(redis: Arc<Redis>, prefix: &str, policies: Policies) -> Arc<Self> {
-        Self::under_with(redis, prefix, policies, Box::new(SystemTime::now))
+        Self::under_with(redis, prefix, policies, (Box::new(SystemTime::now), PATIENCE))
     }
 
-    fn under_with(redis: Arc<Redis>, prefix: &str, policies: Policies, clock: Clock) -> Arc<Self> {
+    fn under_with(
+        redis: Arc<Redis>,
+        prefix: &str,
+        policies: Policies,
+        times: (Clock, Duration),
+    ) -> Arc<Self> {
         let everybody = policies.agent_calls(&PolicySet::everybody());
-        let leases = leases(redis, prefix, everybody, ROOM, clock);
+        let leases = leases(redis, prefix, everybody, ROOM, times);
         Arc::new(Self { leases, policies: Some(policies) })
     }
 
-    fn with(redis: Arc<Redis>, prefix: String, policy: LimitPolicy, room: Room, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { leases: leases(redis, &prefix, policy, room, clock), policies: None })
+    fn with(
+        redis: Arc<Redis>,
+        prefix: String,
+        policy: LimitPolicy,
+        room: Room,
+        times: (Clock, Duration),
+    ) -> Arc<Self> {
+        Arc::new(Self { leases: leases(redis, &prefix, policy, room, times), policies: None })
     }
 
     /// What is allowed to one of whom so much is known.
@@ -116,8 +127,14 @@ impl AgentLimit {
     }
 }
 
-fn leases(redis: Arc<Redis>, prefix: &str, policy: LimitPolicy, room: Room, clock: Clock) -> Arc<Leases> {
-    Leases::with_clock(redis, format!("{prefix}:agent_limit"), "agents'", policy, room, clock)
+fn leases(
+    redis: Arc<Redis>,
+    prefix: &str,
+    policy: LimitPolicy,
+    room: Room,
+    times: (Clock, Duration),
+) -> Arc<Leases> {
+    Leases::with_times(redis, format!("{prefix}:agent_limit"), "agents'", policy, room, times)
 }
 
 /// Redis counts under the hash of half the token, as a kas does.

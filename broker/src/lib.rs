@@ -50,4 +50,6 @@ pub mod spans;
 use postern_redis as redis;
 
 #[cfg(test)]
+mod processor_time;
+#[cfg(test)]
 mod stage;

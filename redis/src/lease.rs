@@ -23,7 +23,7 @@ use table::Table;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Longer than this no call waits to be counted.
+/// Longer than this no call waits to be counted, where nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A hash.
@@ -105,6 +105,7 @@ pub struct Leases {
     tables: Box<[Mutex<Table>]>,
     outage: Outage,
     clock: Clock,
+    patience: Duration,
 }
 
 /// What a call does next.
@@ -134,17 +135,17 @@ impl Leases {
         policy: LimitPolicy,
         room: Room,
     ) -> Arc<Self> {
-        Self::with_clock(redis, space, whose, policy, room, Box::new(SystemTime::now))
+        Self::with_times(redis, space, whose, policy, room, (Box::new(SystemTime::now), PATIENCE))
     }
 
-    /// With another clock than the system's.
-    pub fn with_clock(
+    /// With another clock than the system's and another patience than [`PATIENCE`].
+    pub fn with_times(
         redis: Arc<Redis>,
         space: String,
         whose: &'static str,
         policy: LimitPolicy,
         room: Room,
-        clock: Clock,
+        (clock, patience): (Clock, Duration),
     ) -> Arc<Self> {
         let shards = room.shards.max(1);
         let table =
@@ -155,6 +156,7 @@ impl Leases {
             tables: (0..shards).map(table).collect(),
             outage: Outage::of(whose),
             clock,
+            patience,
         })
     }
 
@@ -285,7 +287,7 @@ impl Leases {
     /// # Errors
     /// Why it is not admitted.
     pub async fn admit_by(self: &Arc<Self>, name: Name, policy: LimitPolicy) -> Result<(), Denied> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let mut waiting = Waiting { leases: self, name, minute: None };
         loop {
             let flight = match self.step(&mut waiting, policy, deadline) {
@@ -363,12 +365,12 @@ impl Leases {
         tokio::spawn(async move {
             // Dropped last, whatever happens: the share knows the answer when those who wait go on.
             let _landing = landing;
-            let mut answer = pin!(this.ledger.add(PATIENCE, &name.shared, minute, ask.sum()));
-            let mut slow = pin!(sleep(PATIENCE));
+            let mut answer = pin!(this.ledger.add(this.patience, &name.shared, minute, ask.sum()));
+            let mut slow = pin!(sleep(this.patience));
             let answer = tokio::select! {
                 answer = &mut answer => answer,
                 () = &mut slow => {
-                    this.outage.failed("no answer within a second", redis_lost);
+                    this.outage.failed(&format!("no answer within {:?}", this.patience), redis_lost);
                     answer.await
                 }
             };
@@ -399,7 +401,7 @@ impl Leases {
         if !self.outage.is_lost() || self.outage.may_try() {
             let minute = self.table(&name).minute();
             // Opening a connection and the answer may each take so long.
-            match self.ledger.add(PATIENCE / 2, &name.shared, minute, 1).await {
+            match self.ledger.add(self.patience / 2, &name.shared, minute, 1).await {
                 Ok(count) => {
                     self.outage.over();
                     let admitted = count <= u64::from(per_minute);

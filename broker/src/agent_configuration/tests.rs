@@ -109,7 +109,7 @@ impl Field {
 async fn next(
     stream: &mut Streaming<ConfigurationResponse>,
 ) -> Result<Option<ConfigurationResponse>, Status> {
-    timeout(Duration::from_secs(20), stream.message()).await.expect("it takes no 20 s")
+    timeout(Duration::from_secs(60), stream.message()).await.expect("it takes no minute")
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_gitaly_that_cannot_read_a_new_file_ends_no_stream() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(20), tried).await.expect("it is tried again and again");
+    timeout(Duration::from_secs(60), tried).await.expect("it is tried again and again");
     field.gitaly.mend();
     assert_eq!(next(&mut stream).await.unwrap().unwrap().commit_id, second);
     while let Ok(published) = field.events.try_recv() {

@@ -7,7 +7,7 @@ use crate::{
     identities::IdentitySource,
     policies::Base,
     rate::Rate,
-    redis::{Config, Servers, lease::PATIENCE},
+    redis::{Config, Servers},
     tunnel::registry::Registry,
 };
 use futures::future::join_all;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 /// Ten seconds into a minute.
 const NOW: u64 = 60_010;
 
@@ -49,13 +49,21 @@ fn token(n: usize) -> AgentToken {
     AgentToken::new(format!("{n:025}ABCDEFGHIJ0123456789_-abc")).unwrap()
 }
 
+/// A machine that stands still for a while makes no command fail.
 fn at(socket: PathBuf) -> Arc<Redis> {
-    let config = Config { dial_timeout: Duration::from_millis(500), ..Config::new(Servers::Unix(socket)) };
+    let config = Config { dial_timeout: SOON, read_timeout: SOON, ..Config::new(Servers::Unix(socket)) };
     Redis::open(config).unwrap()
 }
 
 fn limit(server: &RedisServer, per_minute: u32, redis_lost: RedisLost) -> Arc<AgentLimit> {
     with(at(server.socket()), per_minute, redis_lost, &Seconds::new(), ROOM)
+}
+
+/// As patient as a broker.
+fn hurried(server: &RedisServer, per_minute: u32, redis_lost: RedisLost) -> Arc<AgentLimit> {
+    let policy = LimitPolicy { per_minute, redis_lost };
+    let times = (Seconds::new().clock(), PATIENCE);
+    AgentLimit::with(at(server.socket()), "gitlab-kas".to_owned(), policy, ROOM, times)
 }
 
 fn with(
@@ -66,7 +74,7 @@ fn with(
     room: Room,
 ) -> Arc<AgentLimit> {
     let policy = LimitPolicy { per_minute, redis_lost };
-    AgentLimit::with(redis, "gitlab-kas".to_owned(), policy, room, seconds.clock())
+    AgentLimit::with(redis, "gitlab-kas".to_owned(), policy, room, (seconds.clock(), SOON))
 }
 
 /// No such server; nobody may miss it.
@@ -335,7 +343,7 @@ async fn a_redis_that_is_killed_refuses_nobody_falsely_and_is_noticed_again() {
         let begin = Instant::now();
         let sum = admitted(&limit, &token, 500).await;
         assert!(wanted.contains(&sum), "{redis_lost:?}: {sum}");
-        assert!(begin.elapsed() < PATIENCE * 2, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < SOON, "nobody waits: {:?}", begin.elapsed());
         // Another token, which has its advance where that is allowed.
         let other = self::token(2);
         let answer = limit.admit(&other, &Subject::default()).await;
@@ -359,9 +367,11 @@ async fn a_redis_that_is_killed_refuses_nobody_falsely_and_is_noticed_again() {
 #[tokio::test]
 async fn a_redis_that_hangs_costs_the_first_calls_a_second_and_the_next_nothing() {
     let server = RedisServer::start(Options::default()).await.unwrap();
-    let limit = limit(&server, 200, RedisLost::Local);
+    let limit = hurried(&server, 200, RedisLost::Local);
     assert_eq!(admitted(&limit, &token(1), 5).await, 5);
     server.pause();
+    // From here on nobody but the broker's own deadlines can end a wait, and so time need not really pass.
+    tokio::time::pause();
     let begin = Instant::now();
     let first = join_all((0..50).map(|n| {
         let limit = &limit;
@@ -372,6 +382,7 @@ async fn a_redis_that_hangs_costs_the_first_calls_a_second_and_the_next_nothing(
     let begin = Instant::now();
     assert_eq!(admitted(&limit, &token(2), 1_000).await, 196);
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    tokio::time::resume();
     server.resume();
     counts_again(&limit, &token(3)).await;
 }
@@ -436,8 +447,8 @@ fn seven_calls(per_minute: u32) -> String {
 async fn each_agent_has_the_limit_of_its_policy_and_another_policy_begins_no_count_anew() {
     let server = RedisServer::start(Options::default()).await.unwrap();
     let edited = Edited::new(&seven_calls(100));
-    let clock = Seconds::new().clock();
-    let limit = AgentLimit::under_with(at(server.socket()), "gitlab-kas", edited.policies.clone(), clock);
+    let times = (Seconds::new().clock(), SOON);
+    let limit = AgentLimit::under_with(at(server.socket()), "gitlab-kas", edited.policies.clone(), times);
     let calls = async |n: u64, times: usize| {
         let (token, mut admitted) = (token(n as usize), 0);
         let who = Subject { agent_id: Some(n), ..Subject::default() };

@@ -138,10 +138,12 @@ mod tests {
     use stand_ins::redis::{Options, RedisServer};
     use tokio::time::timeout;
 
-    const SOON: Duration = Duration::from_secs(20);
+    const SOON: Duration = Duration::from_secs(60);
 
     fn run(server: &RedisServer, prefix: &str, views: &Views, stop: &CancellationToken) {
+        // A machine that stands still for a while makes no command fail.
         let redis = redis::Config::new(Servers::Unix(server.socket()));
+        let redis = redis::Config { dial_timeout: SOON, read_timeout: SOON, ..redis };
         let config = ActionCable { redis, channel_prefix: Some(prefix.to_owned()) };
         tokio::spawn(Cable::open(config, views.clone()).unwrap().run(stop.clone()));
     }
@@ -174,9 +176,11 @@ mod tests {
         // What was published before anybody listened is of the past.
         let arrived = async {
             let (mut tick, mut count) = (tokio::time::interval(Duration::from_millis(50)), 0);
+            // One and the same, or half a message could be lost.
+            let mut message = std::pin::pin!(later.message());
             loop {
                 tokio::select! {
-                    message = later.message() => break message,
+                    message = &mut message => break message,
                     _ = tick.tick() => {
                         count += 1;
                         let json = format!(r#"{{"count":{count}}}"#);

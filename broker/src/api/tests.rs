@@ -54,7 +54,7 @@ use tonic::{
 
 const SECRET: &[u8] = b"shared with Rails";
 const PROGRAM: Program = Program { name: "gitlab-kas", version: "v1.2.3", commit: "abc1234" };
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A served API.
 struct Field {

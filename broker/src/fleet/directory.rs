@@ -65,11 +65,30 @@ struct Habits {
     fade: Duration,
     /// After Redis was (re)connected the brokers may not have announced everything again yet for so long.
     young: Duration,
+    /// A search does not wait longer for Redis before it says that it knows nothing.
+    patience: Duration,
+    /// Between two questions to Redis for a search that waits in vain; a fifth more or less at random.
+    poll: Duration,
+    /// For one round trip of the writer. What takes longer has the connection given up.
+    limit: Duration,
+    /// How long a drain may wait for Redis.
+    leave: Duration,
+    /// How long Redis may take to give back this broker's own publication.
+    echo: Duration,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { wall: SystemTime::now, fade: Duration::from_secs(5), young: Duration::from_secs(10) }
+        Self {
+            wall: SystemTime::now,
+            fade: Duration::from_secs(5),
+            young: Duration::from_secs(10),
+            patience: route::PATIENCE,
+            poll: search::POLL,
+            limit: writer::LIMIT,
+            leave: LEAVE,
+            echo: events::ECHO,
+        }
     }
 }
 
@@ -78,6 +97,7 @@ pub struct Directory {
     redis: Arc<Redis>,
     registry: Arc<Registry>,
     options: Options,
+    habits: Habits,
     keys: schema::Keys,
     clock: clock::Clock,
     world: world::World,
@@ -124,7 +144,7 @@ impl Directory {
     }
 
     fn start_with(
-        Habits { wall, fade, young }: Habits,
+        habits: Habits,
         redis: Arc<Redis>,
         registry: Arc<Registry>,
         options: Options,
@@ -134,11 +154,11 @@ impl Directory {
         let (refusals, refused) = Refusals::new();
         let directory = Arc::new(Self {
             keys: schema::Keys::new(redis.key_prefix()),
-            clock: clock::Clock::new(wall),
-            world: world::World::new(redis.openings(), young),
+            clock: clock::Clock::new(habits.wall),
+            world: world::World::new(redis.openings(), habits.young),
             slots: slots::Slots::default(),
             brokers: brokers::Brokers::default(),
-            events: events::Events::default(),
+            events: events::Events::new(habits.echo),
             counters: census::Counters::default(),
             refusals,
             stage: watch::Sender::new(Stage::Serving),
@@ -150,8 +170,9 @@ impl Directory {
             redis,
             registry,
             options,
+            habits,
         });
-        tasks.spawn(Writer::new(Arc::clone(&directory), refused, fade).run(stop.clone()));
+        tasks.spawn(Writer::new(Arc::clone(&directory), refused).run(stop.clone()));
         tasks.spawn(listener::run(Arc::clone(&directory), stop.clone()));
         directory
     }
@@ -241,7 +262,7 @@ impl Directory {
     pub async fn finish_leave(&self) {
         self.stage.send_if_modified(|stage| stage.reach(Stage::Gone));
         let mut is_gone = self.is_gone.subscribe();
-        let _ = timeout(LEAVE, is_gone.wait_for(|gone| *gone)).await;
+        let _ = timeout(self.habits.leave, is_gone.wait_for(|gone| *gone)).await;
     }
 
     /// Whether Redis answers, as far as is known.

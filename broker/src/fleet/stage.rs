@@ -49,7 +49,7 @@ pub(crate) const PROGRAM: Program = Program { name: "gitlab-kas", version: "v1.2
 
 /// Fails the test instead of hanging.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it happens within 20 s")
+    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it happens within a minute")
 }
 
 pub(crate) fn secret(bytes: &[u8]) -> Arc<ServiceSecret> {

@@ -316,7 +316,7 @@ mod tests {
         let mut key = secret.key.subscribe();
         std::fs::write(&path, STANDARD.encode([2; LENGTH])).unwrap();
         let replaced = key.wait_for(|key| *key == [2; LENGTH]);
-        tokio::time::timeout(Duration::from_secs(20), replaced).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), replaced).await.unwrap().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1);
         assert_eq!(secret.jwt(now).to_str().unwrap(), sign(&[2; LENGTH], &TO_RAILS, now));
         stop.cancel();

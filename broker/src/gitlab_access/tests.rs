@@ -75,7 +75,7 @@ impl Field {
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it takes no 20 s")
+    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it takes no minute")
 }
 
 async fn head(answers: &mut Streaming<HttpResponse>) -> Result<prototool::HttpResponse, Status> {
@@ -314,7 +314,8 @@ async fn a_gitlab_that_hangs_up_or_breaks_off_is_unavailable() {
 
 #[tokio::test]
 async fn a_request_in_which_nothing_moves_is_given_up() {
-    let field = Field::with(|service, _| service.idle = Duration::from_millis(200)).await;
+    // Longer than a machine stands still for between two messages.
+    let field = Field::with(|service, _| service.idle = Duration::from_secs(5)).await;
     let (messages, mut answers) = field.open(TOKEN_A).await;
     messages.send(header("POST", "stand_in_echo", "/x")).await.unwrap();
     head(&mut answers).await.unwrap();
@@ -367,7 +368,8 @@ async fn nothing_is_read_for_an_agent_that_does_not_take_it() {
     {
         taken.unwrap();
         sent += 1;
-        assert!(sent < 512, "16 MiB were taken");
+        // Sockets have buffers, of several MiB each.
+        assert!(sent < 8192, "256 MiB were taken");
     }
     let rest = async {
         let mut read = 0;

@@ -175,7 +175,7 @@ fn trust(folder: &Path) -> Arc<ClientTrust> {
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it takes no 20 s")
+    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it takes no minute")
 }
 
 fn commit(folder: &Path, files: &[(&str, &[u8])]) -> String {

@@ -79,7 +79,7 @@ impl Field {
                 arrivals.changed().await.unwrap();
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), heard).await.expect("GitLab is told");
+        tokio::time::timeout(Duration::from_secs(60), heard).await.expect("GitLab is told");
         let mut seen = self.gitlab.requests();
         seen.retain(|seen| seen.endpoint == endpoint);
         seen.pop().unwrap().body.unwrap()
@@ -92,7 +92,7 @@ impl Field {
 
     async fn stopped(self) -> rails::Rails {
         self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.report).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), self.report).await.unwrap().unwrap();
         self.gitlab
     }
 }
@@ -170,9 +170,12 @@ async fn the_end_is_told_and_does_not_wait_for_ever() {
 
     let field = Field::start(true, long, some()).await;
     field.gitlab.set_faults(Endpoint::UsageMetrics, Faults { delay: Some(long), ..Faults::default() });
+    // GitLab does not answer, and so time need not really pass.
+    tokio::time::pause();
     let start = tokio::time::Instant::now();
     field.stopped().await;
     assert!(start.elapsed() < FLUSH * 4);
+    tokio::time::resume();
 
     let field = Field::start(true, Duration::ZERO, some()).await;
     assert_eq!(field.stopped().await.calls(Endpoint::UsageMetrics), 0, "a period of zero turns it off");
@@ -224,7 +227,7 @@ fn an_agent_that_registers_in_a_thousand_ways_leaves_room_for_others() {
 #[test]
 fn registrations_are_bounded_and_told_in_no_time() {
     let usage = Usage::default();
-    let begin = std::time::Instant::now();
+    let before = crate::processor_time::of_this_thread();
     let more = i64::try_from(UNIQUE_MAX).unwrap() + 10;
     (0..more).for_each(|agent| usage.registered(event(agent, 0)));
     let report = usage.now();
@@ -234,7 +237,7 @@ fn registrations_are_bounded_and_told_in_no_time() {
     assert_eq!(usage.now().registered, Registered::default());
     usage.registered(event(0, 2));
     assert_eq!(usage.now().events().registered, [event(0, 2)]);
-    let took = begin.elapsed();
+    let took = crate::processor_time::of_this_thread() - before;
     assert!(took < Duration::from_secs(2), "it took {took:?}");
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use stand_ins::redis::cluster::RedisCluster;
 
 fn over(addresses: Vec<String>) -> Arc<Redis> {
-    Redis::open(Config::new(Servers::Cluster(addresses))).unwrap()
+    Redis::open(patient(Servers::Cluster(addresses))).unwrap()
 }
 
 fn increment(key: &str, atomic: bool) -> Pipeline {
@@ -94,9 +94,8 @@ async fn a_master_that_is_gone_takes_only_its_own_keys_with_it() {
         lost.push(cluster.slot(key).await.unwrap().1 == 0);
     }
     cluster.nodes[0].stop().await;
-    let begin = Instant::now();
-    let answers = redis.batch(Duration::from_secs(1), &each).await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // Nobody waits for the end of a time-out: the limit is this one's and the dialler's, too.
+    let answers = timeout(SOON / 2, redis.batch(SOON, &each)).await.expect("nobody is waited for");
     for (lost, answer) in lost.into_iter().zip(answers) {
         assert_eq!(answer.is_err(), lost, "{answer:?}");
     }

@@ -23,16 +23,15 @@ async fn until(redis: &Redis, connections: usize) {
     timeout(SOON, wanted).await.expect("so many connections");
 }
 
-fn patient(server: &RedisServer, pool_size: usize) -> Arc<Redis> {
+fn sized(server: &RedisServer, pool_size: usize) -> Arc<Redis> {
     let idle_timeout = Duration::from_millis(50);
-    let config = Config { read_timeout: SOON * 3, idle_timeout, pool_size, ..unix(server) };
-    Redis::open(config).unwrap()
+    Redis::open(Config { idle_timeout, pool_size, ..unix(server) }).unwrap()
 }
 
 #[tokio::test]
 async fn more_connections_are_opened_while_all_are_busy_and_closed_when_they_are_not_used() {
     let server = RedisServer::start(Options::default()).await.unwrap();
-    let redis = patient(&server, 2);
+    let redis = sized(&server, 2);
     redis.ping().await.unwrap();
     let openings = redis.openings();
     let waiting = busy(&redis, BUSY + 5);
@@ -59,7 +58,7 @@ static CLIENTS: std::sync::LazyLock<Cmd> = std::sync::LazyLock::new(|| command(&
 #[tokio::test]
 async fn others_end_with_the_first_one() {
     let mut server = RedisServer::start(Options::default()).await.unwrap();
-    let redis = Redis::open(Config { read_timeout: SOON * 3, ..unix(&server) }).unwrap();
+    let redis = Redis::open(unix(&server)).unwrap();
     redis.ping().await.unwrap();
     let waiting = busy(&redis, BUSY + 5);
     until(&redis, 2).await;
@@ -74,7 +73,7 @@ async fn others_end_with_the_first_one() {
 #[tokio::test]
 async fn one_connection_serves_a_thousand_commands_at_a_time() {
     let server = RedisServer::start(Options::default()).await.unwrap();
-    let redis = patient(&server, 1);
+    let redis = sized(&server, 1);
     let set = |at: usize| {
         let redis = Arc::clone(&redis);
         async move { redis.command::<i64>(&command(&["INCRBY", &format!("k{at}"), &at.to_string()])).await }

@@ -20,7 +20,8 @@ use tokio::time::{interval, timeout};
 
 pub use crate::kube_api::Tls;
 
-const START: Duration = Duration::from_secs(20);
+/// Longer than the 30 s that a sentinel does nothing for when its host stood still for two.
+const START: Duration = Duration::from_secs(120);
 
 /// How the server is to be set up.
 #[derive(Default)]

@@ -43,7 +43,7 @@ impl Field {
 
     async fn settled(&self) {
         self.tasks.close();
-        timeout(Duration::from_secs(20), self.tasks.wait()).await.expect("all is told");
+        timeout(Duration::from_secs(60), self.tasks.wait()).await.expect("all is told");
         self.tasks.reopen();
     }
 }
@@ -76,7 +76,7 @@ async fn refused(field: &Field, agent: AgentId, document: &Value) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(20), refused).await.expect("it is told");
+    timeout(Duration::from_secs(60), refused).await.expect("it is told");
     field.reports.report(agent, document);
     assert_eq!(field.gitlab.calls(Endpoint::AgentConfiguration), 1);
 }
@@ -128,7 +128,7 @@ async fn what_gitlab_missed_it_hears_when_it_is_back_and_only_the_newest_of_it()
     for number in 0..50 {
         field.reports.report(AgentId(7), &json!({"flux": {"webhook_receiver_url": number.to_string()}}));
     }
-    timeout(Duration::from_secs(20), arrivals.changed()).await.unwrap().unwrap();
+    timeout(Duration::from_secs(60), arrivals.changed()).await.unwrap().unwrap();
     field.gitlab.set_faults(Endpoint::AgentConfiguration, Faults::default());
     field.settled().await;
     let newest = json!({"flux": {"webhook_receiver_url": "49"}});

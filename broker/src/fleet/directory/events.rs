@@ -18,7 +18,7 @@ const TYPE_URL: &str = "type.googleapis.com/gitlab.agent.event.GitPushEvent";
 /// Pushes that a receiver may be behind.
 const WAITING: usize = 256;
 /// Redis gives back our own publication at once or never.
-const ECHO: Duration = Duration::from_secs(2);
+pub(super) const ECHO: Duration = Duration::from_secs(2);
 const ECHOES: usize = 256;
 /// Project paths are shorter.
 const PAYLOAD_MAX: usize = 4096;
@@ -28,15 +28,15 @@ pub(super) struct Events {
     pushes: broadcast::Sender<GitPushEvent>,
     /// Published here, not heard back yet.
     echoes: Mutex<VecDeque<(Instant, Vec<u8>)>>,
-}
-
-impl Default for Events {
-    fn default() -> Self {
-        Self { pushes: broadcast::Sender::new(WAITING), echoes: Mutex::default() }
-    }
+    /// They come back within so long.
+    echo: Duration,
 }
 
 impl Events {
+    pub(super) fn new(echo: Duration) -> Self {
+        Self { pushes: broadcast::Sender::new(WAITING), echoes: Mutex::default(), echo }
+    }
+
     pub(super) fn subscribe(&self) -> broadcast::Receiver<GitPushEvent> {
         self.pushes.subscribe()
     }
@@ -47,7 +47,7 @@ impl Events {
         let _ = self.pushes.send(event);
         {
             let mut echoes = self.echoes();
-            echoes.push_back((Instant::now() + ECHO, payload.clone()));
+            echoes.push_back((Instant::now() + self.echo, payload.clone()));
             if echoes.len() > ECHOES {
                 echoes.pop_front();
             }

@@ -125,8 +125,9 @@ impl Route {
         !self.known.iter().any(is_good)
     }
 
-    /// What to tell next. With `poll`, Redis is asked however good the cache is.
-    pub(super) fn step(&mut self, told: &mut Told, view: View, poll: bool) -> Step {
+    /// What to tell next, and not later than `patience` after Redis was asked. With `poll`, Redis is asked however good the
+    /// cache is.
+    pub(super) fn step(&mut self, told: &mut Told, view: View, patience: Duration, poll: bool) -> Step {
         self.tidy(view.now);
         let now = view.now;
         let look = (poll && self.may_look(view)) || self.look(view);
@@ -141,9 +142,9 @@ impl Route {
         if self.is_listed(now) {
             return wait(None);
         }
-        let is_stuck = self.failed.is_some() || self.looking.is_some_and(|since| now >= since + PATIENCE);
+        let is_stuck = self.failed.is_some() || self.looking.is_some_and(|since| now >= since + patience);
         if !is_stuck && self.looking.is_some() {
-            return wait(self.looking.map(|since| since + PATIENCE));
+            return wait(self.looking.map(|since| since + patience));
         }
         if let Some(peer) = self.next(told, now, Known::is_remembered) {
             return tell(Found::Peer(peer));

@@ -8,7 +8,7 @@ use std::{fmt, pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 /// Behind the news, which may get lost; a fifth more or less at random.
-const POLL: Duration = Duration::from_secs(1);
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 /// News of where the agent may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub struct Search {
 
 impl Search {
     pub(super) fn new(directory: Arc<Directory>, slot: Arc<Slot>) -> Self {
-        Self { directory, slot, told: Told::default(), poll: Instant::now() + poll(), is_fresh: true }
+        let poll = Instant::now() + poll(&directory);
+        Self { directory, slot, told: Told::default(), poll, is_fresh: true }
     }
 
     /// The next news, which may never come. A call that is dropped loses nothing.
@@ -48,9 +49,9 @@ impl Search {
             let view = self.directory.world.view();
             let is_due = view.now >= self.poll;
             if is_due {
-                self.poll = view.now + poll();
+                self.poll = view.now + poll(&self.directory);
             }
-            let step = self.slot.route().step(&mut self.told, view, is_due);
+            let step = self.slot.route().step(&mut self.told, view, self.directory.habits.patience, is_due);
             if step.look {
                 self.directory.look_up(&self.slot, None);
             }
@@ -70,8 +71,8 @@ impl Search {
     }
 }
 
-fn poll() -> Duration {
-    POLL.mul_f64(rand::rng().random_range(0.8..1.2))
+fn poll(directory: &Directory) -> Duration {
+    directory.habits.poll.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 impl fmt::Debug for Search {

@@ -18,11 +18,21 @@ use std::{
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 const AGENT: AgentId = AgentId(42);
-/// Nothing is young, and agents that leave are taken back soon.
-const QUICK: Habits =
-    Habits { wall: SystemTime::now, fade: Duration::from_millis(20), young: Duration::ZERO };
+/// Nothing is young, and agents that leave are taken back soon. A machine that stands still for a while gives up nothing.
+const QUICK: Habits = Habits {
+    wall: SystemTime::now,
+    fade: Duration::from_millis(20),
+    young: Duration::ZERO,
+    patience: SOON,
+    poll: search::POLL,
+    limit: SOON,
+    leave: SOON,
+    echo: SOON,
+};
+/// No refresh begins by chance while a test counts commands: the first one is at a random time of its period.
+const NEVER: Duration = Duration::from_secs(30_000_000);
 
 struct Broker {
     directory: Arc<Directory>,
@@ -33,8 +43,7 @@ struct Broker {
 
 impl Broker {
     fn start(server: &RedisServer, port: u16, habits: Habits) -> Self {
-        let options =
-            Options { own: peer(port), ttl: Duration::from_secs(300), refresh: Duration::from_secs(240) };
+        let options = Options { own: peer(port), ttl: Duration::from_secs(300), refresh: NEVER };
         Self::start_with(server, options, habits)
     }
 
@@ -84,7 +93,8 @@ async fn server() -> RedisServer {
 }
 
 fn open(server: &RedisServer) -> Arc<Redis> {
-    Redis::open(Config::new(Servers::Unix(server.socket()))).unwrap()
+    let patient = Config::new(Servers::Unix(server.socket()));
+    Redis::open(Config { dial_timeout: SOON, read_timeout: SOON, ..patient }).unwrap()
 }
 
 async fn next(search: &mut Search) -> Found {
@@ -154,8 +164,10 @@ impl Outside {
 
     /// Waits until no broker has anything to say any more.
     async fn is_quiet(&self) {
+        let begin = Instant::now();
         let mut tick = interval(Duration::from_millis(100));
         loop {
+            assert!(begin.elapsed() < SOON, "there is always something to say");
             self.forget_commands().await;
             tick.reset();
             tick.tick().await;

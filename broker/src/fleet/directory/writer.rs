@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 /// Agents in one round trip.
 const BATCH: usize = 256;
 /// For one round trip. What takes longer has the connection given up.
-const LIMIT: Duration = Duration::from_secs(1);
+pub(super) const LIMIT: Duration = Duration::from_secs(1);
 /// Between two passes, so that a trickle of agents becomes a batch.
 const PACE: Duration = Duration::from_millis(2);
 /// More often is of no use.
@@ -60,7 +60,6 @@ impl Stage {
 pub(super) struct Writer {
     directory: Arc<Directory>,
     book: Book,
-    fade: Duration,
     stage: watch::Receiver<Stage>,
     openings: watch::Receiver<u64>,
     refused: mpsc::Receiver<Refusal>,
@@ -81,7 +80,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(directory: Arc<Directory>, refused: mpsc::Receiver<Refusal>, fade: Duration) -> Self {
+    pub(super) fn new(directory: Arc<Directory>, refused: mpsc::Receiver<Refusal>) -> Self {
         // Brokers that start together do not refresh together.
         let phase = rand::rng().random_range(0.0..1.0);
         let refresh = directory.options.refresh.max(REFRESH_MIN);
@@ -89,7 +88,6 @@ impl Writer {
         openings.mark_changed();
         Self {
             book: Book::default(),
-            fade,
             stage: directory.stage.subscribe(),
             openings,
             refused,
@@ -138,7 +136,7 @@ impl Writer {
             }
         }
         self.book.hasten(Instant::now());
-        if !timeout(super::LEAVE, self.leave()).await.unwrap_or(false) {
+        if !timeout(directory.habits.leave, self.leave()).await.unwrap_or(false) {
             tracing::warn!(
                 agents = self.book.len(),
                 "redis did not let this broker leave; its entries expire"
@@ -152,7 +150,10 @@ impl Writer {
         let (now, stage) = (Instant::now(), *self.stage.borrow());
         for agent in agents {
             if !self.directory.registry.holds(agent) {
-                self.book.lose(agent, if stage == Stage::Serving { now + self.fade } else { now });
+                self.book.lose(
+                    agent,
+                    if stage == Stage::Serving { now + self.directory.habits.fade } else { now },
+                );
             } else if stage == Stage::Serving || self.book.knows(agent) {
                 self.book.hold(agent);
             }

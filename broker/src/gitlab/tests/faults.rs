@@ -90,7 +90,7 @@ async fn a_broken_connection_is_a_transport_fault() {
             }
         }
     };
-    let error = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(60), refused).await.unwrap();
     assert_eq!(error.for_agent().code(), tonic::Code::Unavailable);
 }
 
@@ -185,7 +185,8 @@ async fn the_rate_is_kept_and_a_caller_without_time_is_told_at_once() {
     let begin = Instant::now();
     let error = client.agent_info(&token(), &call()).await.unwrap_err();
     assert!(matches!(error.fault, Fault::RateLimited(_)), "{error:?}");
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    // Its turn would come in a hundred seconds.
+    assert!(begin.elapsed() < Duration::from_secs(60));
     assert_eq!(gitlab.calls(Endpoint::AgentInfo), 2);
 }
 
@@ -194,6 +195,7 @@ async fn a_jwt_that_grew_old_on_its_way_is_signed_once_more() {
     // Always too old for this GitLab; whether it may be for its way, the client tells by its own clock.
     let gitlab = rails::Rails::start(Options { clock_ahead: 60.0, ..options() }).await.unwrap();
     let mut client = client(&gitlab.url(), &gitlab.secret_file(), &any_ca(), limits());
+    client.jwt_dated = Duration::from_secs(600);
     client.agent_info(&token(), &call()).await.unwrap_err();
     assert_eq!(gitlab.calls(Endpoint::AgentInfo), 1, "it was fast enough");
     client.jwt_dated = Duration::ZERO;

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const ALL: &str = "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {name: callers}\n\
                    spec: {kubernetesApi: {otherwise: allow}}\n";
 const READ: &str = "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {name: callers}\nspec:\n  kubernetesApi:\n    \

@@ -19,6 +19,7 @@ const PAT: (&str, &str) = ("authorization", "Bearer pat:1:glpat-SECRET");
 const COOKIE: (&str, &str) = ("cookie", "x=y; _gitlab_kas=cookie%2DSECRET");
 const AGENT: (&str, &str) = ("gitlab-agent-id", "1");
 const CSRF: (&str, &str) = ("x-csrf-token", "csrf-SECRET");
+const LONG: Duration = Duration::from_secs(60);
 
 /// Remembers what was counted.
 #[derive(Debug, Default)]
@@ -91,10 +92,11 @@ struct Field {
 
 impl Field {
     async fn of(options: Options, version: Option<(u32, u32)>) -> Self {
-        Self::under(Live::open(None).unwrap(), options, version).await
+        Self::under(Live::open(None).unwrap(), options, version, LONG).await
     }
 
-    async fn under(policies: Live, options: Options, version: Option<(u32, u32)>) -> Self {
+    /// `head`: how long GitLab's answer may take.
+    async fn under(policies: Live, options: Options, version: Option<(u32, u32)>, head: Duration) -> Self {
         let gitlab = rails::Rails::start(options).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (secret, ca) = (folder.path().join("secret"), folder.path().join("ca.pem"));
@@ -106,7 +108,7 @@ impl Field {
             trust: ClientTrust::load(Some(ca)).unwrap(),
             program: crate::app::PROGRAM,
             rate: Rate { per_second: 1e5, burst: 10_000 },
-            limits: Limits { head: Duration::from_millis(500), ..Limits::default() },
+            limits: Limits { head, call: head, ..Limits::default() },
         })
         .unwrap();
         let short = Settings { capacity: 100, ok: Duration::from_millis(1), error: Duration::from_millis(1) };
@@ -137,7 +139,7 @@ impl Field {
         }
         let answered = self.send.send_request(request.body(Full::default()).unwrap());
         async move {
-            let limit = Duration::from_secs(20);
+            let limit = LONG;
             tokio::time::timeout(limit, answered).await.expect("an answer in time").unwrap()
         }
     }
@@ -230,7 +232,7 @@ async fn a_user_comes_as_themselves_by_token_and_by_cookie() {
 async fn whom_gitlab_does_not_let_in_gets_a_status_and_no_tunnel() {
     let status = |code: u16| Faults { status: StatusCode::from_u16(code).ok(), ..Faults::default() };
     let html = Faults { content_type: Some("text/html".to_owned()), ..Faults::default() };
-    let slow = Faults { delay: Some(Duration::from_secs(5)), ..Faults::default() };
+    let slow = Faults { delay: Some(Duration::from_secs(600)), ..Faults::default() };
     let gone = Faults { drop_connection: Some(rails::HangUp::BeforeAnswer), ..Faults::default() };
     let (none, robot) = (Faults::default(), json!({"robot": {}}));
     let plain = json!({});
@@ -260,7 +262,9 @@ async fn whom_gitlab_does_not_let_in_gets_a_status_and_no_tunnel() {
         (vec![], none, &plain, 401, "no valid credentials provided"),
     ];
     for (lines, faults, access_as, code, words) in table {
-        let mut field = Field::new(access_as.clone()).await;
+        let head = Duration::from_millis(if faults.delay.is_some() { 500 } else { 60_000 });
+        let policies = Live::open(None).unwrap();
+        let mut field = Field::under(policies, options(access_as.clone()), Some((16, 5)), head).await;
         for endpoint in [Endpoint::AllowedAgents, Endpoint::AuthorizeProxyUser] {
             field.gitlab.set_faults(endpoint, faults.clone());
         }
@@ -382,7 +386,7 @@ async fn access_policies_know_a_caller_by_what_gitlab_says_of_it() {
             "apiVersion: postern/v1\nkind: AccessPolicy\nmetadata: {{name: some}}\nmatch: {matched}\nspec:\n  \
              kubernetesApi: {{rules: [{{effect: deny, {rule}}}], otherwise: allow}}\n"
         ));
-        let mut field = Field::under(policies.live.clone(), options(json!({})), Some((16, 5))).await;
+        let mut field = Field::under(policies.live.clone(), options(json!({})), Some((16, 5)), LONG).await;
         match denied {
             None => {
                 let answered = field.exchange("/k8s/version", lines, &[]).await.1;

@@ -28,7 +28,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{service::Routes, transport::Channel};
 
 const AGENT: AgentId = AgentId(1);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
+/// How long a drain may take.
+const DRAIN: Duration = Duration::from_secs(20);
 
 /// Documents over a configuration of long-lived connections.
 fn policies(live: Live) -> Policies {
@@ -117,7 +119,7 @@ async fn half_of_an_agents_tunnels_serve_until_it_stands_elsewhere() {
     let mut field = Field::start().await;
     let mut tunnels = [field.tunnel().await, field.tunnel().await];
     let others: Arc<dyn Others> = Peers::new();
-    field.departures.begin(1, Some(others), Instant::now() + SOON);
+    field.departures.begin(1, Some(others), Instant::now() + DRAIN);
     let [one, two] = &mut tunnels;
     let (first_pause, stays) = tokio::select! {
         pause = one.ended() => (pause, two),
@@ -152,7 +154,7 @@ async fn half_of_an_agents_tunnels_serve_until_it_stands_elsewhere() {
 async fn a_broker_that_is_alone_asks_its_agents_to_pause() {
     let mut field = Field::start().await;
     let (mut one, mut two) = (field.tunnel().await, field.tunnel().await);
-    field.departures.begin(1, None, Instant::now() + SOON);
+    field.departures.begin(1, None, Instant::now() + DRAIN);
     assert!(one.ended().await < 1000);
     assert!(two.ended().await < 1000);
     field.departures.gone().await;

@@ -42,6 +42,10 @@ impl RedisCluster {
             })
             .await?;
         }
+        for node in &cluster.nodes {
+            // They find each other quickly; then nobody is lost for a moment in which all stand still.
+            node.ask(&["CONFIG", "SET", "cluster-node-timeout", "60000"]).await?;
+        }
         Ok(cluster)
     }
 

@@ -32,12 +32,16 @@ impl Sentinels {
         let mut sentinels = Vec::new();
         for _ in 0..count {
             let lines = vec![
-                "sentinel down-after-milliseconds mymaster 500".to_owned(),
+                // Until it is to fail: where all stand still for a moment, nobody is down for that.
+                "sentinel down-after-milliseconds mymaster 600000".to_owned(),
                 "sentinel failover-timeout mymaster 2000".to_owned(),
             ];
             let sentinel_of = Some(address.clone());
             let options = Options { tcp: true, sentinel_of, lines, ..Options::default() };
-            sentinels.push(RedisServer::start(options).await?);
+            let sentinel = RedisServer::start(options).await?;
+            // One whose host stood still for two seconds does nothing for thirty. Before Redis 7 nobody can change that.
+            let _ = sentinel.ask(&["SENTINEL", "DEBUG", "tilt-trigger", "600000"]).await;
+            sentinels.push(sentinel);
         }
         let started = Self { servers: vec![master, replica], sentinels };
         for sentinel in &started.sentinels {
@@ -62,6 +66,9 @@ impl Sentinels {
     /// # Errors
     /// They do not.
     pub async fn fail_over(&mut self) -> io::Result<()> {
+        for sentinel in &self.sentinels {
+            sentinel.ask(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "500"]).await?;
+        }
         self.servers[0].stop().await;
         let port = self.servers[1].address().rsplit(':').next().unwrap_or_default().to_owned();
         for sentinel in &self.sentinels {

@@ -36,7 +36,7 @@ impl Story {
     fn all(&mut self, told: &mut Told, at: u64) -> (Vec<Found>, bool) {
         let (mut all, mut look) = (Vec::new(), false);
         loop {
-            let step = self.route.step(told, self.view(at), false);
+            let step = self.route.step(told, self.view(at), PATIENCE, false);
             look |= step.look;
             match step.tell {
                 Some(found) => all.push(found),
@@ -205,7 +205,7 @@ async fn while_redis_is_away_what_is_remembered_is_named_before_unknown_and_unkn
 async fn a_slow_redis_is_not_waited_for_longer_than_a_tenth_of_a_second() {
     let mut story = Story::new();
     let mut told = Told::default();
-    let step = story.route.step(&mut told, story.view(0), false);
+    let step = story.route.step(&mut told, story.view(0), PATIENCE, false);
     assert!(step.look && step.tell.is_none());
     assert_eq!(step.until, Some(story.start + PATIENCE));
     assert_eq!(story.all(&mut told, 100), (vec![Found::Unknown], false));

@@ -6,7 +6,7 @@ use super::*;
 async fn after_redis_restarts_empty_everything_is_announced_again_and_searches_survive() {
     let mut server = server().await;
     let outside = Outside::new(&server);
-    let habits = Habits { young: Duration::from_secs(10), ..QUICK };
+    let habits = Habits { young: NEVER, ..QUICK };
     let (here, there) = (Broker::ready(&server, 1, habits).await, Broker::ready(&server, 2, habits).await);
     let _guards: Vec<_> = (0..600).map(|agent| there.hold(AgentId(agent))).collect();
     eventually("announced", || outside.is_held_by(AgentId(599), &[2])).await;
@@ -38,11 +38,15 @@ async fn after_redis_restarts_empty_everything_is_announced_again_and_searches_s
 async fn a_redis_that_hangs_costs_a_request_a_tenth_of_a_second_once() {
     let server = server().await;
     let outside = Outside::new(&server);
-    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
+    let hurried = Habits { patience: route::PATIENCE, ..QUICK };
+    let (here, there) = (Broker::ready(&server, 1, hurried).await, Broker::ready(&server, 2, QUICK).await);
     let _guards = [there.hold(AGENT), there.hold(AgentId(7))];
     eventually("announced", || outside.is_held_by(AgentId(7), &[2])).await;
-    assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
+    let mut search = here.directory.search(AGENT);
+    while next(&mut search).await != found(2) {}
     server.pause();
+    // From here on nobody but the programs' own deadlines can end a wait, and so time need not really pass.
+    tokio::time::pause();
     assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2), "cached");
     let begin = Instant::now();
     let mut search = here.directory.search(AgentId(7));
@@ -53,6 +57,7 @@ async fn a_redis_that_hangs_costs_a_request_a_tenth_of_a_second_once() {
     assert_eq!(next(&mut here.directory.search(AgentId(7))).await, Found::Unknown);
     let took = begin.elapsed();
     assert!(took < Duration::from_millis(80), "{took:?}");
+    tokio::time::resume();
     server.resume();
     assert_eq!(next(&mut search).await, found(2));
 }
@@ -61,6 +66,8 @@ async fn a_redis_that_hangs_costs_a_request_a_tenth_of_a_second_once() {
 async fn without_redis_nothing_hangs_and_a_broker_ends() {
     let mut server = server().await;
     server.stop().await;
+    // Nobody is there who could answer, and so time need not really pass.
+    tokio::time::pause();
     let broker = Broker::start(&server, 1, Habits::default());
     let _guard = broker.hold(AGENT);
     assert_eq!(next(&mut broker.directory.search(AgentId(1))).await, Found::Unknown);
@@ -112,21 +119,19 @@ async fn what_was_not_heard_while_the_subscription_was_gone_is_looked_up_after_i
 async fn while_a_broker_cannot_reach_redis_its_agents_are_found_by_those_who_know_them() {
     let server = server().await;
     let outside = Outside::new(&server);
-    let options =
-        |port| Options { own: peer(port), ttl: Duration::from_secs(2), refresh: Duration::from_secs(1) };
-    let here = Broker::start_with(&server, options(1), QUICK);
-    let there = Broker::start_with(&server, options(2), QUICK);
-    here.listens().await;
+    let (here, there) = (Broker::ready(&server, 1, QUICK).await, Broker::ready(&server, 2, QUICK).await);
     let _guard = there.hold(AGENT);
     eventually("announced", || outside.is_held_by(AGENT, &[2])).await;
     assert_eq!(next(&mut here.directory.search(AGENT)).await, found(2));
     // Its task does not write any more, as if it could not.
     there.stop.cancel();
     eventually("taken back", || outside.is_held_by(AGENT, &[])).await;
-    let soon = schema::entry(outside.now().await + 2);
-    outside.put(AGENT, peer(2).to_string().as_bytes(), &soon).await;
-    let mut search = here.directory.search(AGENT);
-    while next(&mut search).await != found(2) {}
+    eventually("its last entry, which is short, is seen", async || {
+        let soon = schema::entry(outside.now().await + 2);
+        outside.put(AGENT, peer(2).to_string().as_bytes(), &soon).await;
+        next(&mut here.directory.search(AGENT)).await == found(2)
+    })
+    .await;
     let gone = || async { outside.holders(AGENT).await.is_empty() };
     eventually("its entry expires and is removed", || async {
         let _ = next(&mut here.directory.search(AGENT)).await;
@@ -143,10 +148,13 @@ async fn a_broker_that_falls_silent_is_asked_long_after_its_entries_have_ended()
     let options = Options { own: peer(1), ttl: Duration::from_secs(2), refresh: Duration::from_secs(1) };
     let here = Broker::start_with(&server, options, QUICK);
     here.listens().await;
-    let soon = schema::entry(outside.now().await + 2);
-    let write = cmd("HSET").arg(outside.keys.brokers()).arg(peer(2).to_string()).arg(soon).clone();
-    outside.redis.command::<()>(&write).await.unwrap();
-    eventually("it is there", || async { here.directory.alive() == [peer(2)] }).await;
+    eventually("it is there", async || {
+        let soon = schema::entry(outside.now().await + 2);
+        let write = cmd("HSET").arg(outside.keys.brokers()).arg(peer(2).to_string()).arg(soon).clone();
+        outside.redis.command::<()>(&write).await.unwrap();
+        here.directory.alive() == [peer(2)]
+    })
+    .await;
     eventually("it is silent", || async { here.directory.alive().is_empty() }).await;
     assert_eq!(here.directory.peers(), [peer(2)]);
 }

@@ -7,8 +7,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 async fn an_agent_that_comes_and_goes_is_in_redis_just_so() {
     let server = server().await;
     let outside = Outside::new(&server);
-    let broker = Broker::ready(&server, 8155, QUICK).await;
     let before = outside.now().await;
+    let broker = Broker::ready(&server, 8155, QUICK).await;
     let guard = broker.hold(AGENT);
     eventually("announced", || outside.is_held_by(AGENT, &[8155])).await;
     let after = outside.now().await;
@@ -21,7 +21,7 @@ async fn an_agent_that_comes_and_goes_is_in_redis_just_so() {
         let (_, expires_at) = schema::parse_entry(field, value).unwrap();
         assert!((before - 1 + 300..=after + 300).contains(&expires_at.unwrap()), "{expires_at:?}");
         let ttl: i64 = outside.redis.command(cmd("PTTL").arg(&key)).await.unwrap();
-        assert!((290_000..=300_000).contains(&ttl), "{ttl}");
+        assert!((200_000..=300_000).contains(&ttl), "{ttl}");
     }
     drop(guard);
     eventually("taken back", || outside.is_held_by(AGENT, &[])).await;
@@ -116,7 +116,7 @@ async fn two_thousand_agents_at_once_are_a_handful_of_round_trips() {
 async fn a_refresh_is_two_commands_for_each_agent_and_four_for_the_broker() {
     let server = server().await;
     let outside = Outside::new(&server);
-    let options = Options { own: peer(1), ttl: Duration::from_secs(5), refresh: Duration::from_millis(400) };
+    let options = Options { own: peer(1), ttl: Duration::from_secs(300), refresh: Duration::from_secs(2) };
     let broker = Broker::start_with(&server, options, QUICK);
     let _guards: Vec<_> = (0..600).map(|agent| broker.hold(AgentId(agent))).collect();
     eventually("announced", || outside.is_held_by(AgentId(599), &[1])).await;
@@ -124,7 +124,10 @@ async fn a_refresh_is_two_commands_for_each_agent_and_four_for_the_broker() {
     // The last answer, not another: the next refresh may have begun.
     let mut commands = BTreeMap::new();
     let begin = Instant::now();
-    while commands.get("hset") != Some(&601) || commands.contains_key("publish") {
+    while commands.get("hset") != Some(&601)
+        || !commands.contains_key("time")
+        || commands.contains_key("publish")
+    {
         assert!(begin.elapsed() < SOON, "in vain: nothing but refreshes is to be done");
         outside.forget_commands().await;
         eventually("a refresh begins", async || hsets().await > 0).await;

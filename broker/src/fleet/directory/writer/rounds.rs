@@ -1,6 +1,6 @@
 //! The round trips of a pass: which commands, in which batches, and what the book is told of their outcome.
 
-use super::{BATCH, LIMIT, RETRY, Writer};
+use super::{BATCH, RETRY, Writer};
 use crate::{
     fleet::directory::{
         Directory,
@@ -39,7 +39,7 @@ impl Writer {
 
     /// One round trip. How each went; the last of them are news, which are not repeated: a slow poll is behind them.
     async fn batch(&mut self, pipelines: &[Pipeline]) -> Vec<bool> {
-        let outcomes = self.directory.redis.batch(LIMIT, pipelines).await;
+        let outcomes = self.directory.redis.batch(self.directory.habits.limit, pipelines).await;
         if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
             self.fail(error);
         }
@@ -56,7 +56,8 @@ impl Writer {
         self.hold_command(&mut pipeline, &key, &self.entry());
         pipeline.cmd("HGETALL").arg(&key);
         let asked = Instant::now();
-        let (fields,): (Vec<(Vec<u8>, Vec<u8>)>,) = directory.redis.pipeline_in(LIMIT, &pipeline).await?;
+        let (fields,): (Vec<(Vec<u8>, Vec<u8>)>,) =
+            directory.redis.pipeline_in(directory.habits.limit, &pipeline).await?;
         let (live, expired) = directory.live(&fields);
         for (peer, until) in live.iter().filter(|(peer, _)| *peer != directory.options.own) {
             directory.brokers.listed(peer, *until, asked);
@@ -64,7 +65,7 @@ impl Writer {
         if self.is_broker_news {
             let mut pipeline = Pipeline::new();
             self.tell(&mut pipeline, &News::Broker(directory.options.own.clone()));
-            directory.redis.pipeline_in::<()>(LIMIT, &pipeline).await?;
+            directory.redis.pipeline_in::<()>(directory.habits.limit, &pipeline).await?;
         }
         (self.is_broker_due, self.is_broker_news) = (false, false);
         directory.remove(&key, expired).await;
@@ -79,7 +80,7 @@ impl Writer {
         let mut pipelines = [Pipeline::new(), Pipeline::new()];
         pipelines[0].cmd("HDEL").arg(directory.keys.brokers()).arg(self.own()).ignore();
         self.tell(&mut pipelines[1], &News::BrokerLeaves(directory.options.own.clone()));
-        for outcome in directory.redis.batch(LIMIT, &pipelines).await {
+        for outcome in directory.redis.batch(directory.habits.limit, &pipelines).await {
             outcome?;
         }
         (self.has_broker_left, self.is_broker_due) = (true, false);
@@ -216,7 +217,7 @@ impl Writer {
         let record = known.unwrap_or_else(fresh).refused(why);
         let mut pipeline = Pipeline::new();
         put(&mut pipeline, &directory.keys.last_seen(*agent), &record);
-        directory.redis.pipeline_in(LIMIT, &pipeline).await
+        directory.redis.pipeline_in(directory.habits.limit, &pipeline).await
     }
 
     /// Takes back everything. Whether Redis let it.
