@@ -1,7 +1,7 @@
 //! Ages: connections that are told to leave, one after the other.
 
 use crate::clients::{call, echo, grpc, h2, tcp, tls, websocket};
-use crate::frames::{PREFACE, SETTINGS, frame};
+use crate::frames::{END_HEADERS, HEADERS, PREFACE, Road, SETTINGS, frame};
 use crate::harness::{DEADLINE, Edge, Setup, get, token, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use std::io::IoSlice;
@@ -72,13 +72,13 @@ async fn closed(read: &Mutex<Vec<u8>>) {
 #[tokio::test]
 async fn an_old_websocket_is_told_goes_on_with_what_runs_and_is_closed_with_1001() {
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
-    let more = "connections: {max_age: 1s, max_age_jitter_percent: 0, grace: 2s}";
+    let more = "connections: {max_age: 6s, max_age_jitter_percent: 0, grace: 2s}";
     let mut edge = started(&agents, &api, more).await;
+    let begin = Instant::now();
     let read = Arc::default();
     let io = Tap { io: tls(&edge, &[]).await, read: Arc::clone(&read) };
     let client = h2(websocket(io).await).await;
     let mut busy = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
-    let begin = Instant::now();
     edge.line(|line| line["message"] == "told to leave" && line["why"] == "age").await;
     // New streams go elsewhere, this one goes on.
     let refused = async {
@@ -90,7 +90,7 @@ async fn an_old_websocket_is_told_goes_on_with_what_runs_and_is_closed_with_1001
     busy.send(b"still here").await;
     assert_eq!(busy.read(10).await, b"still here");
     closed(&read).await;
-    assert!(begin.elapsed() >= Duration::from_millis(2500), "cut before its grace was over");
+    assert!(begin.elapsed() >= Duration::from_secs(8), "cut before its grace was over");
     // The client did not leave: it was sent away.
     let line = edge.access(|line| line["method"] == "/echo.Echo/Echo").await;
     assert_eq!((line["fault"].as_str(), line["error"].as_str()), (Some("internal"), Some("age")), "{line}");
@@ -105,27 +105,32 @@ async fn a_drain_closes_a_websocket_with_1001_and_does_not_wait_for_its_idle_tun
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
     let mut edge = started(&agents, &api, "").await;
     let read = Arc::default();
-    let client = h2(websocket(Tap { io: tcp(edge.plain).await, read: Arc::clone(&read) }).await).await;
-    let _tunnel = call(&client, grpc(TUNNEL, Some(&token("agent")))).await;
-    let begin = Instant::now();
+    // A client that is told to leave does so by itself, perhaps before the Close; this one only listens.
+    let mut io = websocket(Tap { io: tcp(edge.plain).await, read: Arc::clone(&read) }).await;
+    let tunnel = Road::Relay.fields().set(":path", TUNNEL).block();
+    let opened = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, END_HEADERS, 1, &tunnel)].concat();
+    io.write_all(&opened).await.unwrap();
+    io.flush().await.unwrap();
+    tokio::spawn(async move { tokio::io::copy(&mut io, &mut tokio::io::sink()).await });
+    until("the tunnel is open", async || (!agents.seen.lock().unwrap().is_empty()).then_some(())).await;
     edge.signal("TERM");
     closed(&read).await;
+    // Its tunnels would have a minute.
     assert_eq!(edge.ended().await.code(), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
 async fn an_old_http1_connection_is_closed_between_two_requests() {
     let (agents, api) = (Agents::start().await, KubernetesApi::start().await);
-    let edge = started(&agents, &api, "connections: {max_age: 1s, max_age_jitter_percent: 0}").await;
-    let mut tcp = tcp(edge.plain).await;
+    let edge = started(&agents, &api, "connections: {max_age: 6s, max_age_jitter_percent: 0}").await;
     let begin = Instant::now();
+    let mut tcp = tcp(edge.plain).await;
     tcp.write_all(b"GET /nowhere HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer ci:1:x\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     let ended = tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut answer)).await;
     ended.expect("the connection stays").unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
-    assert!(begin.elapsed() >= Duration::from_millis(900), "closed at once: {:?}", begin.elapsed());
+    assert!(begin.elapsed() >= Duration::from_millis(5900), "closed at once: {:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -141,8 +146,8 @@ async fn a_drain_tells_connections_at_its_pace() {
         tunnels.push(call(&client, grpc(TUNNEL, Some(&token(&format!("agent-{index}"))))).await);
         clients.push(client);
     }
-    edge.signal("TERM");
     let begin = Instant::now();
+    edge.signal("TERM");
     // Every tunnel ends with its connection, half a second after that was told.
     let ends = tunnels.into_iter().map(|mut tunnel| {
         tokio::spawn(async move {
@@ -159,10 +164,10 @@ async fn a_drain_tells_connections_at_its_pace() {
     let mut curve = vec![0; slots];
     ended.iter().for_each(|at| curve[at.as_millis() as usize / 100] += 1);
     println!("connections ended in each 100 ms at 50 per second: {curve:?}");
-    // What a busy machine bundles on the way is no burst of ours; the exact rate is tested beside the code.
-    assert!(curve.iter().all(|count| *count <= 3 * 5), "{curve:?}");
-    let last = ended.iter().max().unwrap();
-    assert!(*last >= Duration::from_millis(COUNT as u64 * 20), "faster than the rate: {last:?}");
+    // What a busy machine delays and bundles is no burst of ours; the exact rate is tested beside the code.
+    ended.sort_unstable();
+    let early = ended.iter().zip(1..).find(|(at, nth)| **at < Duration::from_millis(nth * 20));
+    assert!(early.is_none(), "faster than the rate: {early:?} in {curve:?}");
 }
 
 #[tokio::test]

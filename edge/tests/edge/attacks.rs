@@ -9,14 +9,17 @@ pub(crate) mod kinds;
 #[path = "attacks/tenants.rs"]
 pub(crate) mod tenants;
 
-use crate::harness::{Edge, Setup};
+use crate::harness::{Edge, Setup, until};
 use crate::upstreams::{Agents, KubernetesApi};
 use ground::{From, Ground};
 use kinds::Attack;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tenants::{Tenants, Waits};
+
+/// Whatever else the machine does.
+const STRANGERS_COME: Duration = Duration::from_secs(30);
 
 /// What one attack did.
 pub(crate) struct Outcome {
@@ -39,7 +42,22 @@ pub(crate) struct Field {
 }
 
 impl Field {
+    /// With agents at either broker. Which one an agent has depends on the brokers' ports; now and then all have the same.
     pub(crate) async fn begin(more: &'static str) -> Self {
+        loop {
+            let field = Self::drawn(more).await;
+            let agents = || field.brokers.each_ref().map(|broker| tokens(broker).len());
+            until("all agents have called", async || {
+                (agents().iter().sum::<usize>() >= tenants::TENANTS).then_some(())
+            })
+            .await;
+            if agents().iter().all(|agents| *agents > 0) {
+                return field;
+            }
+        }
+    }
+
+    async fn drawn(more: &'static str) -> Self {
         let brokers = [Agents::start().await, Agents::start().await];
         let api = KubernetesApi::start().await;
         let agents = brokers.iter().map(|broker| broker.address).collect();
@@ -79,13 +97,7 @@ impl Field {
         self.tenants.take_all();
         tokio::time::sleep(each).await;
         let quiet = self.tenants.take_all();
-        let tokens: HashSet<_> = lost
-            .seen
-            .lock()
-            .unwrap()
-            .iter()
-            .filter_map(|request| request.headers().get("authorization")?.to_str().ok().map(str::to_owned))
-            .collect();
+        let tokens = tokens(lost);
         let theirs = |tenant: usize| tokens.contains(&tenants::name(tenant));
         lost.hang();
         tokio::time::sleep(each).await;
@@ -126,13 +138,19 @@ impl Field {
             quiet.extend(self.tenants.take_all());
             let strangers = strangers(attack, ground.clone());
             let mut every = tokio::time::interval(Duration::from_millis(50));
+            let attacked = || {
+                let (connections, bytes) = ground.counts();
+                connections > 0 && (bytes > 0 || attack.name.contains("nothing"))
+            };
             let watched = async {
-                loop {
+                let begin = Instant::now();
+                // On a busy machine the strangers' turn may come later.
+                while begin.elapsed() < each || !attacked() && begin.elapsed() < STRANGERS_COME {
                     every.tick().await;
                     peak = peak.max(self.edge.resident());
                 }
             };
-            let _ = tokio::time::timeout(each, watched).await;
+            watched.await;
             under.extend(self.tenants.take_all());
             drop(strangers);
         }
@@ -140,6 +158,15 @@ impl Field {
         let (connections, bytes) = ground.counts();
         Outcome { name: attack.name, quiet, under, before, peak, connections, bytes }
     }
+}
+
+/// Of the agents that have called this broker.
+fn tokens(broker: &Agents) -> HashSet<String> {
+    let seen = broker.seen.lock().unwrap();
+    let token = |request: &http::Request<()>| {
+        request.headers().get("authorization")?.to_str().ok().map(str::to_owned)
+    };
+    seen.iter().filter_map(token).collect()
 }
 
 /// A thread of the strangers' own, the least important one of the machine: what is measured is the edge, not who gets

@@ -343,8 +343,9 @@ async fn a_new_certificate_is_shown_within_100_ms_while_streams_go_on() {
     let client = h2(tls_after(&field.edge, field.port(0), b"", None).await.unwrap()).await;
     let mut open = call(&client, grpc("/echo.Echo/Echo", Some(&token("agent")))).await;
     let mut quickest = Duration::MAX;
-    // The machine may be busy with other things; at least one of a few must be in time.
-    for _ in 0..5 {
+    // The machine may be busy with other things; at least one must be in time.
+    let begin = Instant::now();
+    while quickest >= Duration::from_millis(100) && begin.elapsed() < 2 * DEADLINE {
         let old = shown().await;
         field.edge.ca.issue(&["localhost"]).write(field.edge.directory.path()).unwrap();
         let changed = Instant::now();
@@ -426,12 +427,14 @@ async fn byte_by_byte_is_no_way_around_a_deadline() {
     )
     .await;
     let mut hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
-    hello.resize(400, 0);
-    let head = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "a".repeat(400)).into_bytes();
-    let proxied = format!("PROXY UNKNOWN {}", "x".repeat(80)).into_bytes();
+    hello.resize(500, 0);
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "a".repeat(1000)).into_bytes();
+    // Addresses, and a kilobyte of what follows them.
+    let mut proxied = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x04\x00".to_vec();
+    proxied.resize(1000, 0);
     for (port, bytes) in [(0, head), (1, hello), (2, proxied)] {
-        let io = tcp(field.port(port)).await;
         let begin = Instant::now();
+        let io = tcp(field.port(port)).await;
         let (mut read, mut write) = io.into_split();
         let drip = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(50));
@@ -451,8 +454,8 @@ async fn byte_by_byte_is_no_way_around_a_deadline() {
             () = drip => {}
             closed = tokio::time::timeout(DEADLINE, closed) => closed.expect("left open"),
         }
-        // 400 bytes would take 20 s, 94 of them 4.7 s.
+        // 500 bytes would take 25 s.
         let took = begin.elapsed();
-        assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(4), "{port}: {took:?}");
+        assert!(took >= Duration::from_millis(500) && took < DEADLINE, "{port}: {took:?}");
     }
 }

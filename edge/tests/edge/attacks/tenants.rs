@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// By every road that agents take.
-const TENANTS: usize = 8;
+pub(crate) const TENANTS: usize = 8;
 /// Between two calls of one tenant.
 const PAUSE: Duration = Duration::from_millis(4);
 /// Later is the same as never.
