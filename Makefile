@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis bench-policies bench-agent build setup setup-build
+.PHONY: menu demo test check fmt gen bench bench-road bench-attacks bench-storm bench-redis bench-policies bench-agent image build setup setup-build
 
 menu: ## this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ bench-agent: setup-build ## what the agent takes of memory and time, and how fas
 	@tests/setup/tests.sh
 	cargo build --release --workspace --bins
 	cargo bench -p postern-tests --bench agent
+
+image: setup-build build ## build the agent's image into target/image and run it; ARCH=arm64 or amd64 for another machine's
+	@tests/setup/image.sh $(ARCH)
+	@deploy/images/build.sh $(ARCH)
+	@tests/image/run.sh $(ARCH)
 
 build:
 	cargo build --workspace --bins

@@ -37,6 +37,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The agent of every field.
 pub(crate) const AGENT: i64 = 7;
 
+/// Where an agent in a container has the field's folder.
+pub(crate) const INSIDE: &str = "/etc/agentk";
+
 /// Where things are cached that `make test` installs.
 pub(crate) fn cache() -> PathBuf {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -73,8 +76,11 @@ fn ticks() -> Interval {
     ticks
 }
 
-/// One of our binaries.
+/// One of our binaries. `POSTERN_AGENTK` is another build of the agent, to be tested or measured instead.
 pub(crate) fn binary(name: &str) -> PathBuf {
+    if let ("agentk", Some(path)) = (name, std::env::var_os("POSTERN_AGENTK")) {
+        return path.into();
+    }
     // Test binaries are in target/debug/deps, the binaries one level up.
     let test = std::env::current_exe().expect("this test has a path");
     let path = test.ancestors().nth(2).expect("target folder").join(name);
@@ -295,6 +301,9 @@ pub(crate) struct Options {
     pub(crate) kas: Option<String>,
     /// What callers say after `Bearer`, instead of a token of the embedded provider.
     pub(crate) credentials: Option<String>,
+    /// The agent in a container: the command line that agentk's arguments go behind, which sees the folder of the field at
+    /// [`INSIDE`].
+    pub(crate) agent_command: Option<Vec<String>>,
 }
 
 impl Options {
@@ -319,6 +328,7 @@ impl Default for Options {
             log: None,
             kas: None,
             credentials: None,
+            agent_command: None,
         }
     }
 }
@@ -514,7 +524,16 @@ impl Field {
         let mut env = vec![("POD_NAMESPACE", "postern"), ("POD_NAME", "agent-0")];
         env.extend(options.log_env());
         env.extend(options.agent_env.iter().map(|(name, value)| (*name, value.as_str())));
-        let mut agent = Process::start("agent", "agentk", here, &arguments, &env);
+        let mut agent = match &options.agent_command {
+            None => Process::start("agent", "agentk", here, &arguments, &env),
+            Some(line) => {
+                let mut command = Command::new(&line[0]);
+                command.args(&line[1..]);
+                let outside = here.display().to_string();
+                let inside = arguments.iter().map(|argument| argument.replace(&outside, INSIDE));
+                Process::launch("agent", command, here, &inside.collect::<Vec<_>>(), &env)
+            }
+        };
         let probes = agent.address("observability listening", |_| true).await;
         (agent, probes)
     }
