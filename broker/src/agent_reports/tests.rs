@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     events::Published,
-    fleet::{PeerUrl, roster::PATIENCE},
+    fleet::PeerUrl,
     gitlab::Periods,
-    stage::{Stage, TOKEN_A, TOKEN_B, agents, call_as, freeze, serve},
+    stage::{Stage, TOKEN_A, TOKEN_B, agents, call_as, serve},
 };
 use futures::future::BoxFuture;
 use postern_wire::{
@@ -26,10 +26,7 @@ use postern_wire::{
     },
 };
 use stand_ins::rails::Options;
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::HashMap;
 use tokio::{
     sync::{broadcast::Receiver, mpsc},
     task::JoinHandle,
@@ -392,22 +389,6 @@ async fn the_head_of_a_stream_is_answered_before_its_end() {
 pub(crate) struct Brokers {
     own: PeerUrl,
     others: HashMap<PeerUrl, Option<Channel>>,
-    /// How many came from any of them.
-    answers: Arc<AtomicUsize>,
-}
-
-impl Brokers {
-    fn counted<T: Send + 'static>(
-        &self,
-        answer: impl Future<Output = T> + Send + 'static,
-    ) -> BoxFuture<'static, T> {
-        let answers = Arc::clone(&self.answers);
-        Box::pin(async move {
-            let answer = answer.await;
-            answers.fetch_add(1, Ordering::Relaxed);
-            answer
-        })
-    }
 }
 
 impl Others for Brokers {
@@ -421,7 +402,7 @@ impl Others for Brokers {
 
     fn views(&self, peer: &PeerUrl, agent: AgentId) -> BoxFuture<'static, Result<Vec<Summary>, Status>> {
         match self.others[peer].clone() {
-            Some(channel) => self.counted(rpc::views(channel, agent)),
+            Some(channel) => Box::pin(rpc::views(channel, agent)),
             None => Box::pin(std::future::pending()),
         }
     }
@@ -432,7 +413,7 @@ impl Others for Brokers {
         agent: AgentId,
     ) -> BoxFuture<'static, Result<Vec<board::Last>, Status>> {
         match self.others[peer].clone() {
-            Some(channel) => self.counted(rpc::reports(channel, agent)),
+            Some(channel) => Box::pin(rpc::reports(channel, agent)),
             None => Box::pin(std::future::pending()),
         }
     }
@@ -454,7 +435,6 @@ pub(crate) struct Fleet {
     pub(crate) boards: Vec<Board>,
     pub(crate) views: Vec<Views>,
     pub(crate) known: Vec<Known>,
-    answers: Arc<AtomicUsize>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -471,31 +451,14 @@ impl Fleet {
             channels.push(Some(serve(Routes::new(AgentKnowledgeServer::new(service)), &stop).await));
         }
         channels.extend((0..silent).map(|_| None));
-        let answers = Arc::new(AtomicUsize::new(0));
         let known = (0..answering).map(|own| {
             let others = (0..).zip(channels.iter().cloned()).filter(|(number, _)| *number != own);
             let others = others.map(|(number, channel)| (peer(number), channel)).collect();
             let known = Known::new(boards[usize::from(own)].clone(), views[usize::from(own)].clone());
-            known.among(Arc::new(Brokers { own: peer(own), others, answers: Arc::clone(&answers) }))
+            known.among(Arc::new(Brokers { own: peer(own), others }))
         });
         let known = known.collect();
-        Self { boards, views, known, answers, stop }
-    }
-
-    /// What one of them says that asks all the others once: those who answer may take their time, and those who never do
-    /// are given up then.
-    pub(crate) async fn patiently<T>(&self, asked: impl Future<Output = T>) -> T {
-        let wanted = self.answers.load(Ordering::Relaxed) + self.boards.len() - 1;
-        let _frozen = freeze();
-        let given_up = async {
-            while self.answers.load(Ordering::Relaxed) < wanted {
-                tokio::task::yield_now().await;
-            }
-            tokio::time::advance(PATIENCE).await;
-        };
-        let (told, ()) = tokio::join!(asked, given_up);
-        tokio::time::resume();
-        told
+        Self { boards, views, known, stop }
     }
 }
 
@@ -571,14 +534,14 @@ async fn the_newest_report_about_each_project_is_the_one_that_counts_and_silent_
     }
     fleet.boards[0].put(B, report("other", "c"));
     for (own, known) in fleet.known.iter().enumerate() {
-        let answer = fleet.patiently(known.reports(A)).await;
+        let answer = known.reports(A).await;
         assert_eq!(answer.missing, [peer(2)], "{own}");
         assert_eq!(answer.found.len(), 21, "{own}");
         let (last, broker) = &answer.found[0];
         assert!(last.json.contains(r#""commit_id":"new""#), "{own}: {}", last.json);
         assert_eq!(broker, &Some(peer(0)), "{own}");
     }
-    let nowhere = fleet.patiently(fleet.known[0].find(A, Kind::Nodes, true)).await.unwrap_err();
+    let nowhere = fleet.known[0].find(A, Kind::Nodes, true).await.unwrap_err();
     assert_eq!(nowhere, [peer(2)]);
 }
 
@@ -588,7 +551,7 @@ async fn a_broker_that_does_not_know_the_question_is_not_missing() {
     let _stop = stop.clone().drop_guard();
     let stranger = serve(Routes::default(), &stop).await;
     let others = HashMap::from([(peer(1), Some(stranger))]);
-    let known = Known::default().among(Arc::new(Brokers { own: peer(0), others, answers: Arc::default() }));
+    let known = Known::default().among(Arc::new(Brokers { own: peer(0), others }));
     assert!(known.reports(A).await.missing.is_empty());
     assert!(known.views(A).await.missing.is_empty());
 }

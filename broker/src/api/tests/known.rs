@@ -176,14 +176,14 @@ async fn what_became_of_manifests_is_one_document() {
     let brokers = Brokers::start(2, 1).await;
     let _stop = brokers.stop.clone().drop_guard();
     let field = Field::start(With { known: brokers.known[0].clone(), ..With::default() }).await;
-    let empty = brokers.patiently(document(&field, "/api/v1/agents/7/gitops")).await;
+    let empty = document(&field, "/api/v1/agents/7/gitops").await;
     let missing = json!([peer(2).to_string()]);
     assert_eq!(
         empty,
         json!({"agent_id": 7, "configuration": null, "projects": [], "missing_brokers": missing})
     );
     crate::agent_reports::tests::reported(&brokers.boards[1], AgentId(7));
-    let found = brokers.patiently(document(&field, "/api/v1/agents/7/gitops")).await;
+    let found = document(&field, "/api/v1/agents/7/gitops").await;
     assert_eq!(found["configuration"]["commit_id"], "c1");
     assert_eq!(
         (&found["projects"][0]["project"], &found["projects"][0]["state"]),
