@@ -26,10 +26,20 @@ struct Server {
     leave: watch::Sender<u32>,
 }
 
+/// How it serves HTTP/2.
+#[derive(Clone, Copy)]
+enum Serving {
+    /// So many streams of a connection at a time.
+    Streams(u32),
+    /// None, however often it is asked.
+    Refusing,
+}
+
 #[derive(Default)]
 struct Seen {
     opened: AtomicUsize,
     open_streams: AtomicUsize,
+    drops: AtomicUsize,
 }
 
 struct Open(Arc<Seen>);
@@ -42,7 +52,8 @@ impl Drop for Open {
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// `/`: which version the request came in. `/watch`: an answer that says nothing. `/flood`: one that never ends.
+/// `/watch`: an answer that says nothing. `/flood`: one that never ends; `/drops`: likewise, in pieces of two bytes. Others:
+/// which version the request came in.
 async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Answer, Infallible> {
     let path = request.uri().path().to_owned();
     if request.headers().contains_key(header::UPGRADE) {
@@ -53,19 +64,22 @@ async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Answe
             .header(header::UPGRADE, "SPDY/3.1");
         return Ok(answer.body(Empty::new().boxed_unsync()).unwrap());
     }
-    if path == "/" {
+    if !matches!(path.as_str(), "/watch" | "/flood" | "/drops") {
         let version = if request.version() == Version::HTTP_2 { "2" } else { "1.1" };
         return Ok(Response::new(Full::from(version).boxed_unsync()));
     }
     seen.open_streams.fetch_add(1, SeqCst);
     let open = Open(seen);
     let pieces = futures::stream::unfold(open, move |open| {
-        let is_flood = path == "/flood";
+        let piece: Option<&[u8]> = match path.as_str() {
+            "/flood" => Some(&[7; 16 << 10]),
+            "/drops" => Some(&[7; 2]),
+            _ => None,
+        };
         async move {
-            if !is_flood {
-                std::future::pending::<()>().await;
-            }
-            Some((Ok(Frame::data(Bytes::from_static(&[7; 16 << 10]))), open))
+            let Some(piece) = piece else { return std::future::pending().await };
+            open.0.drops.fetch_add(1, SeqCst);
+            Some((Ok(Frame::data(Bytes::from_static(piece))), open))
         }
     });
     Ok(Response::new(StreamBody::new(pieces).boxed_unsync()))
@@ -73,6 +87,10 @@ async fn answer(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Answe
 
 impl Server {
     async fn start(protocols: &[&str]) -> Self {
+        Self::serving(protocols, Serving::Streams(100)).await
+    }
+
+    async fn serving(protocols: &[&str], serving: Serving) -> Self {
         postern_certs::install_provider();
         let ca = Ca::new();
         let issued = ca.issue(&["127.0.0.1"]);
@@ -102,9 +120,17 @@ impl Server {
                         let _ = connection.with_upgrades().await;
                         return;
                     }
+                    let Serving::Streams(streams) = serving else {
+                        let mut connection = h2::server::handshake(stream).await.unwrap();
+                        while let Some(Ok((_, mut respond))) = connection.accept().await {
+                            respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        }
+                        return;
+                    };
                     let mut builder = http2::Builder::new(TokioExecutor::new());
-                    let connection =
-                        builder.max_concurrent_streams(100).serve_connection(TokioIo::new(stream), service);
+                    let connection = builder
+                        .max_concurrent_streams(streams)
+                        .serve_connection(TokioIo::new(stream), service);
                     let mut connection = std::pin::pin!(connection);
                     tokio::select! {
                         _ = &mut connection => return,
@@ -151,14 +177,22 @@ impl Server {
     ) -> Response<AnswerBody> {
         let url = format!("{}{}", self.config.cluster_url.to_string().trim_end_matches('/'), path);
         let request = with(Request::get(url)).body(RequestBody::whole(Bytes::new())).unwrap();
+        self.ask(by, request).await
+    }
+
+    async fn ask(&self, by: &Connections<HttpConnector>, request: ApiRequest) -> Response<AnswerBody> {
         tokio::time::timeout(SOON, by.clone().oneshot(request)).await.expect("an answer in time").unwrap()
     }
 
     /// Which version of HTTP a short request takes.
     async fn version(&self, by: &Connections<HttpConnector>) -> String {
-        let body = self.get(by, "/").await.into_body().collect().await.unwrap().to_bytes();
-        String::from_utf8(body.to_vec()).unwrap()
+        said(self.get(by, "/").await).await
     }
+}
+
+async fn said(answer: Response<AnswerBody>) -> String {
+    let body = tokio::time::timeout(SOON, answer.into_body().collect()).await.expect("an answer that ends");
+    String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
 }
 
 #[tokio::test]
@@ -197,6 +231,61 @@ async fn callers_that_do_not_read_hold_up_nobody() {
     for _ in 0..100 {
         assert!(!body.frame().await.unwrap().unwrap().into_data().unwrap().is_empty());
     }
+}
+
+#[tokio::test]
+async fn the_smallest_frames_that_nobody_reads_hold_up_nobody_either() {
+    let server = Server::start(&["h2", "http/1.1"]).await;
+    let connections = server.connections();
+    let unread = server.get(&connections, "/drops").await;
+    let window = STREAM_WINDOW as usize / 2;
+    let full = async {
+        while server.seen.drops.load(SeqCst) < window {
+            assert_eq!(server.version(&connections).await, "2");
+        }
+    };
+    tokio::time::timeout(SOON, full).await.expect("as much as the window holds");
+    assert_eq!((server.version(&connections).await.as_str(), server.opened()), ("2", 1));
+    let mut body = unread.into_body();
+    for _ in 0..1000 {
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_has_a_body_or_is_said_by_programs_has_a_connection_of_its_own() {
+    let server = Server::start(&["h2", "http/1.1"]).await;
+    let connections = server.connections();
+    let url = |path: &str| format!("{}{path}", server.config.cluster_url.to_string().trim_end_matches('/'));
+    let alone = [
+        (Method::POST, "/api/v1/namespaces/a/configmaps", "{}"),
+        (Method::GET, "/api/v1/namespaces/a/configmaps?watch=1", "{}"),
+        (Method::DELETE, "/api/v1/namespaces/a/configmaps/b", ""),
+        (Method::GET, "/api/v1/namespaces/a/pods/b/log?follow=1", ""),
+        (Method::GET, "/api/v1/namespaces/a/services/b/proxy/c", ""),
+    ];
+    for (method, path, body) in alone {
+        let body = RequestBody::whole(Bytes::from_static(body.as_bytes()));
+        let request = Request::builder().method(method).uri(url(path)).body(body).unwrap();
+        assert_eq!(said(server.ask(&connections, request).await).await, "1.1", "{path}");
+    }
+    for path in ["/api/v1/pods?watch=1", "/apis/apps/v1/namespaces/logs-of-a/deployments/proxying"] {
+        assert_eq!(said(server.get(&connections, path).await).await, "2", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_did_not_begin_is_asked_again_alone() {
+    let server = Server::serving(&["h2", "http/1.1"], Serving::Refusing).await;
+    assert_eq!(server.version(&server.connections()).await, "1.1");
+    // Fewer streams than are asked of it: the next one would wait until one of the others ends.
+    let server = Server::serving(&["h2", "http/1.1"], Serving::Streams(5)).await;
+    let connections = Connections { begins: Duration::from_secs(1), ..server.connections() };
+    let mut watches = Vec::new();
+    for _ in 0..5 {
+        watches.push(server.get(&connections, "/watch").await);
+    }
+    server.version(&connections).await;
 }
 
 #[tokio::test]
