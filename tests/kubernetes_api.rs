@@ -154,8 +154,8 @@ async fn an_agent_that_was_never_seen_is_reported_within_a_bounded_wait() {
     let start = tokio::time::Instant::now();
     let response = client.raw(request).await.unwrap();
     assert_eq!(response.status(), 503);
-    // The three seconds after the broker's start count; after them the answer is immediate.
-    // Of the twenty that an agent may be waited for.
+    // The three seconds after the broker's start count; after them the answer is immediate, and not after the twenty that an
+    // agent is waited for which was there before.
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let status: Value = serde_json::from_slice(&body).unwrap();

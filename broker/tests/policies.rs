@@ -27,8 +27,7 @@ use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 const TOKEN: &str = "glagent-one";
 const SOON: Duration = Duration::from_secs(60);
-/// What an operator may expect of an edited poll period, a second, and as much as a busy machine may add: far less than the
-/// period before.
+/// Far less than the period before. An operator may expect a second; what it took is printed, for a busy machine may add to it.
 const AT_ONCE: Duration = Duration::from_secs(60);
 
 struct Field {
@@ -172,7 +171,7 @@ fn commit(repository: &Path, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn gitaly_sees_another_poll_period_within_a_second_of_each_edit_and_no_stream_ends() {
+async fn gitaly_sees_another_poll_period_soon_after_each_edit_and_no_stream_ends() {
     let field = Field::start(&polling("5m")).await;
     let mut streams = [field.stream().await, field.stream().await];
     let before = field.looks();

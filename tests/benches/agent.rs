@@ -2,7 +2,8 @@
 //! `target/bench/agent.json`. Asserts nothing but that what it measures happened.
 //!
 //! Memory is what the system says is resident of the process: at rest, connected with its tunnels and nothing to do, and
-//! with 500 watches through them, of the API server of the tests' control plane; a stand-in without TLS is beside it. The first tunnel's time is from the start of the process until it says that it is ready.
+//! with 500 watches through them, of the API server of the tests' control plane; a stand-in without TLS is beside it. The
+//! first tunnel's time is from the start of the process until it says that it is ready.
 //! Objects are applied to the real control plane of the tests, which is most of the time.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail right where it stands")]

@@ -91,7 +91,8 @@ const VANISHED: u64 = 20;
 const HALF: Duration = Duration::from_secs(VANISHED / 2);
 
 #[tokio::test]
-async fn a_broker_whose_host_vanished_delays_nobody_elses_probe_and_costs_a_request_one_timeout_at_most() {
+async fn a_broker_whose_host_vanished_delays_nobody_elses_probe_and_a_request_does_not_wait_for_each_of_them()
+{
     let holes = futures::future::join_all((0..VANISHED).map(|_| black_hole())).await;
     let (agents, api) = (Agents::start().await, Callers::start(Manner::Answer).await);
     let gone = || holes.iter().map(|(gone, ..)| *gone);
@@ -261,7 +262,7 @@ async fn what_a_broker_never_answered_is_sent_again_only_where_twice_is_as_good_
 }
 
 #[tokio::test]
-async fn a_broker_that_comes_back_is_used_again_within_seconds() {
+async fn a_broker_that_comes_back_is_used_again_soon() {
     // Of this test alone, so that nobody else is given the port meanwhile.
     let agents = Agents::at(([127, 0, 3, 1], 0).into()).await;
     let address = agents.address;

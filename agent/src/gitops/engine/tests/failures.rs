@@ -221,6 +221,7 @@ async fn many_rejected_objects_and_a_long_inventory_take_no_time_together() {
         })
         .collect();
     bench.commit("c1", &[("a.yaml", &manifests)]);
+    // Of this thread, on which everything but the reading of files happens; reading has a test of its own.
     let cost = Cost::begin();
     bench.state("c1", "degraded").await;
     assert!(cost.so_far() < Duration::from_secs(10), "{:?}", cost.so_far());
