@@ -23,7 +23,7 @@ use tokio::{
 
 /// Requests a second, all connections together.
 const RATE: f64 = 200.0;
-pub(super) const CONNECTIONS: usize = 10;
+const CONNECTIONS: usize = 10;
 
 /// One short request.
 #[derive(Debug)]

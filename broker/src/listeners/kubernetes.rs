@@ -5,13 +5,23 @@ use crate::{
     kubernetes_api::{KubernetesApi, Transport},
     listeners::socket::{Accepted, Listener, Peer},
 };
+use futures::FutureExt;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_wire::metadata::LEAVING;
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +38,9 @@ const MAX_HEAD: usize = 64 * 1024;
 /// leaves. A request that is on its way when a connection or a listener closes is lost, and its sender cannot tell
 /// whether anybody has seen it; this is far longer than any way, and longer than an edge needs to hear of it.
 const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// Connections that are still taken from the queue when the last call is over.
+const LATE: usize = 1024;
 
 /// Accepts until a moment after `stop` fires; connections then finish the request they carry and close.
 pub async fn serve(
@@ -49,7 +62,17 @@ pub async fn serve(
         closing.cancel();
     };
     let accepting = async {
-        while let Some(accepted) = listener.accept(&closing).await {
+        let mut late = 0..LATE;
+        let mut next = async || match listener.accept(&closing).await {
+            Some(accepted) => Some(accepted),
+            // Whoever is in the queue already would be cut off with the listener.
+            None => {
+                late.next()?;
+                yield_now().await;
+                listener.accept(&CancellationToken::new()).now_or_never()?
+            }
+        };
+        while let Some(accepted) = next().await {
             let (api, stop, closing) = (Arc::clone(&api), stop.clone(), closing.clone());
             let (identity, open) = (listener.identity.clone(), open.token());
             let transport = match accepted.peer {
@@ -89,7 +112,10 @@ async fn connection(
     stop: CancellationToken,
     closing: CancellationToken,
 ) {
+    let is_used = Arc::new(AtomicBool::new(false));
+    let used = Arc::clone(&is_used);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        used.store(true, Relaxed);
         request.extensions_mut().insert(transport);
         let (api, stop) = (Arc::clone(&api), stop.clone());
         async move {
@@ -108,8 +134,19 @@ async fn connection(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // Who has connected just now is about to ask; hyper would close the connection of somebody who has not yet.
+            let asks = async {
+                if !is_used.load(Relaxed) {
+                    sleep(LAST_CALL).await;
+                }
+            };
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = asks => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = ended {
